@@ -1,0 +1,49 @@
+# Two commands from a fresh clone: `make reproduce` and `make test`. Each first builds the environment in .venv, with the
+# exact versions of constraints.txt; the rest are shortcuts.
+
+PYTHON ?= python3
+SNAKEFILES := Snakefile workflow
+
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+export MLFLOW_DISABLE_TELEMETRY := true
+export DO_NOT_TRACK := 1
+
+.PHONY: help environment reproduce test lint ui report
+
+help:
+	@echo "make reproduce    pull the full-precision models, then run everything that is missing or out of date"
+	@echo "make test         check style, workflow and types, then run the tests"
+	@echo "make ui           compare results in MLflow, on this machine only"
+	@echo "make report       report.html: tables, pictures and how each was made, in one file"
+	@echo "make environment  build .venv and nothing else"
+
+reproduce: environment
+	dvc pull data/models
+	snakemake
+
+test: lint
+	pytest
+
+lint: environment
+	ruff check .
+	ruff format --check .
+	snakefmt --line-length 120 --check $(SNAKEFILES)
+	snakemake --lint
+	basedpyright
+
+ui: environment
+	quest ui
+
+report: environment
+	snakemake --report report.html
+
+environment: .venv/.complete
+
+# uv is four times faster than pip, which steps in where uv cannot be had. Without --compile-bytecode every start of
+# Python would compile torch and diffusers anew where PYTHONDONTWRITEBYTECODE is set.
+.venv/.complete: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	.venv/bin/pip install -q 'uv>=0.9' && UV_FIND_LINKS="$${UV_FIND_LINKS:-$$PIP_FIND_LINKS}" \
+		.venv/bin/uv pip install -q --compile-bytecode --python .venv/bin/python -e '.[dev]' -c constraints.txt \
+		|| .venv/bin/pip install -q -e '.[dev]' -c constraints.txt
+	@touch $@

@@ -1,0 +1,71 @@
+"""Low-bit checkpoints: packed integer codes, scales and what stays full precision, with the recipe that reads them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from quest import artifacts
+from quest.config import DatasetSettings
+from quest.models.denoiser import Denoiser
+from quest.quantization.network import QuantizedNetwork, Recipe
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A read checkpoint: the network with its codes in place, the method that made it, the artifact's sha256."""
+
+    network: QuantizedNetwork
+    method: str
+    sha256: str
+
+
+def example(denoiser: Denoiser) -> tuple[torch.Tensor, torch.Tensor]:
+    """Arguments of one call of a denoiser's network with a batch of 1."""
+    device = next(denoiser.network.parameters()).device
+    return torch.zeros(1, *denoiser.shape, device=device), torch.zeros(1, dtype=torch.long, device=device)
+
+
+def save(
+    path: Path,
+    network: QuantizedNetwork,
+    method: str,
+    settings: dict[str, Any],
+    seed: int,
+    inputs: dict[str, str],
+    notes: dict[str, Any],
+) -> None:
+    """Write a checkpoint; the bit account is made, and the level counts asserted, here."""
+    manifest = artifacts.Manifest(
+        kind="checkpoint",
+        settings=settings,
+        seeds={"run": seed},
+        inputs=inputs,
+        notes={"method": method, "recipe": network.recipe.plain(), "account": network.account()} | notes,
+    )
+    artifacts.save_tensors(path, network.export(), manifest)
+
+
+def load(path: Path, denoiser: Denoiser, settings: DatasetSettings) -> Checkpoint:
+    """Read a checkpoint into the network of ``denoiser``, which is taken over.
+
+    Raises ValueError when it was quantized from another model or for another sampler.
+    """
+    artifact = artifacts.load_tensors(path, "checkpoint")
+    manifest = artifact.manifest
+    recipe = Recipe.from_plain(manifest.notes["recipe"])
+    if manifest.inputs["model"] != denoiser.sha256:
+        raise ValueError(
+            f"{path}: quantized from model {manifest.inputs['model'][:12]}…, but the model given is "
+            f"{denoiser.sha256[:12]}…"
+        )
+    if recipe.steps != settings.sampler.steps:
+        raise ValueError(
+            f"{path}: quantized for {recipe.steps} sampling steps, but sampler.steps is {settings.sampler.steps}"
+        )
+    network = QuantizedNetwork(denoiser.network, recipe, example(denoiser), search=False)
+    network.restore(artifact.tensors)
+    return Checkpoint(network, manifest.notes["method"], manifest.sha256)

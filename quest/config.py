@@ -1,0 +1,379 @@
+"""Typed configuration: the one source of the schema, of every default and of docs/config.md.
+
+``config/config.yaml`` holds the axes of a run (which datasets, methods, bit-widths and seeds);
+``config/datasets/<dataset>.yaml`` holds the protocol of one dataset. A key that is left out has the default below;
+a wrong key or value raises ConfigError naming the file, the key, what was found and what is allowed.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, TypeVar, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+CONFIG_FILE = Path("config/config.yaml")
+FULL_PRECISION = "fp"
+
+Positive = Annotated[int, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0)]
+Rate = Annotated[float, Field(gt=0)]
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be run; the message says which key, what was found and what is allowed."""
+
+
+class Settings(BaseModel):
+    """Base of every settings class: unknown keys are errors, values do not change after validation."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+S = TypeVar("S", bound=Settings)
+
+
+class Bits(NamedTuple):
+    """Bit-widths of weights and activations, written ``w4a8``; 32 is full precision."""
+
+    weight: int
+    activation: int
+
+    @classmethod
+    def parse(cls, text: str) -> Bits:
+        """``"w4a8"`` to Bits(4, 8). Raises ConfigError unless both are in 2…8, or both 32."""
+        match = re.fullmatch(r"w(\d+)a(\d+)", text)
+        bits = cls(int(match[1]), int(match[2])) if match else None
+        if bits is None or str(bits) != text or (bits != cls(32, 32) and not all(2 <= b <= 8 for b in bits)):
+            raise ConfigError(
+                f"bits: {text!r} is not w<weight bits>a<activation bits> with bits from 2 to 8, like w4a8"
+            )
+        return bits
+
+    def __str__(self) -> str:
+        return f"w{self.weight}a{self.activation}"
+
+
+UNQUANTIZED = Bits(32, 32)
+
+
+class Cell(NamedTuple):
+    """One row of a table before seeds: a method at a bit-width."""
+
+    method: str
+    bits: str
+
+
+class SamplerSettings(Settings):
+    """How images are drawn. DDIM (Song et al. 2021, eq. 12) on the model's own noise schedule."""
+
+    steps: Positive = Field(default=20, description="sampling steps")
+    eta: NonNegative = Field(default=0.0, description="0 is deterministic DDIM, 1 is as noisy as DDPM")
+
+
+class CalibrationSettings(Settings):
+    """Which full-precision sampling states are recorded to calibrate and finetune on."""
+
+    steps: Positive = Field(
+        default=20,
+        description="sampling steps that are recorded, evenly spread from the noisiest on; divides sampler.steps",
+    )
+    samples_per_step: Positive = Field(default=256, description="trajectories recorded at each of them")
+
+
+class QuantizerSettings(Settings):
+    """The grid that every method stands on (QuEST, section 4.1 and released settings)."""
+
+    weight_search: Literal["max", "mse"] = Field(
+        default="mse", description="range of a weight channel: its extremes, or the best of 80 shrinks by L2.4 error"
+    )
+    activation_symmetric: bool = Field(default=False, description="signed grid with zero point 0, or an asymmetric one")
+    activation_search: Literal["max", "mse", "percentile"] = Field(
+        default="percentile",
+        description="range of an activation: its extremes, the best of 80 shrinks, or the best of three percentiles",
+    )
+    activation_granularity: dict[Literal["4", "8"], Literal["per_tensor", "per_token", "per_channel"]] = Field(
+        default={"8": "per_tensor", "4": "per_channel"},
+        description="what shares an activation scale, up to 4 bits and up to 8 (per channel at 4: the released code)",
+    )
+    softmax_bits: Annotated[int, Field(ge=2, le=16)] = Field(default=8, description="bits of attention probabilities")
+    edge_activation_bits: Annotated[int, Field(ge=2, le=8)] = Field(
+        default=8, description="activation bits of the first and the last convolution"
+    )
+    split_shortcuts: bool = Field(
+        default=False, description="quantize the two halves of a concatenated shortcut separately (Q-Diffusion)"
+    )
+
+    @field_validator("activation_granularity", mode="before")
+    @classmethod
+    def _complete(cls, given: Any) -> Any:
+        """Keys may be YAML integers; a width that is left out keeps its default."""
+        if not isinstance(given, dict):
+            return given
+        default = cls.model_fields["activation_granularity"].default
+        return default | {str(bits): granularity for bits, granularity in given.items()}
+
+    def granularity(self, activation_bits: int) -> str:
+        """The activation granularity at a bit-width."""
+        return self.activation_granularity["4" if activation_bits <= 4 else "8"]
+
+
+class ReconstructionSettings(Settings):
+    """Block-wise learned rounding of the weights (AdaRound, as in Q-Diffusion)."""
+
+    iterations: Positive = Field(default=20_000, description="Adam steps for each block")
+    batch_size: Positive = 32
+    lr: Rate = 1e-3
+    rounding_weight: NonNegative = Field(default=0.01, description="weight of the term that drives rounding to 0 or 1")
+    warmup: Annotated[float, Field(ge=0, lt=1)] = Field(
+        default=0.2, description="fraction of the iterations without the rounding term"
+    )
+    beta: tuple[float, float] = Field(
+        default=(20.0, 2.0), description="exponent of the rounding term, from and to (linear)"
+    )
+    samples: Positive = Field(default=1_024, description="calibration samples used, spread over all groups")
+    cache_mib: Positive = Field(
+        default=4_096,
+        description="memory for cached block inputs and targets on the device; the rest spills to host memory",
+    )
+
+
+class MethodSettings(Settings):
+    """What the methods share. reconstruction: whether a method starts from reconstructed weights."""
+
+    reconstruction: ClassVar[bool] = False
+    sets: Positive = Field(
+        default=20,
+        description="groups of sampling steps with activation scales of their own (T' of QuEST); divides sampler.steps",
+    )
+    policy: Literal["common", "paper"] = Field(
+        default="common", description="which layers are quantized: everything, or what the method's paper quantizes"
+    )
+
+
+class MinmaxSettings(MethodSettings):
+    """Nearest rounding and calibrated activation ranges; nothing is trained. The floor of every table."""
+
+
+class QuestSettings(MethodSettings):
+    """QuEST: time-embedding alignment (TLA), then attention-related alignment (CMA); paper section 3.3."""
+
+    reconstruction: ClassVar[bool] = True
+    tla_epochs: Positive = Field(default=200, description="passes of stage 1 over its samples")
+    tla_samples: Positive = Field(default=8, description="samples of each group used in stage 1")
+    tla_batch_size: Positive = 2
+    tla_weight_lr: Rate = 1e-5
+    tla_scale_lr: Rate = 1e-5
+    cma_epochs: Positive = Field(default=20, description="passes of stage 2 over its samples")
+    cma_samples: Positive = Field(default=64, description="samples of each group used in stage 2")
+    cma_batch_size: Positive = 4
+    cma_weight_lr: Rate = 1e-5
+    cma_scale_lr: Rate = 1e-4
+    cma_layers: tuple[str, ...] = Field(
+        default=("attention_q", "attention_k", "attention_v", "feed_forward"),
+        description="roles of the layers whose weights stage 2 trains",
+    )
+    local_loss: bool = Field(default=True, description="match the outputs of the trained layers")
+    global_loss: bool = Field(default=True, description="match the predicted noise (L_G)")
+
+
+class MethodsSettings(Settings):
+    """Settings of each method; the defaults are the papers'."""
+
+    minmax: MinmaxSettings = MinmaxSettings()
+    quest: QuestSettings = QuestSettings()
+
+
+METHODS: tuple[str, ...] = tuple(name.replace("_", "-") for name in MethodsSettings.model_fields)
+
+
+class EvaluationSettings(Settings):
+    """How many images are drawn, and what they are measured by."""
+
+    images: Annotated[int, Field(ge=2)] = 50_000
+    shards: Positive = Field(default=1, description="independent sampling jobs of one cell")
+    batch_size: Positive = 100
+    neighbours: Positive = Field(default=3, description="k of precision and recall")
+    inception_splits: Positive = Field(default=10, description="groups over which the inception score is averaged")
+
+
+class UNetSettings(Settings):
+    """Architecture of an embedded pixel-space model (diffusers' UNet2DModel)."""
+
+    channels: tuple[Positive, ...]
+    layers_per_block: Positive = 2
+    attention: tuple[bool, ...] = Field(description="self-attention at each resolution, highest first")
+    attention_head_dim: Positive = 8
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+
+
+class PretrainSettings(Settings):
+    """How an embedded model is trained; only the `pretrain` rule reads this."""
+
+    unet: UNetSettings
+    steps: Positive = Field(description="optimizer steps of the denoiser")
+    batch_size: Positive = 512
+    lr: Rate = 4e-4
+    weight_decay: NonNegative = 1e-4
+    ema: Annotated[float, Field(gt=0, lt=1)] = 0.999
+    classifier_steps: Positive = Field(default=2_000, description="optimizer steps of the feature extractor")
+    seed: int = 0
+
+
+class DatasetSettings(Settings):
+    """The protocol of one dataset."""
+
+    title: str = Field(description="one line for tables and the report")
+    model: Path = Field(description="full-precision denoiser, an artifact of kind 'model'")
+    extractor: Path = Field(description="feature extractor of the metrics, an artifact of kind 'extractor'")
+    real_images: Literal["digits"] | None = Field(
+        default=None, description="embedded real images; the reference of the metrics"
+    )
+    image_size: Positive
+    image_channels: Positive
+    sampler: SamplerSettings = SamplerSettings()
+    calibration: CalibrationSettings = CalibrationSettings()
+    quantizer: QuantizerSettings = QuantizerSettings()
+    reconstruction: ReconstructionSettings = ReconstructionSettings()
+    methods: MethodsSettings = MethodsSettings()
+    evaluation: EvaluationSettings = EvaluationSettings()
+    pretrain: PretrainSettings | None = Field(default=None, description="set for embedded models only")
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> DatasetSettings:
+        # A stage is given the sections that it depends on; what is not there cannot disagree.
+        counts = {"calibration.steps": self.calibration.steps} if "calibration" in self.model_fields_set else {}
+        counts |= {f"methods.{name}.sets": getattr(self.methods, name).sets for name in self.methods.model_fields_set}
+        for key, count in counts.items():
+            if self.sampler.steps % count:
+                raise ValueError(f"{key} is {count}, which does not divide sampler.steps = {self.sampler.steps}")
+        if self.evaluation.shards > self.evaluation.images:
+            raise ValueError(
+                f"evaluation.shards is {self.evaluation.shards}, more than evaluation.images = {self.evaluation.images}"
+            )
+        return self
+
+    def method(self, name: str) -> MethodSettings:
+        """Settings of one method by the name that people use, like ``q-diffusion``."""
+        return getattr(self.methods, name.replace("-", "_"))
+
+
+class RunSettings(Settings):
+    """The axes of a run: every combination is one cell of the tables."""
+
+    datasets: Annotated[list[str], Field(min_length=1)] = Field(description="names of files in config/datasets")
+    methods: Annotated[list[str], Field(min_length=1)] = Field(
+        description="quantization methods; full precision is always added"
+    )
+    bits: Annotated[list[str], Field(min_length=1)] = Field(description="bit-widths, like w4a8")
+    seeds: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)] = Field(
+        description="one whole chain (calibration to metrics) for each"
+    )
+
+
+class Config(NamedTuple):
+    """A validated run: its axes and the protocol of each of its datasets."""
+
+    run: RunSettings
+    datasets: dict[str, DatasetSettings]
+
+    def cells(self) -> Iterator[Cell]:
+        """Full precision first, then every method at every bit-width."""
+        yield Cell(FULL_PRECISION, str(UNQUANTIZED))
+        for bits in self.run.bits:
+            for method in self.run.methods:
+                yield Cell(method, bits)
+
+
+def load(source: Path | dict[str, Any] = CONFIG_FILE, folder: Path | None = None) -> Config:
+    """Read and validate a run.
+
+    source: the run's YAML file, or its content (Snakemake's ``config``).
+    folder: where ``datasets/`` lies; beside the file, or ``config/``.
+    Raises ConfigError.
+    """
+    folder = folder or (source.parent if isinstance(source, Path) else CONFIG_FILE.parent)
+    name = str(source) if isinstance(source, Path) else str(CONFIG_FILE)
+    run = validate(RunSettings, _read(source) if isinstance(source, Path) else source, name)
+    for method in run.methods:
+        if method not in METHODS:
+            raise ConfigError(f"{name}: methods: {unknown(method, METHODS)}")
+    for bits in run.bits:
+        try:
+            parsed = Bits.parse(bits)
+        except ConfigError as error:
+            raise ConfigError(f"{name}: {error}") from None
+        if parsed == UNQUANTIZED:
+            raise ConfigError(
+                f"{name}: bits: w32a32 is full precision, which every table has already; expected bits from 2 to 8"
+            )
+    for axis in ("datasets", "methods", "bits", "seeds"):
+        values = getattr(run, axis)
+        if len(set(values)) < len(values):
+            raise ConfigError(f"{name}: {axis}: {values} names a value twice")
+    datasets = {dataset: load_dataset(dataset, folder) for dataset in run.datasets}
+    for dataset, settings in datasets.items():
+        counts = {"calibration.steps": settings.calibration.steps}
+        counts |= {f"methods.{method}.sets": settings.method(method).sets for method in run.methods}
+        for key, count in counts.items():  # also those that the protocol leaves at their defaults
+            if settings.sampler.steps % count:
+                where = f"{folder}/datasets/{dataset}.yaml: {key}"
+                raise ConfigError(f"{where} is {count}, which does not divide sampler.steps = {settings.sampler.steps}")
+    return Config(run, datasets)
+
+
+def load_dataset(dataset: str, folder: Path = CONFIG_FILE.parent) -> DatasetSettings:
+    """Read and validate ``<folder>/datasets/<dataset>.yaml``. Raises ConfigError, naming the known datasets."""
+    known = sorted(path.stem for path in (folder / "datasets").glob("*.yaml"))
+    if dataset not in known:
+        raise ConfigError(f"datasets: {unknown(dataset, known)} (the files of {folder / 'datasets'})")
+    path = folder / "datasets" / f"{dataset}.yaml"
+    return validate(DatasetSettings, _read(path), str(path))
+
+
+def validate(cls: type[S], content: Any, source: str) -> S:
+    """``content`` as ``cls``; every fault of it in one ConfigError that names ``source`` and each key."""
+    try:
+        return cls.model_validate(content)
+    except ValidationError as error:
+        raise ConfigError("\n".join(f"{source}: {_explain(cls, fault)}" for fault in error.errors())) from None
+
+
+def unknown(name: str, known: Iterable[str]) -> str:
+    """The sentence for a name that is not one of ``known``, with the nearest suggestion."""
+    known = list(known)
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f" (did you mean {near[0]!r}?)" if near else ""
+    return f"unknown {name!r}{hint}; known are {', '.join(known)}"
+
+
+def _read(path: Path) -> Any:
+    try:
+        return yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise ConfigError(
+            f"{path}: {error.strerror}; run from the project's folder or name the file with --config"
+        ) from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not valid YAML: {error}") from None
+
+
+def _explain(cls: type[Settings], fault: Any) -> str:
+    """One human sentence for one of pydantic's faults."""
+    keys = fault["loc"]
+    key = ".".join(str(part) for part in keys)
+    if fault["type"] == "extra_forbidden":
+        owner: Any = cls
+        for part in keys[:-1]:
+            annotation = owner.model_fields[part].annotation
+            owner = next(t for t in (annotation, *get_args(annotation)) if hasattr(t, "model_fields"))
+        return f"{key}: {unknown(str(keys[-1]), owner.model_fields)}"
+    if fault["type"] == "missing":
+        return f"{key}: missing; it has no default"
+    if not keys:
+        return fault["msg"].removeprefix("Value error, ")
+    return f"{key}: found {fault['input']!r}; {fault['msg'].removeprefix('Input should be').strip()} is expected"

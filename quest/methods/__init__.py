@@ -1,0 +1,60 @@
+"""Quantization methods, one file each, registered by the name of the file (``-`` written ``_``).
+
+A method is a function ``quantize(network, calibration, settings, seed) -> notes``. It finds the network with its
+weights on their grids (rounded as reconstructed, where the method starts from a reconstruction) and leaves it with
+all activation scales calibrated; notes are facts about the training for the checkpoint's manifest. A method whose paper
+leaves layers out has ``paper_policy(bits) -> Policy`` too, used where its settings say ``policy: paper``.
+"""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from quest import artifacts, calibration, checkpoints, reconstruction
+from quest.config import METHODS, Bits, DatasetSettings, unknown
+from quest.device import resolve
+from quest.models import denoiser as denoisers
+from quest.quantization.network import QuantizedNetwork, Recipe
+from quest.quantization.policy import COMMON
+
+
+def get(name: str) -> Any:
+    """The module of a method. Raises ValueError for an unknown name."""
+    if name not in METHODS:
+        raise ValueError(f"--method: {unknown(name, METHODS)}")
+    return importlib.import_module(f"quest.methods.{name.replace('-', '_')}")
+
+
+def run(
+    settings: DatasetSettings,
+    model: Path,
+    method: str,
+    bits: Bits,
+    seed: int,
+    calibration_file: Path,
+    reconstruction_file: Path | None,
+    output: Path,
+    device: str,
+) -> None:
+    """The `finetune` stage: quantize the model by ``method`` and write its low-bit checkpoint."""
+    module = get(method)
+    method_settings = settings.method(method)
+    where = resolve(device)
+    torch.manual_seed(seed)
+    denoiser = denoisers.load(model, where)
+    data = calibration.load(calibration_file, denoiser, settings).to(where)
+    inputs = {"model": denoiser.sha256, "calibration": data.sha256}
+    policy = COMMON if method_settings.policy == "common" else module.paper_policy(bits)
+    recipe = Recipe.of(settings, bits, method_settings.sets, policy)
+    network = QuantizedNetwork(denoiser.network, recipe, checkpoints.example(denoiser))
+    if method_settings.reconstruction:
+        if reconstruction_file is None:
+            raise ValueError(f"{method} starts from reconstructed weights; give them with --reconstruction")
+        inputs["reconstruction"] = reconstruction.apply(reconstruction_file, network, denoiser)
+    notes = module.quantize(network, data, method_settings, seed)
+    recorded = {"method": artifacts.plain(method_settings), "quantizer": artifacts.plain(settings.quantizer)}
+    checkpoints.save(output, network, method, recorded, seed, inputs, notes)

@@ -1,0 +1,94 @@
+"""QuEST (ICCV 2025, section 3.3): selective finetuning of a fully quantized network, in two short stages.
+
+From weights with learned rounding, activation scales are calibrated for each group of sampling steps. Then, with the
+full-precision network as teacher and its own sampling states as data,
+1. time-embedding alignment (TLA) trains the time-embedding projections and the scales of their inputs;
+2. attention-related channel alignment (CMA) trains attention-related layers and all other activation scales.
+Each stage minimises  L = Σ_l ‖O_l − Ô_l‖² + L_G, with L_G on the predicted noise (eq. 2–7; both terms as means over
+elements, the local ones averaged over layers, as in the released code). Everything else stays frozen: the other
+weights, and the scales, zero points and learned rounding of all weights.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from torch import nn
+
+from quest.calibration import Calibration
+from quest.config import Bits, QuestSettings
+from quest.finetuning import Stage, calibrate_activations, finetune
+from quest.quantization.layers import QuantizedLayer
+from quest.quantization.network import QuantizedNetwork
+from quest.quantization.policy import COMMON, Policy
+from quest.quantization.quantizers import ActivationQuantizer
+from quest.quantization.roles import Role
+
+TIME_EMBEDDING = (Role.TIME_MLP, Role.TIME_PROJECTION)
+
+
+def quantize(network: QuantizedNetwork, calibration: Calibration, settings: QuestSettings, seed: int) -> dict[str, Any]:
+    """Calibrate, then TLA, then CMA. Returns the losses of both stages and the share of parameters trained."""
+    calibrate_activations(network, calibration)
+    stages = (time_embedding_alignment(network, settings), attention_alignment(network, settings))
+    # The teacher is the network before anything is trained, so all its outputs are taken first.
+    targets = [stage.record(network, calibration) for stage in stages]
+    histories = {
+        stage.name: finetune(network, calibration, stage, target, seed)
+        for stage, target in zip(stages, targets, strict=True)
+    }
+    trained = {id(p): p.numel() for stage in stages for p in stage.weights()}
+    scales = {id(site.scale) for site in network.sites().values()}
+    share = sum(trained.values()) / sum(p.numel() for p in network.network.parameters() if id(p) not in scales)
+    return {"loss": histories, "trained_share": share}
+
+
+def paper_policy(bits: Bits) -> Policy:
+    """The paper quantizes everything, as the common policy does."""
+    return replace(COMMON, name="paper")
+
+
+def time_embedding_alignment(network: QuantizedNetwork, settings: QuestSettings) -> Stage:
+    """Stage 1: the projections of the time embedding into each residual block (C_TE), with their input scales."""
+    layers = _layers(network, (Role.TIME_PROJECTION,))
+    return Stage(
+        name="tla",
+        layers=layers,
+        sites=_sites(layers.values()),
+        epochs=settings.tla_epochs,
+        samples=settings.tla_samples,
+        batch_size=settings.tla_batch_size,
+        weight_lr=settings.tla_weight_lr,
+        scale_lr=settings.tla_scale_lr,
+        local_loss=settings.local_loss,
+        global_loss=settings.global_loss,
+    )
+
+
+def attention_alignment(network: QuantizedNetwork, settings: QuestSettings) -> Stage:
+    """Stage 2: attention-related layers (C_A), with every activation scale outside the time embedding (s')."""
+    time_sites = {id(site) for site in _sites(_layers(network, TIME_EMBEDDING).values())}
+    return Stage(
+        name="cma",
+        layers=_layers(network, tuple(Role(role) for role in settings.cma_layers)),
+        sites=[site for site in network.sites().values() if id(site) not in time_sites],
+        epochs=settings.cma_epochs,
+        samples=settings.cma_samples,
+        batch_size=settings.cma_batch_size,
+        weight_lr=settings.cma_weight_lr,
+        scale_lr=settings.cma_scale_lr,
+        local_loss=settings.local_loss,
+        global_loss=settings.global_loss,
+    )
+
+
+def _layers(network: QuantizedNetwork, roles: tuple[Role, ...]) -> dict[str, QuantizedLayer]:
+    return {name: layer for name, layer in network.layers().items() if layer.role in roles}
+
+
+def _sites(layers: Any) -> list[ActivationQuantizer]:
+    """Quantizers of the inputs of ``layers``."""
+    return [
+        m for layer in layers for m in nn.Module.modules(layer.input_quantizer) if isinstance(m, ActivationQuantizer)
+    ]

@@ -1,0 +1,217 @@
+"""Metrics of one cell, gathered from all its shards: against real images, and image by image against full precision."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from quest.artifacts import Manifest, TensorArtifact, load_tensors, plain, save_json
+from quest.config import FULL_PRECISION, UNQUANTIZED, DatasetSettings
+from quest.device import resolve
+from quest.metrics import distances, reference
+from quest.metrics.extractor import Extractor, Features, load_extractor
+
+
+class _Gathered(NamedTuple):
+    """What remains of a cell's images: features of all of them in order, closeness to full precision, manifests."""
+
+    features: Features
+    mse: float
+    manifests: list[Manifest]
+    teacher_manifests: list[Manifest]
+
+
+def run(
+    dataset: str,
+    settings: DatasetSettings,
+    samples: Sequence[Path],
+    full_precision: Sequence[Path],
+    reference_file: Path,
+    extractor_path: Path,
+    checkpoint: Path | None,
+    model: Path,
+    output: Path,
+    device: str,
+) -> None:
+    """The `measure` stage: an artifact of kind "metrics", a flat row.
+
+    samples and full_precision: all shards of the cell, and of full precision on the same seed.
+    checkpoint: the cell's, for its bit account; None for full precision, whose account is the model's.
+
+    The row: dataset, method, bits, seed, images, reference_images; fid, sfid, is, is_std, precision, recall; mse of
+    full-precision images on the [0, 1] scale, over all pixels of all images, and psnr of it in dB (null when the images
+    are identical); extractor, extractor_sha256; the bit account. Raises ValueError when files do not belong together
+    or a number is not finite.
+    """
+    where = resolve(device)
+    extractor = load_extractor(extractor_path, where)
+    real = reference.load(reference_file)
+    if real.extractor_sha256 != extractor.sha256:
+        raise ValueError(
+            f"{reference_file}: made with extractor {real.extractor_sha256[:12]}…, "
+            f"but {extractor_path} is {extractor.sha256[:12]}…"
+        )
+    origin = load_tensors(model, "model").manifest
+    quantized = load_tensors(checkpoint, "checkpoint").manifest if checkpoint else None
+    origins = {"model": origin.sha256} | ({"checkpoint": quantized.sha256} if quantized else {})
+
+    gathered = _gather(samples, full_precision, settings, extractor)
+    manifest, teacher = gathered.manifests[0], gathered.teacher_manifests[0]
+    _require_origin(samples[0], manifest, origins)
+    _require_origin(full_precision[0], teacher, {"model": origin.sha256})
+    if _cell(teacher) != (FULL_PRECISION, str(UNQUANTIZED), manifest.seeds["run"]):
+        raise ValueError(
+            f"{full_precision[0]}: given as --full-precision, but it is {_cell(teacher)}; "
+            f"expected {FULL_PRECISION} on seed {manifest.seeds['run']}"
+        )
+
+    row = _row(dataset, settings, manifest, gathered, real, extractor, where)
+    row |= (quantized or origin).notes.get("account", {})
+    for name, value in row.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"{samples[0]}: {name} is {value}; expected a finite number")
+    save_json(
+        output,
+        row,
+        Manifest(
+            kind="metrics",
+            # Of every stage that the cell went through: the method's stand in its checkpoint.
+            settings=(quantized.settings if quantized else {})
+            | manifest.settings
+            | {"evaluation": plain(settings.evaluation)},
+            seeds=manifest.seeds,
+            inputs=origins
+            | {"reference": real.sha256, "extractor": extractor.sha256}
+            | {f"samples.{shard}": m.sha256 for shard, m in enumerate(gathered.manifests)}
+            | {f"full_precision.{shard}": m.sha256 for shard, m in enumerate(gathered.teacher_manifests)},
+        ),
+    )
+
+
+def read_shards(files: Sequence[Path], settings: DatasetSettings) -> Iterator[TensorArtifact]:
+    """The shards of one cell, one in memory at a time, in the order of their images.
+
+    Raises ValueError, naming the file, unless they are one cell on one seed, drawn from the same network by the same
+    sampler, with every image of ``settings.evaluation.images`` exactly once.
+    """
+    shape = (settings.image_channels, settings.image_size, settings.image_size)
+    first: Manifest | None = None
+    position = 0
+    files = sorted(files, key=_natural)
+    for file in files:
+        artifact = load_tensors(file, "samples")
+        manifest, images = artifact.manifest, artifact.tensors["images"]
+        notes = manifest.notes
+        first = first or manifest
+        if _cell(manifest) != _cell(first):
+            raise ValueError(f"{file}: a shard of {_cell(manifest)} among shards of {_cell(first)}")
+        if (manifest.inputs, manifest.settings) != (first.inputs, first.settings):
+            raise ValueError(f"{file}: drawn from another network or sampler than {files[0]}; sample it again")
+        if notes["shards"] != len(files):
+            raise ValueError(f"{file}: one of {notes['shards']} shards, but {len(files)} were given")
+        if notes["first"] != position:
+            raise ValueError(f"{file}: starts at image {notes['first']}, but {position} is next; give each shard once")
+        if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1:] != shape or not len(images):
+            expected = f"(n, {', '.join(map(str, shape))}) torch.uint8"
+            raise ValueError(f"{file}: found images {tuple(images.shape)} {images.dtype}, expected {expected}")
+        position += len(images)
+        yield artifact
+    if position != settings.evaluation.images:
+        raise ValueError(f"{files[-1]}: ends at {position} images; evaluation.images is {settings.evaluation.images}")
+
+
+def _gather(
+    samples: Sequence[Path], full_precision: Sequence[Path], settings: DatasetSettings, extractor: Extractor
+) -> _Gathered:
+    features: list[Features] = []
+    manifests: list[Manifest] = []
+    teacher_manifests: list[Manifest] = []
+    squares, values = 0.0, 0
+    pairs = zip(read_shards(samples, settings), read_shards(full_precision, settings), strict=True)
+    for own, teacher in tqdm(pairs, desc="measure", unit="shard", total=len(samples), mininterval=5):
+        images, targets = own.tensors["images"], teacher.tensors["images"]
+        if images.shape != targets.shape:
+            raise ValueError(
+                f"{samples[0]}: cut into other shards than {full_precision[0]}; sample both with one evaluation.shards"
+            )
+        squares += _squared_error(images, targets)
+        values += images.numel()
+        features.append(extractor(images))
+        manifests.append(own.manifest)
+        teacher_manifests.append(teacher.manifest)
+    together = Features(*(torch.cat(parts) for parts in zip(*features, strict=True)))
+    return _Gathered(together, squares / values, manifests, teacher_manifests)
+
+
+def _row(
+    dataset: str,
+    settings: DatasetSettings,
+    manifest: Manifest,
+    gathered: _Gathered,
+    real: reference.Reference,
+    extractor: Extractor,
+    device: torch.device,
+) -> dict[str, Any]:
+    features, evaluation = gathered.features, settings.evaluation
+    score, deviation = distances.inception_score(features.logits, evaluation.inception_splits)
+    precision, recall = distances.precision_recall(real.pooled, features.pooled, evaluation.neighbours, device)
+    return {
+        "dataset": dataset,
+        "method": manifest.notes["method"],
+        "bits": manifest.notes["bits"],
+        "seed": manifest.seeds["run"],
+        "images": len(features.pooled),
+        "reference_images": real.images,
+        "fid": distances.frechet_distance(real.gaussians["pooled"], features.pooled),
+        "sfid": distances.frechet_distance(real.gaussians["spatial"], features.spatial),
+        "is": score,
+        "is_std": deviation,
+        "precision": precision,
+        "recall": recall,
+        "psnr": distances.psnr(gathered.mse),
+        "mse": gathered.mse,
+        "extractor": extractor.name,
+        "extractor_sha256": extractor.sha256,
+    }
+
+
+def _squared_error(images: Tensor, targets: Tensor) -> float:
+    """Sum over all values of the squared difference of uint8 images, on the [0, 1] scale."""
+    # Exact: integers below 2^16, summed in 64 bits, whatever the order.
+    return (
+        sum(
+            (a.int() - b.int()).square().sum().item()
+            for a, b in zip(images.split(256), targets.split(256), strict=True)
+        )
+        / 255**2
+    )
+
+
+def _cell(manifest: Manifest) -> tuple[str, str, int]:
+    return manifest.notes["method"], manifest.notes["bits"], manifest.seeds["run"]
+
+
+def _require_origin(file: Path, manifest: Manifest, expected: dict[str, str]) -> None:
+    """The samples must come from the very model and checkpoint whose account goes into the row."""
+    found = {name: digest for name, digest in manifest.inputs.items() if name in ("model", "checkpoint")}
+    if found != expected:
+        raise ValueError(
+            f"{file}: drawn from {_short(found)}, but the files given are {_short(expected)}; "
+            "sample it again, or name the model and checkpoint it was drawn from"
+        )
+
+
+def _short(digests: dict[str, str]) -> str:
+    return ", ".join(f"{name} {digest[:12]}…" for name, digest in digests.items()) or "nothing"
+
+
+def _natural(file: Path) -> list[Any]:
+    """Sort key that puts shard 10 after shard 2."""
+    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", file.name)]

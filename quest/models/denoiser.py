@@ -1,0 +1,124 @@
+"""The denoiser: a network that predicts noise, with its own noise schedule and DDIM sampler.
+
+Networks and schedules are diffusers'. What is added here is that a sampling *step index* (0 is the noisiest) travels
+with every prediction, because a quantized network keeps activation scales for groups of steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers.models.unets.unet_2d import UNet2DModel
+from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+from torch import Tensor, nn
+
+from quest.artifacts import ArtifactError, Manifest, load_tensors, save_tensors
+from quest.config import SamplerSettings
+from quest.noise import SampleNoise
+
+_ARCHITECTURES = {"UNet2DModel": UNet2DModel}
+
+
+@dataclass
+class Denoiser:
+    """A full-precision pixel-space model.
+
+    network: noise predictor, called as network(x (N, C, H, W), timestep (N,)).sample, in eval mode.
+    scheduler: diffusers' DDIM scheduler on the model's training schedule.
+    shape: (C, H, W) of one sample, values in [-1, 1].
+    sha256: of the model artifact, recorded by everything made from it.
+    """
+
+    network: nn.Module
+    scheduler: DDIMScheduler
+    shape: tuple[int, int, int]
+    sha256: str
+
+    def sampler(self, settings: SamplerSettings) -> Sampler:
+        """The sampler on this model's schedule."""
+        scheduler: Any = DDIMScheduler.from_config(self.scheduler.config)
+        return Sampler(scheduler, settings)
+
+
+class Sampler:
+    """DDIM with ``settings.steps`` steps; ``timesteps`` (steps,) int64, noisiest first."""
+
+    def __init__(self, scheduler: DDIMScheduler, settings: SamplerSettings):
+        scheduler.set_timesteps(settings.steps)
+        self.timesteps: Tensor = scheduler.timesteps
+        self._scheduler = scheduler
+        self._eta = settings.eta
+
+    def trajectory(
+        self, predict: Callable[[Tensor, int], Tensor], noise: SampleNoise, device: torch.device
+    ) -> Iterator[Tensor]:
+        """Yield the states x before each step, noisiest first, and last the finished sample: steps + 1 tensors.
+
+        predict: (x (N, C, H, W), step index) to predicted noise of the same shape.
+        """
+        x = noise.draw(device)
+        for index, timestep in enumerate(self.timesteps.tolist()):
+            yield x
+            fresh = noise.draw(device) if self._eta > 0 else None
+            noise_in_x = predict(x, index)
+            step: Any = self._scheduler.step(noise_in_x, timestep, x, eta=self._eta, variance_noise=fresh)
+            x = step.prev_sample
+        yield x
+
+
+def predictor(network: nn.Module, timesteps: Tensor) -> Callable[[Tensor, int], Tensor]:
+    """``network`` as a function of (x, step index); tells a quantized network its step first."""
+    set_step = getattr(network, "set_step", None)
+
+    def predict(x: Tensor, index: int) -> Tensor:
+        if set_step is not None:
+            set_step(index)
+        return network(x, timesteps[index].to(x.device).expand(len(x))).sample
+
+    return predict
+
+
+def save(path: Path, network: UNet2DModel, scheduler: DDIMScheduler, manifest: Manifest) -> Manifest:
+    """Write a model artifact, weights in half precision; the architecture goes into the manifest's notes."""
+    notes = manifest.notes | {
+        "architecture": type(network).__name__,
+        "config": _plain(network.config),
+        "scheduler": _plain(scheduler.config),
+    }
+    tensors = {name: tensor.half() for name, tensor in network.state_dict().items()}
+    return save_tensors(
+        path, tensors, Manifest(kind="model", settings=manifest.settings, seeds=manifest.seeds, notes=notes)
+    )
+
+
+def load(path: Path, device: torch.device | str = "cpu") -> Denoiser:
+    """Read a model artifact into a float32 network in eval mode. Raises ArtifactError when it does not fit."""
+    artifact = load_tensors(path, "model")
+    notes = artifact.manifest.notes
+    if notes["architecture"] not in _ARCHITECTURES:
+        raise ArtifactError(f"{path}: architecture {notes['architecture']!r}; known are {', '.join(_ARCHITECTURES)}")
+    network: Any = _ARCHITECTURES[notes["architecture"]].from_config(notes["config"])
+    try:
+        network.load_state_dict({name: tensor.float() for name, tensor in artifact.tensors.items()})
+    except RuntimeError as error:
+        raise ArtifactError(f"{path}: weights do not fit its own architecture: {error}") from error
+    network.eval().requires_grad_(False).to(device)
+    scheduler: Any = DDIMScheduler.from_config(notes["scheduler"])
+    return Denoiser(network, scheduler, _shape(network), artifact.manifest.sha256)
+
+
+def _shape(network: Any) -> tuple[int, int, int]:
+    return network.config.in_channels, network.config.sample_size, network.config.sample_size
+
+
+def _plain(config: Any) -> dict[str, Any]:
+    """A diffusers config as plain JSON, without the library's private keys."""
+    return {
+        key: list(value) if isinstance(value, tuple) else value
+        for key, value in config.items()
+        if not key.startswith("_")
+    }

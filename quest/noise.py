@@ -1,0 +1,30 @@
+"""One seed a sample: image i gets the same noise whatever the batch size, shard, process or device."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+class SampleNoise:
+    """Standard normal noise for the samples ``indices`` of a run, drawn on the CPU.
+
+    purpose: names an independent stream ("calibration", "evaluation"), so that no image is drawn twice from the
+    same noise in two roles.
+    """
+
+    def __init__(self, purpose: str, seed: int, indices: Sequence[int], shape: Sequence[int]):
+        self.shape = tuple(shape)
+        self._generators = [torch.Generator().manual_seed(_sample_seed(purpose, seed, index)) for index in indices]
+
+    def draw(self, device: torch.device | str = "cpu") -> Tensor:
+        """The next noise of every sample, (len(indices), *shape) float32."""
+        return torch.stack([torch.randn(self.shape, generator=generator) for generator in self._generators]).to(device)
+
+
+def _sample_seed(purpose: str, seed: int, index: int) -> int:
+    digest = hashlib.sha256(f"{purpose}/{seed}/{index}".encode()).digest()
+    return int.from_bytes(digest[:8], "little", signed=True)

@@ -1,0 +1,27 @@
+"""Where every file of a run lies. Patterns with Snakemake's wildcards; `fill` puts values in.
+
+``results/<stage>/<dataset>/<cell>.<ext>``, where a cell is ``<method>-<bits>-seed<seed>``.
+Every stage writes single files, never folders: only files carry a checksum that Snakemake compares.
+"""
+
+from __future__ import annotations
+
+CELL = "{method}-{bits}-seed{seed}"
+
+REFERENCE = "results/reference/{dataset}/reference.safetensors"
+CALIBRATION = "results/calibration/{dataset}/seed{seed}.safetensors"
+RECONSTRUCTION = "results/reconstruction/{dataset}/w{weight_bits}-seed{seed}.safetensors"
+CHECKPOINT = f"results/finetune/{{dataset}}/{CELL}.safetensors"
+SAMPLES = f"results/samples/{{dataset}}/{CELL}.{{shard}}.safetensors"
+METRICS = f"results/metrics/{{dataset}}/{CELL}.json"
+TABLE = "results/tables/{dataset}.json"
+TABLE_CSV = "results/tables/{dataset}.csv"
+TABLE_MARKDOWN = "results/tables/{dataset}.md"
+SAMPLE_GRID = "results/figures/{dataset}/samples.png"
+COMPARISON = "results/figures/{dataset}/comparison.png"
+TRACKING = "results/tracking/{dataset}.json"
+
+
+def fill(pattern: str, **values: object) -> str:
+    """``pattern`` with its wildcards replaced. Raises KeyError for a wildcard without a value."""
+    return pattern.format(**values)

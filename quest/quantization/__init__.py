@@ -1,0 +1,1 @@
+"""Quantization of a network: grid, granularity, rounding, quantizers, layers, roles, and the quantized network."""

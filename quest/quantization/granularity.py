@@ -1,0 +1,92 @@
+"""What shares a scale. A granularity turns a tensor into rows, one for each scale; scales broadcast to its view.
+
+| granularity | (N, C, H, W) activation | (N, tokens, channels) | (N, C) | weight (out, in, …) |
+|---|---|---|---|---|
+| PerTensor | one scale | one scale | one scale | one scale |
+| PerAxis(axis) | C scales (axis 1) | one a token (1) or a channel (2) | C scales (axis 1) | out scales (axis 0) |
+| PerGroup(size) | – | – | – | out × in/size scales |
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Size, Tensor
+
+
+@dataclass(frozen=True)
+class PerTensor:
+    """One scale for the whole tensor."""
+
+    def view(self, x: Tensor) -> Tensor:
+        """x in the layout that scales broadcast to."""
+        return x
+
+    def shape(self, shape: Size | tuple[int, ...]) -> tuple[int, ...]:
+        """Shape of the scales of a tensor of ``shape``, in the layout of `view`."""
+        return (1,) * len(shape)
+
+    def rows(self, x: Tensor) -> Tensor:
+        """x as (scales, elements)."""
+        return x.reshape(1, -1)
+
+
+@dataclass(frozen=True)
+class PerAxis:
+    """One scale for each index of ``axis``."""
+
+    axis: int
+
+    def view(self, x: Tensor) -> Tensor:
+        return x
+
+    def shape(self, shape: Size | tuple[int, ...]) -> tuple[int, ...]:
+        if not -len(shape) <= self.axis < len(shape):
+            raise ValueError(
+                f"granularity per axis {self.axis} of a tensor of shape {tuple(shape)}, which has no such axis"
+            )
+        axis = self.axis % len(shape)
+        return tuple(size if dim == axis else 1 for dim, size in enumerate(shape))
+
+    def rows(self, x: Tensor) -> Tensor:
+        return x.movedim(self.axis, 0).reshape(x.shape[self.axis], -1)
+
+
+@dataclass(frozen=True)
+class PerGroup:
+    """One scale for each run of ``size`` consecutive inputs of an output channel; weights only."""
+
+    size: int
+
+    def view(self, x: Tensor) -> Tensor:
+        self.shape(x.shape)
+        return x.reshape(x.shape[0], -1, self.size)
+
+    def shape(self, shape: Size | tuple[int, ...]) -> tuple[int, ...]:
+        inputs = Size(shape[1:]).numel()
+        if len(shape) < 2 or self.size < 1 or inputs % self.size:
+            raise ValueError(
+                f"granularity in groups of {self.size} does not fit shape {tuple(shape)}: {inputs} inputs to a channel"
+            )
+        return (shape[0], inputs // self.size, 1)
+
+    def rows(self, x: Tensor) -> Tensor:
+        return self.view(x).reshape(-1, self.size)
+
+
+Granularity = PerTensor | PerAxis | PerGroup
+
+
+def for_activation(name: str, ndim: int) -> Granularity:
+    """The activation granularity called ``name`` in the configuration, for a tensor of ``ndim`` dimensions.
+
+    "per_channel": axis 1 of images (N, C, H, W) and of vectors (N, C), the last axis of token sequences
+    (N, tokens, C); "per_token": axis 1 of token sequences, one scale elsewhere (images have no token axis).
+    """
+    if name == "per_tensor" or (name == "per_token" and ndim != 3):
+        return PerTensor()
+    if name == "per_token":
+        return PerAxis(1)
+    if name == "per_channel":
+        return PerAxis(2 if ndim == 3 else 1)
+    raise ValueError(f"activation granularity {name!r}; expected per_tensor, per_token or per_channel")

@@ -1,0 +1,146 @@
+"""Quantized layers and attention: what computes with the quantizers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from quest.quantization.quantizers import Split, WeightQuantizer
+from quest.quantization.roles import Role
+
+
+class Switches:
+    """Whether weights and activations are quantized at present; one object shared by a whole network."""
+
+    weights = True
+    activations = True
+
+
+class QuantizedLayer(nn.Module):
+    """A convolution or linear layer with its weight and its input on a grid; the bias stays full precision.
+
+    Takes over the parameters of ``layer``. weight_quantizer and input_quantizer map a tensor to one of its shape.
+    """
+
+    bias: nn.Parameter | None
+
+    def __init__(
+        self,
+        layer: nn.Conv1d | nn.Conv2d | nn.Linear,
+        role: Role,
+        weight_quantizer: nn.Module,
+        input_quantizer: nn.Module,
+        switches: Switches,
+    ):
+        super().__init__()
+        parameters = dict(layer.named_parameters())
+        self.weight = parameters["weight"]
+        self.register_parameter("bias", parameters.get("bias"))
+        self.role = role
+        self.weight_quantizer, self.input_quantizer = weight_quantizer, input_quantizer
+        self._switches = switches
+        self._operation = operation(layer)
+        self._frozen: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self._switches.activations:
+            x = self.input_quantizer(x)
+        return self._operation(x, self.quantized_weight() if self._switches.weights else self.weight, self.bias)
+
+    def quantized_weight(self) -> Tensor:
+        """The weight on its grid."""
+        return self.weight_quantizer(self.weight) if self._frozen is None else self._frozen
+
+    def weight_parts(self) -> list[tuple[WeightQuantizer, Tensor]]:
+        """The weight quantizers of this layer, each with the part of the weight that it holds."""
+        return _parts(self.weight_quantizer, self.weight)
+
+    def freeze(self) -> None:
+        """Quantize the weight once for all coming calls, until `unfreeze`."""
+        self._frozen = self.weight_quantizer(self.weight).detach()
+
+    def unfreeze(self) -> None:
+        """Quantize the weight anew at each call."""
+        self._frozen = None
+
+
+def _parts(quantizer: nn.Module, weight: Tensor) -> list[tuple[WeightQuantizer, Tensor]]:
+    if isinstance(quantizer, Split):
+        return _parts(quantizer.first, weight[:, : quantizer.at]) + _parts(quantizer.second, weight[:, quantizer.at :])
+    assert isinstance(quantizer, WeightQuantizer)
+    return [(quantizer, weight)]
+
+
+def operation(layer: nn.Module) -> Callable[[Tensor, Tensor, Tensor | None], Tensor]:
+    """What a layer computes, as a function of (input, weight, bias)."""
+    if isinstance(layer, nn.Linear):
+        return functional.linear
+    if isinstance(layer, nn.Conv1d | nn.Conv2d) and layer.padding_mode == "zeros":
+        convolve: Callable[..., Tensor] = functional.conv2d if isinstance(layer, nn.Conv2d) else functional.conv1d
+        return partial(
+            convolve, stride=layer.stride, padding=layer.padding, dilation=layer.dilation, groups=layer.groups
+        )
+    raise ValueError(f"cannot quantize {layer}; expected a linear layer or a convolution with zero padding")
+
+
+class QuantizedAttention(nn.Module):
+    """diffusers' attention with the operands of both matrix products on grids (an attention processor).
+
+    Operands after the split into heads: q (N·heads, tokens, d), k and v (N·heads, context tokens, d), probabilities
+    (N·heads, tokens, context tokens). q and k are quantized before the scaling by d^-1/2; the softmax itself is
+    float32. With activations switched off it equals diffusers' eager AttnProcessor.
+    """
+
+    OPERANDS = ("q", "k", "v", "probabilities")
+
+    def __init__(self, switches: Switches):
+        super().__init__()
+        self._switches = switches
+        self.shapes: dict[str, tuple[int, ...]] = {}  # of each operand as last seen, the batch left out
+
+    def _operand(self, name: str, x: Tensor) -> Tensor:
+        self.shapes[name] = tuple(x.shape[1:])
+        quantizer = self._modules.get(name)
+        return x if quantizer is None or not self._switches.activations else quantizer(x)
+
+    def __call__(  # not `forward`: diffusers reads the signature of __call__ to choose what it passes
+        self,
+        attn: Any,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        temb: Tensor | None = None,
+    ) -> Tensor:
+        residual = hidden_states
+        if attn.spatial_norm is not None:
+            hidden_states = attn.spatial_norm(hidden_states, temb)
+        image_shape = hidden_states.shape if hidden_states.ndim == 4 else None
+        if image_shape:
+            hidden_states = hidden_states.flatten(2).transpose(1, 2)
+        if attn.group_norm is not None:
+            hidden_states = attn.group_norm(hidden_states.transpose(1, 2)).transpose(1, 2)
+        context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
+        if encoder_hidden_states is not None and attn.norm_cross:
+            context = attn.norm_encoder_hidden_states(context)
+        attention_mask = attn.prepare_attention_mask(attention_mask, context.shape[1], len(context))
+
+        q = self._operand("q", attn.head_to_batch_dim(attn.to_q(hidden_states)))
+        k = self._operand("k", attn.head_to_batch_dim(attn.to_k(context)))
+        v = self._operand("v", attn.head_to_batch_dim(attn.to_v(context)))
+        scores = q @ k.transpose(1, 2) * attn.scale
+        if attention_mask is not None:
+            scores = scores + attention_mask
+        probabilities = self._operand("probabilities", scores.float().softmax(-1).to(v.dtype))
+
+        hidden_states = attn.batch_to_head_dim(torch.bmm(probabilities, v))
+        hidden_states = attn.to_out[1](attn.to_out[0](hidden_states))
+        if image_shape:
+            hidden_states = hidden_states.transpose(1, 2).reshape(image_shape)
+        if attn.residual_connection:
+            hidden_states = hidden_states + residual
+        return hidden_states / attn.rescale_output_factor

@@ -1,0 +1,307 @@
+"""The quantized network: a diffusers network whose layers and attention products compute on grids, from a recipe."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from diffusers.models.attention_processor import Attention
+from diffusers.models.resnet import ResnetBlock2D
+from torch import Tensor, nn
+
+from quest.config import Bits, DatasetSettings, QuantizerSettings
+from quest.quantization import granularity, packing, roles
+from quest.quantization.account import account
+from quest.quantization.granularity import PerAxis
+from quest.quantization.grid import Grid, Search, dequantize
+from quest.quantization.layers import QuantizedAttention, QuantizedLayer, Switches
+from quest.quantization.policy import COMMON, FULL, Policy
+from quest.quantization.quantizers import ActivationQuantizer, Split, Step, WeightQuantizer
+from quest.quantization.roles import Role
+from quest.quantization.rounding import Nearest
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that fixes the grids of a quantized network.
+
+    bits: of weights and activations. sets, steps: groups of sampling steps with their own activation scales, and
+    sampling steps. policy: which layers have other bits.
+    """
+
+    bits: Bits
+    quantizer: QuantizerSettings
+    sets: int
+    steps: int
+    policy: Policy = COMMON
+
+    @classmethod
+    def of(cls, settings: DatasetSettings, bits: Bits, sets: int = 1, policy: Policy = COMMON) -> Recipe:
+        """The recipe of a dataset at a bit-width, with ``sets`` groups of sampling steps."""
+        return cls(bits, settings.quantizer, sets, settings.sampler.steps, policy)
+
+    def plain(self) -> dict[str, Any]:
+        """As JSON, for manifests."""
+        quantizer = self.quantizer.model_dump(mode="json")
+        return {
+            "bits": str(self.bits),
+            "quantizer": quantizer,
+            "sets": self.sets,
+            "steps": self.steps,
+            "policy": self.policy.plain(),
+        }
+
+    @classmethod
+    def from_plain(cls, content: Mapping[str, Any]) -> Recipe:
+        """Inverse of `plain`."""
+        quantizer = QuantizerSettings.model_validate(content["quantizer"])
+        policy = Policy.from_plain(content["policy"])
+        return cls(Bits.parse(content["bits"]), quantizer, content["sets"], content["steps"], policy)
+
+    def layer_bits(self, name: str, role: Role) -> Bits:
+        """Bits of a layer; inputs of the first and the last convolution have their own (QuEST, released code)."""
+        edge = role in (Role.FIRST, Role.LAST)
+        activation = self.quantizer.edge_activation_bits if edge else self.bits.activation
+        return self.policy.bits(name, role, Bits(self.bits.weight, activation))
+
+    def activation_grid(self, bits: int) -> Grid:
+        """Grid of layer inputs and attention operands."""
+        return Grid(bits, "symmetric" if self.quantizer.activation_symmetric else "asymmetric")
+
+
+class QuantizedNetwork(nn.Module):
+    """A network on grids. Called like the network it was made from, after `set_step`.
+
+    network: taken over and changed in place. recipe: the grids. example: arguments of one call with a batch of 1, from
+    which the shapes of all activations are read. overrides: name patterns to roles, for layers that the architecture
+    does not explain. search: whether to search weight scales; `restore` brings its own.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        recipe: Recipe,
+        example: tuple[Any, ...],
+        overrides: Mapping[str, Role] | None = None,
+        search: bool = True,
+    ):
+        super().__init__()
+        self.recipe = recipe
+        self._weight_search: Search = recipe.quantizer.weight_search if search else "max"
+        self.network = network.eval().requires_grad_(False)
+        self.step = Step(recipe.sets, recipe.steps)
+        self.switches = Switches()
+        self.example = example
+        layer_roles = roles.find(network, overrides)
+        attentions = [module for module in network.modules() if isinstance(module, Attention)]
+        for attention in attentions:
+            attention.set_processor(QuantizedAttention(self.switches))  # type: ignore[arg-type]
+        shapes = self._input_shapes(layer_roles)
+        for attention in attentions if recipe.policy.attention else []:
+            self._quantize_operands(attention.processor)  # type: ignore[arg-type]
+        for name, role in layer_roles.items():
+            self._quantize_layer(name, role, shapes[name])
+        self.to(next(network.parameters()).device)
+        self.requires_grad_(False)  # a method switches on what it trains
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.network(*args, **kwargs)
+
+    def set_step(self, step: int) -> None:
+        """Say which sampling step (0 is the noisiest) the coming calls are at. Raises ValueError when out of range."""
+        self.step.set(step)
+
+    def layers(self) -> dict[str, QuantizedLayer]:
+        """Quantized layers by name, in registration order."""
+        return {name: module for name, module in self.network.named_modules() if isinstance(module, QuantizedLayer)}
+
+    def sites(self) -> dict[str, ActivationQuantizer]:
+        """Activation quantizers by name: layer inputs and attention operands."""
+        return {
+            name: module for name, module in self.network.named_modules() if isinstance(module, ActivationQuantizer)
+        }
+
+    @contextmanager
+    def quantizing(self, *, weights: bool, activations: bool) -> Iterator[None]:
+        """Within, quantize only what is asked for; with neither, this is the full-precision network."""
+        before = self.switches.weights, self.switches.activations
+        self.switches.weights, self.switches.activations = weights, activations
+        try:
+            yield
+        finally:
+            self.switches.weights, self.switches.activations = before
+
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """Within, weights are quantized once instead of at each call: for sampling."""
+        layers = self.layers().values()
+        try:
+            for layer in layers:
+                layer.freeze()
+            yield
+        finally:
+            for layer in layers:
+                layer.unfreeze()
+
+    def account(self) -> dict[str, Any]:
+        """The bit account of one call, after asserting that no layer uses more levels than its bits."""
+        for name, layer in self.layers().items():
+            for part, (quantizer, weight) in enumerate(layer.weight_parts()):
+                packing.check_codes(quantizer.codes(weight), quantizer.grid, f"{name}[{part}]")
+        self.set_step(0)
+        granularity_name = self.recipe.quantizer.granularity(self.recipe.bits.activation)
+        return account(self, self.example) | {
+            "activation_granularity": granularity_name,
+            "policy": self.recipe.policy.name,
+        }
+
+    def export(self) -> dict[str, Tensor]:
+        """The network as it is stored: packed weight codes, scales and zero points, activation scales, and the
+        parameters that stay full precision. Raises ValueError when an activation set was never calibrated."""
+        tensors: dict[str, Tensor] = {}
+        for name, layer in self.layers().items():
+            for part, (quantizer, weight) in enumerate(layer.weight_parts()):
+                key = f"{name}.weight.{part}"
+                tensors[f"{key}.codes"] = packing.pack(quantizer.codes(weight), quantizer.grid)
+                tensors[f"{key}.scale"] = quantizer.scale
+                tensors[f"{key}.zero_point"] = quantizer.zero_point.to(torch.int32)
+        for name, site in self.sites().items():
+            if not bool(site.calibrated.all()):
+                missing = (~site.calibrated).nonzero().flatten().tolist()
+                raise ValueError(f"{name}: activation scales of sets {missing} were never calibrated")
+            tensors[f"{name}.scale"] = site.scale
+            tensors[f"{name}.zero_point"] = site.zero_point.round().to(torch.int32)
+        return tensors | self._full_precision()
+
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        """Load what `export` gave. Raises ValueError naming the first tensor that is missing, strange or misshapen."""
+        expected = set(self._full_precision())
+        for name, layer in self.layers().items():
+            halves = []
+            for part, (quantizer, weight) in enumerate(layer.weight_parts()):
+                key = f"{name}.weight.{part}"
+                expected |= {f"{key}.codes", f"{key}.scale", f"{key}.zero_point"}
+                quantizer.rounding = Nearest()  # codes are whole: rounding them again changes nothing
+                _assign(quantizer.scale, tensors, f"{key}.scale")
+                _assign(quantizer.zero_point, tensors, f"{key}.zero_point")
+                codes = packing.unpack(_get(tensors, f"{key}.codes"), quantizer.grid, weight.shape, f"{key}.codes")
+                view = quantizer.granularity.view(codes.to(weight.device))
+                halves.append(dequantize(view, quantizer.scale, quantizer.zero_point).view_as(weight))
+            layer.weight.data.copy_(torch.cat(halves, 1) if len(halves) > 1 else halves[0])
+        for name, site in self.sites().items():
+            expected |= {f"{name}.scale", f"{name}.zero_point"}
+            _assign(site.scale, tensors, f"{name}.scale")
+            _assign(site.zero_point, tensors, f"{name}.zero_point")
+            site.calibrated.fill_(True)
+        for name, parameter in self._full_precision().items():
+            _assign(parameter, tensors, name)
+        if strange := sorted(set(tensors) - expected):
+            raise ValueError(f"{strange[0]}: not part of this network under recipe {self.recipe.plain()}")
+
+    def _full_precision(self) -> dict[str, Tensor]:
+        """Parameters and buffers that no quantizer owns: biases, norms, embeddings."""
+        owned = {f"{name}.weight" for name in self.layers()}
+        quantizers = {
+            name for name, m in self.network.named_modules() if isinstance(m, ActivationQuantizer | WeightQuantizer)
+        }
+        return {
+            name: tensor
+            for name, tensor in self.network.state_dict(keep_vars=True).items()
+            if name not in owned and not any(name.startswith(f"{quantizer}.") for quantizer in quantizers)
+        }
+
+    def _input_shapes(self, layer_roles: Mapping[str, Role]) -> dict[str, tuple[int, ...]]:
+        shapes: dict[str, tuple[int, ...]] = {}
+
+        def record(name: str):
+            def hook(_module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+                shapes[name] = tuple(inputs[0].shape[1:])
+
+            return hook
+
+        handles = [self.network.get_submodule(name).register_forward_pre_hook(record(name)) for name in layer_roles]
+        try:
+            with torch.no_grad():
+                self.network(*self.example)
+        finally:
+            for handle in handles:
+                handle.remove()
+        if unused := [name for name in layer_roles if name not in shapes]:
+            raise ValueError(f"layers that one call of the network never reaches: {', '.join(unused)}")
+        return shapes
+
+    def _quantize_layer(self, name: str, role: Role, shape: tuple[int, ...]) -> None:
+        parent_name, _, child = name.rpartition(".")
+        parent = self.network.get_submodule(parent_name)
+        layer = self.network.get_submodule(name)
+        assert roles.is_layer(layer)
+        weight = layer.weight
+        bits = self.recipe.layer_bits(name, role)
+        if bits.weight == FULL.weight:
+            return
+
+        def weights(part: Tensor) -> WeightQuantizer:
+            try:
+                return WeightQuantizer(part, Grid(bits.weight), PerAxis(0), self._weight_search)
+            except ValueError as error:
+                raise ValueError(f"{name}.weight: {error}") from error
+
+        def inputs(part: tuple[int, ...]) -> nn.Module:
+            if bits.activation == FULL.activation:
+                return nn.Identity()
+            return self._site(part, self.recipe.activation_grid(bits.activation))
+
+        at = self._split_at(parent_name, role)
+        if at is None:
+            weight_quantizer, input_quantizer = weights(weight), inputs(shape)
+        else:
+            weight_quantizer = Split(weights(weight[:, :at]), weights(weight[:, at:]), at)
+            rest = (shape[0] - at, *shape[1:])
+            input_quantizer = Split(inputs((at, *shape[1:])), inputs(rest), at)
+        parent.add_module(child, QuantizedLayer(layer, role, weight_quantizer, input_quantizer, self.switches))
+
+    def _quantize_operands(self, processor: QuantizedAttention) -> None:
+        for operand, shape in processor.shapes.items():
+            if operand == "probabilities":
+                site = self._site(shape, Grid(self.recipe.quantizer.softmax_bits, "positive"), per_tensor=True)
+            else:
+                site = self._site(shape, self.recipe.activation_grid(self.recipe.bits.activation))
+            processor.add_module(operand, site)
+
+    def _site(self, shape: tuple[int, ...], grid: Grid, per_tensor: bool = False) -> ActivationQuantizer:
+        quantizer = self.recipe.quantizer
+        name = "per_tensor" if per_tensor else quantizer.granularity(grid.bits)
+        layout = granularity.for_activation(name, len(shape) + 1)
+        return ActivationQuantizer(shape, grid, layout, quantizer.activation_search, self.step)
+
+    def _split_at(self, block_name: str, role: Role) -> int | None:
+        """Channels of the first half of a decoder shortcut's input, or None where nothing is split."""
+        if role is not Role.SHORTCUT or not self.recipe.quantizer.split_shortcuts or ".resnets." not in block_name:
+            return None
+        up_block_name, _, index = block_name.rpartition(".resnets.")
+        if not up_block_name.startswith("up_blocks."):
+            return None
+        if int(index) > 0:
+            before = self.network.get_submodule(f"{up_block_name}.resnets.{int(index) - 1}")
+        else:
+            number = int(up_block_name.removeprefix("up_blocks."))
+            source = f"up_blocks.{number - 1}" if number else "mid_block"
+            before = self.network.get_submodule(source).resnets[-1]  # type: ignore[index]
+        assert isinstance(before, ResnetBlock2D)
+        return before.out_channels
+
+
+def _get(tensors: Mapping[str, Tensor], name: str) -> Tensor:
+    if name not in tensors:
+        raise ValueError(f"{name}: missing; the checkpoint was quantized with another recipe or from another model")
+    return tensors[name]
+
+
+def _assign(target: Tensor, tensors: Mapping[str, Tensor], name: str) -> None:
+    source = _get(tensors, name)
+    if source.shape != target.shape:
+        raise ValueError(f"{name}: found shape {tuple(source.shape)}, expected {tuple(target.shape)}")
+    target.data.copy_(source)

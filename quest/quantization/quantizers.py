@@ -1,0 +1,156 @@
+"""Quantizer modules: a grid, a granularity and the state, all of it in ``state_dict`` from construction on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from quest.quantization import grid as grids
+from quest.quantization.granularity import Granularity
+from quest.quantization.grid import Grid
+from quest.quantization.rounding import Nearest, round_ste
+
+
+class WeightQuantizer(nn.Module):
+    """Weights on a fixed grid; the rounding is a part that can be exchanged.
+
+    weight: (out, in, …), searched at once. Raises ValueError for weights that are not finite.
+    """
+
+    scale: Tensor
+    zero_point: Tensor
+
+    def __init__(self, weight: Tensor, grid: Grid, granularity: Granularity, search: grids.Search):
+        super().__init__()
+        self.grid, self.granularity = grid, granularity
+        scale, zero_point = grids.search(granularity.rows(weight.detach()), grid, search)
+        shape = granularity.shape(weight.shape)
+        self.register_buffer("scale", scale.view(shape))
+        self.register_buffer("zero_point", zero_point.view(shape))
+        self.rounding: nn.Module = Nearest()
+
+    def codes(self, weight: Tensor) -> Tensor:
+        """Integer codes (int32, the shape of weight) under the present rounding."""
+        return self._code(self.granularity.view(weight)).detach().round().to(torch.int32).view_as(weight)
+
+    def forward(self, weight: Tensor) -> Tensor:
+        code = self._code(self.granularity.view(weight))
+        return ((code - self.zero_point) * self.scale).view_as(weight)
+
+    def ratio(self, weight: Tensor) -> Tensor:
+        """W / D, what a rounding sees; the layout of the granularity."""
+        return self.granularity.view(weight) / self.scale
+
+    def _code(self, weight: Tensor) -> Tensor:
+        return torch.clamp(self.rounding(weight / self.scale) + self.zero_point, self.grid.low, self.grid.high)
+
+    def extra_repr(self) -> str:
+        return f"{self.grid.bits} bits, {self.grid.kind}, {self.granularity}"
+
+
+class Step:
+    """The sampling step that a network is at, shared by all of its activation quantizers.
+
+    sets: groups of consecutive sampling steps that share activation scales (T' of QuEST); steps: sampling steps S.
+    Set index = step // (S / T'), step 0 being the noisiest.
+    """
+
+    def __init__(self, sets: int, steps: int):
+        if steps % sets:
+            raise ValueError(f"{sets} sets of activation scales do not divide {steps} sampling steps")
+        self.sets, self.steps = sets, steps
+        self._current: int | None = None
+
+    def set(self, step: int) -> None:
+        """Raises ValueError for a step outside 0 … steps-1."""
+        if not 0 <= step < self.steps:
+            raise ValueError(f"sampling step {step}; this network was calibrated for steps 0 to {self.steps - 1}")
+        self._current = step
+
+    @property
+    def index(self) -> int:
+        """Which set of scales is in use. Raises ValueError before any step was set."""
+        if self._current is None:
+            raise ValueError("the quantized network was called before set_step(step); set the sampling step first")
+        return self._current * self.sets // self.steps
+
+
+class ActivationQuantizer(nn.Module):
+    """Activations on a grid, with one set of scales for each group of sampling steps.
+
+    scale: Parameter (sets, *parameter shape), trainable; zero_point: buffer of the same shape; calibrated: (sets,)
+    bool buffer. shape: of one activation without the batch, e.g. (C, H, W).
+    """
+
+    zero_point: Tensor
+    calibrated: Tensor
+
+    def __init__(self, shape: tuple[int, ...], grid: Grid, granularity: Granularity, search: grids.Search, step: Step):
+        super().__init__()
+        self.grid, self.granularity = grid, granularity
+        self.search: grids.Search = search
+        self._step = step
+        parameters = (step.sets, *granularity.shape((1, *shape)))
+        self.scale = nn.Parameter(torch.ones(parameters))
+        self.register_buffer("zero_point", torch.zeros(parameters))
+        self.register_buffer("calibrated", torch.zeros(step.sets, dtype=torch.bool))
+        self.calibrating = False
+        self._trained: list[nn.Parameter] | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        index = self._step.index
+        if self.calibrating:
+            self._calibrate(x.detach(), index)
+        scale = self.scale[index] if self._trained is None else self._trained[index]
+        # A zero point is whole; where a method learns it, its gradient passes straight through.
+        return grids.fake_quantize(x, scale, round_ste(self.zero_point[index]), self.grid)
+
+    @contextmanager
+    def training_sets(self) -> Iterator[list[nn.Parameter]]:
+        """Within, the scales of each set are a parameter of their own, so that an optimizer keeps apart what different
+        sampling steps learn; afterwards they are back in ``scale``."""
+        self._trained = [nn.Parameter(scale.detach().clone()) for scale in self.scale]
+        try:
+            yield self._trained
+        finally:
+            self.scale.data.copy_(torch.stack([parameter.detach() for parameter in self._trained]))
+            self._trained = None
+
+    @torch.no_grad()
+    def _calibrate(self, x: Tensor, index: int) -> None:
+        scale, zero_point = grids.search(self.granularity.rows(x), self.grid, self.search)
+        self.scale[index] = scale.view_as(self.scale[index])
+        self.zero_point[index] = zero_point.view_as(self.zero_point[index])
+        self.calibrated[index] = True
+
+    def extra_repr(self) -> str:
+        return f"{self.grid.bits} bits, {self.grid.kind}, {self.granularity}, sets={len(self.scale)}"
+
+
+class Split(nn.Module):
+    """Two quantizers for the two halves of axis 1: the shortcut of a decoder block, whose input is a concatenation of
+    features of different range (Q-Diffusion, section 3.3)."""
+
+    def __init__(self, first: nn.Module, second: nn.Module, at: int):
+        super().__init__()
+        self.first, self.second, self.at = first, second, at
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([self.first(x[:, : self.at]), self.second(x[:, self.at :])], dim=1)
+
+
+@contextmanager
+def calibrating(network: nn.Module) -> Iterator[None]:
+    """Within, each activation quantizer takes its scale for the present step from every batch that it sees, before it
+    quantizes that batch: later layers are calibrated on already quantized inputs (QuEST released code, step 5)."""
+    quantizers = [module for module in network.modules() if isinstance(module, ActivationQuantizer)]
+    try:
+        for quantizer in quantizers:
+            quantizer.calibrating = True
+        yield
+    finally:
+        for quantizer in quantizers:
+            quantizer.calibrating = False

@@ -1,0 +1,349 @@
+"""Block-wise learned rounding of the weights: AdaRound on residual, attention and transformer blocks.
+
+Units in execution order. A unit's inputs come from the network with all weights quantized (those before it with their
+learned rounding, those after it rounded to nearest) and activations in full precision; its targets come from the
+full-precision network (Q-Diffusion, section 3). Minimised for each unit:
+    Σ_channels |out_q - out|², averaged over the rest,  +  λ · Σ (1 - |2h - 1|^β)
+with the second term off during warm-up and β falling linearly afterwards. The result is one bit for each weight, kept
+beside the scales, and shared by every method that starts from it at these weight bits.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers.models.attention import BasicTransformerBlock
+from diffusers.models.attention_processor import Attention
+from diffusers.models.resnet import ResnetBlock2D
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+from tqdm import tqdm
+
+from quest import artifacts, checkpoints
+from quest import calibration as calibrations
+from quest.calibration import Calibration, Samples
+from quest.config import Bits, DatasetSettings, ReconstructionSettings
+from quest.device import resolve
+from quest.models import denoiser as denoisers
+from quest.models.denoiser import Denoiser
+from quest.quantization import packing
+from quest.quantization.layers import QuantizedLayer
+from quest.quantization.network import QuantizedNetwork, Recipe
+from quest.quantization.quantizers import WeightQuantizer
+from quest.quantization.rounding import AdaRound, Fixed
+
+log = logging.getLogger(__name__)
+
+_BLOCKS = (ResnetBlock2D, BasicTransformerBlock, Attention)
+_CHUNK = 64  # samples of one full call while inputs and targets are recorded
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A block, or a layer outside any block, whose weights are rounded together."""
+
+    name: str
+    module: nn.Module
+
+    def parts(self) -> dict[str, tuple[WeightQuantizer, Tensor]]:
+        """Weight quantizers with their weights, by the name that the artifact uses."""
+        return {
+            f"{name}.weight.{part}": pair
+            for name, layer in _layers(self.name, self.module)
+            for part, pair in enumerate(layer.weight_parts())
+        }
+
+
+def units(network: QuantizedNetwork) -> list[Unit]:
+    """Units of a network in the order in which one call reaches them."""
+    found: dict[str, nn.Module] = {}
+
+    def collect(prefix: str, module: nn.Module) -> None:
+        for child_name, child in module.named_children():
+            name = f"{prefix}.{child_name}".strip(".")
+            if isinstance(child, (*_BLOCKS, QuantizedLayer)):
+                found[name] = child
+            else:
+                collect(name, child)
+
+    def note(name: str):
+        return lambda _module, _inputs: order.append(name)
+
+    collect("", network.network)
+    order: list[str] = []
+    handles = [module.register_forward_pre_hook(note(name)) for name, module in found.items()]
+    try:
+        with torch.no_grad(), network.quantizing(weights=False, activations=False):
+            network(*network.example)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return [Unit(name, found[name]) for name in dict.fromkeys(order)]
+
+
+def reconstruct(
+    network: QuantizedNetwork, calibration: Calibration, settings: ReconstructionSettings, seed: int, progress: Progress
+) -> dict[str, Any]:
+    """Learn the rounding of every unit of ``network`` in place; returns the losses of each unit.
+
+    Loss names: "nearest" before and "learned" after, the reconstruction term alone with hard rounding on all samples.
+    Units that ``progress`` has already are taken from it; each finished unit is added to it.
+    """
+    losses = {}
+    data = calibration.samples(max(1, settings.samples // len(calibration.steps)))
+    with network.quantizing(weights=True, activations=False):
+        for number, unit in enumerate(tqdm(units(network), desc="reconstruct", unit="unit", mininterval=5)):
+            if unit.name not in progress.losses:
+                cache = _record(network, unit, data, settings.cache_mib)
+                generator = torch.Generator().manual_seed(seed * 100_003 + number)
+                losses_of_unit = _learn(unit, cache, settings, generator)
+                progress.add(unit, losses_of_unit)
+            else:
+                progress.put(unit)
+            losses[unit.name] = progress.losses[unit.name]
+    return losses
+
+
+class Progress:
+    """Decisions of finished units on disk, so that a killed run goes on after its last finished unit.
+
+    path: a file beside the output, removed when the stage ends. key: what the decisions depend on; a file of another
+    key is not used.
+    """
+
+    def __init__(self, path: Path, key: dict[str, Any]):
+        self._path, self._key = path, key
+        self.tensors: dict[str, Tensor] = {}
+        self.losses: dict[str, dict[str, float]] = {}
+        if path.exists():
+            artifact = artifacts.load_tensors(path, "reconstruction-progress")
+            if artifact.manifest.settings == key:
+                self.tensors, self.losses = artifact.tensors, artifact.manifest.notes["losses"]
+                log.info("going on after %d finished units", len(self.losses))
+
+    def add(self, unit: Unit, losses: dict[str, float]) -> None:
+        """Keep the decisions of a unit that was just learned."""
+        for name, (quantizer, _weight) in unit.parts().items():
+            assert isinstance(quantizer.rounding, Fixed)
+            self.tensors |= {
+                f"{name}.up": packing.pack_bits(quantizer.rounding.up),
+                f"{name}.scale": quantizer.scale,
+                f"{name}.zero_point": quantizer.zero_point.to(torch.int32),
+            }
+        self.losses[unit.name] = losses
+        manifest = artifacts.Manifest("reconstruction-progress", settings=self._key, notes={"losses": self.losses})
+        artifacts.save_tensors(self._path, self.tensors, manifest)
+
+    def put(self, unit: Unit) -> None:
+        """Set the rounding of a unit as it was decided before."""
+        _put(unit.parts(), self.tensors)
+
+    def remove(self) -> None:
+        """The stage is done."""
+        self._path.unlink(missing_ok=True)
+
+
+def run(
+    settings: DatasetSettings,
+    model: Path,
+    weight_bits: int,
+    seed: int,
+    calibration_file: Path,
+    output: Path,
+    device: str,
+) -> None:
+    """The `reconstruct` stage."""
+    where = resolve(device)
+    denoiser = denoisers.load(model, where)
+    calibration = calibrations.load(calibration_file, denoiser, settings).to(where)
+    network = QuantizedNetwork(
+        denoiser.network, Recipe.of(settings, Bits(weight_bits, 8)), checkpoints.example(denoiser)
+    )
+    manifest = artifacts.Manifest(
+        kind="reconstruction",
+        settings={
+            "reconstruction": artifacts.plain(settings.reconstruction),
+            "weight_search": settings.quantizer.weight_search,
+            "split_shortcuts": settings.quantizer.split_shortcuts,
+            "weight_bits": weight_bits,
+        },
+        seeds={"run": seed},
+        inputs={"model": denoiser.sha256, "calibration": calibration.sha256},
+    )
+    progress = Progress(
+        output.with_suffix(".progress.safetensors"),
+        {"settings": manifest.settings, "seed": seed, "inputs": manifest.inputs},
+    )
+    losses = reconstruct(network, calibration, settings.reconstruction, seed, progress)
+    artifacts.save_tensors(output, progress.tensors, replace(manifest, notes={"losses": losses}))
+    progress.remove()
+
+
+def apply(path: Path, network: QuantizedNetwork, denoiser: Denoiser) -> str:
+    """Set the rounding of a network's weights as an artifact says; returns the artifact's sha256.
+
+    Raises ValueError when it was made from another model or with another weight grid.
+    """
+    artifact = artifacts.load_tensors(path, "reconstruction")
+    manifest = artifact.manifest
+    if manifest.inputs["model"] != denoiser.sha256:
+        raise ValueError(
+            f"{path}: rounding of model {manifest.inputs['model'][:12]}…, but the model given is "
+            f"{denoiser.sha256[:12]}…"
+        )
+    recipe = network.recipe
+    for key, expected in {
+        "weight_bits": recipe.bits.weight,
+        "weight_search": recipe.quantizer.weight_search,
+        "split_shortcuts": recipe.quantizer.split_shortcuts,
+    }.items():
+        if manifest.settings[key] != expected:
+            raise ValueError(f"{path}: reconstructed with {key} = {manifest.settings[key]}, expected {expected}")
+    parts = {name: pair for unit in units(network) for name, pair in unit.parts().items()}
+    # A layer that the policy gives other bits was not reconstructed on its grid: it stays rounded to nearest.
+    parts = {name: pair for name, pair in parts.items() if pair[0].grid.bits == recipe.bits.weight}
+    if missing := sorted(name for name in parts if f"{name}.up" not in artifact.tensors):
+        raise ValueError(f"{path}: no rounding of {missing[0]}; reconstruct this network's weights again")
+    _put(parts, artifact.tensors)
+    return manifest.sha256
+
+
+def _put(parts: dict[str, tuple[WeightQuantizer, Tensor]], decisions: dict[str, Tensor]) -> None:
+    for name, (quantizer, weight) in parts.items():
+        # Not searched again: another device may find another scale, for which the decisions would be wrong.
+        quantizer.scale.copy_(decisions[f"{name}.scale"])
+        quantizer.zero_point.copy_(decisions[f"{name}.zero_point"])
+        up = decisions[f"{name}.up"].to(weight.device)
+        quantizer.rounding = Fixed(packing.unpack_bits(up, quantizer.ratio(weight).shape, f"{name}.up"))
+
+
+def _layers(prefix: str, module: nn.Module) -> list[tuple[str, QuantizedLayer]]:
+    return [
+        (f"{prefix}.{name}".strip("."), layer)
+        for name, layer in module.named_modules()
+        if isinstance(layer, QuantizedLayer)
+    ]
+
+
+class _Stop(Exception):
+    """Ends a call as soon as the unit was reached."""
+
+
+def _record(network: QuantizedNetwork, unit: Unit, data: Samples, cache_mib: int) -> Cache:
+    """Inputs of a unit under quantized weights and its outputs in full precision, over all samples."""
+    cache = Cache(cache_mib * 2**20)
+    seen: dict[str, Any] = {}
+
+    def before(_module: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:
+        seen["inputs"] = (args, named)
+        raise _Stop
+
+    def after(_module: nn.Module, _inputs: tuple[Any, ...], output: Tensor) -> None:
+        seen["output"] = output
+        raise _Stop
+
+    def call(batch: Tensor, weights: bool, handle: RemovableHandle) -> None:
+        try:
+            with torch.no_grad(), network.quantizing(weights=weights, activations=False):
+                network(data.x[batch], data.timesteps[batch])
+        except _Stop:
+            pass
+        finally:
+            handle.remove()
+
+    for batch in torch.arange(len(data)).split(_CHUNK):
+        call(batch, True, unit.module.register_forward_pre_hook(before, with_kwargs=True))
+        call(batch, False, unit.module.register_forward_hook(after))
+        cache.add(seen["inputs"], seen["output"])
+    return cache
+
+
+class Cache:
+    """Inputs and target of a unit for many samples, on the device up to a budget of bytes, the rest in host memory."""
+
+    def __init__(self, budget: int):
+        self.budget, self.device_bytes, self.host_bytes = budget, 0, 0
+        self._chunks: list[tuple[int, list[Tensor]]] = []  # first sample, tensors
+        self._layout: tuple[list[Any], dict[str, Any], list[str | int]] | None = None
+        self.samples = 0
+        self.device: torch.device | None = None
+
+    def add(self, inputs: tuple[tuple[Any, ...], dict[str, Any]], output: Tensor) -> None:
+        """One chunk of samples: the arguments of the unit, of which tensors are kept by sample, and its output."""
+        args, named = inputs
+        places: list[str | int] = [i for i, value in enumerate(args) if isinstance(value, Tensor)]
+        places += [key for key, value in named.items() if isinstance(value, Tensor)]
+        plain_args = [None if isinstance(value, Tensor) else value for value in args]
+        plain_named = {key: value for key, value in named.items() if not isinstance(value, Tensor)}
+        self._layout = plain_args, plain_named, places
+        tensors = [(args[p] if isinstance(p, int) else named[p]).detach() for p in places] + [output.detach()]
+        size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+        self.device = output.device
+        if self.device_bytes + size > self.budget:
+            tensors = [tensor.cpu() for tensor in tensors]
+            self.host_bytes += size
+        else:
+            self.device_bytes += size
+        self._chunks.append((self.samples, tensors))
+        self.samples += len(output)
+
+    def take(self, samples: Tensor) -> tuple[tuple[Any, ...], dict[str, Any], Tensor]:
+        """Arguments and target of the given samples (indices on the CPU), on the device."""
+        assert self._layout is not None
+        plain_args, plain_named, places = self._layout
+        rows = [
+            [tensor[mine - first].to(self.device) for tensor in tensors]
+            for first, tensors in self._chunks
+            if len(mine := samples[(samples >= first) & (samples < first + len(tensors[-1]))])
+        ]
+        *values, target = (torch.cat(parts) for parts in zip(*rows, strict=True))
+        args, named = list(plain_args), dict(plain_named)
+        for place, value in zip(places, values, strict=True):
+            if isinstance(place, int):
+                args[place] = value
+            else:
+                named[place] = value
+        return tuple(args), named, target
+
+
+def _learn(unit: Unit, cache: Cache, settings: ReconstructionSettings, generator: torch.Generator) -> dict[str, float]:
+    """AdaRound on one unit, ending with hard rounding."""
+    parts = list(unit.parts().values())
+    nearest = _reconstruction_error(unit, cache)
+    roundings = []
+    for quantizer, weight in parts:
+        quantizer.rounding = AdaRound(quantizer.ratio(weight.detach()))
+        roundings.append(quantizer.rounding)
+    optimizer = torch.optim.Adam([rounding.v for rounding in roundings], lr=settings.lr)
+    warmup = settings.warmup * settings.iterations
+    for iteration in range(1, settings.iterations + 1):
+        args, named, target = cache.take(torch.randint(cache.samples, (settings.batch_size,), generator=generator))
+        loss = _distance(unit.module(*args, **named), target)
+        if iteration > warmup:
+            progress = (iteration - warmup) / (settings.iterations - warmup)
+            beta = settings.beta[0] + progress * (settings.beta[1] - settings.beta[0])
+            loss = loss + settings.rounding_weight * sum(rounding.penalty(beta) for rounding in roundings)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    for (quantizer, _weight), rounding in zip(parts, roundings, strict=True):
+        quantizer.rounding = rounding.hard()
+    return {"nearest": nearest, "learned": _reconstruction_error(unit, cache)}
+
+
+def _distance(output: Tensor, target: Tensor) -> Tensor:
+    """Squared error summed over axis 1 (channels of images, tokens of sequences), averaged over the rest."""
+    return (output - target).square().sum(1).mean()
+
+
+@torch.no_grad()
+def _reconstruction_error(unit: Unit, cache: Cache) -> float:
+    total = 0.0
+    for batch in torch.arange(cache.samples).split(_CHUNK):
+        args, named, target = cache.take(batch)
+        total += _distance(unit.module(*args, **named), target).item() * len(batch)
+    return total / cache.samples

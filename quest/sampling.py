@@ -1,0 +1,75 @@
+"""Images in shards. Image i of a seed is drawn from its own noise, whatever the shards, batches and devices."""
+
+from __future__ import annotations
+
+from collections import deque
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from quest import artifacts, checkpoints
+from quest.config import FULL_PRECISION, UNQUANTIZED, DatasetSettings
+from quest.device import resolve
+from quest.models import denoiser as denoisers
+from quest.models.denoiser import Denoiser
+from quest.noise import SampleNoise
+
+
+def draw(
+    model: Denoiser, network: nn.Module, settings: DatasetSettings, seed: int, indices: range, device: torch.device
+) -> Tensor:
+    """Images ``indices`` of ``seed`` by ``network``, (len(indices), C, H, W) uint8 on the CPU."""
+    sampler = model.sampler(settings.sampler)
+    predict = denoisers.predictor(network, sampler.timesteps)
+    images = []
+    batches = [
+        indices[i : i + settings.evaluation.batch_size] for i in range(0, len(indices), settings.evaluation.batch_size)
+    ]
+    for batch in tqdm(batches, desc="sample", unit="batch", mininterval=5):
+        noise = SampleNoise("evaluation", seed, batch, model.shape)
+        with torch.inference_mode():
+            finished = deque(sampler.trajectory(predict, noise, device), maxlen=1).pop()
+        images.append(to_uint8(finished))
+    return torch.cat(images)
+
+
+def to_uint8(x: Tensor) -> Tensor:
+    """[-1, 1] to 0 … 255, rounded; values outside are clipped."""
+    return ((x + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).cpu()
+
+
+def shard_indices(images: int, shard: int, shards: int) -> range:
+    """The images of one shard: contiguous, sizes differing by at most one."""
+    if not 0 <= shard < shards:
+        raise ValueError(f"--shard: {shard}; evaluation.shards is {shards}, so 0 to {shards - 1} are there")
+    return range(images * shard // shards, images * (shard + 1) // shards)
+
+
+def run(
+    settings: DatasetSettings, model: Path, checkpoint: Path | None, seed: int, shard: int, output: Path, device: str
+) -> None:
+    """The `sample` stage."""
+    where = resolve(device)
+    evaluation = settings.evaluation
+    indices = shard_indices(evaluation.images, shard, evaluation.shards)
+    denoiser = denoisers.load(model, where)
+    inputs = {"model": denoiser.sha256}
+    if checkpoint is None:
+        method, bits = FULL_PRECISION, str(UNQUANTIZED)
+        images = draw(denoiser, denoiser.network, settings, seed, indices, where)
+    else:
+        loaded = checkpoints.load(checkpoint, denoiser, settings)
+        method, bits = loaded.method, str(loaded.network.recipe.bits)
+        inputs["checkpoint"] = loaded.sha256
+        with loaded.network.frozen():
+            images = draw(denoiser, loaded.network, settings, seed, indices, where)
+    manifest = artifacts.Manifest(
+        kind="samples",
+        settings={"sampler": artifacts.plain(settings.sampler)},
+        seeds={"run": seed},
+        inputs=inputs,
+        notes={"method": method, "bits": bits, "first": indices.start, "shard": shard, "shards": evaluation.shards},
+    )
+    artifacts.save_tensors(output, {"images": images}, manifest)

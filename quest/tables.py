@@ -1,0 +1,204 @@
+"""Result tables: a row a cell, mean and spread over seeds, from metrics artifacts alone. Never imports torch."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pandas as pd
+
+from quest.artifacts import JsonArtifact, Manifest, load_json, save_json, write_bytes
+from quest.config import FULL_PRECISION, METHODS, Bits
+
+Row = dict[str, Any]
+
+
+class Column(NamedTuple):
+    """How a number of the rows is written in the Markdown table."""
+
+    key: str
+    header: str
+    digits: int
+    scale: float = 1.0
+
+
+COLUMNS = (
+    Column("fid", "FID ↓", 2),
+    Column("sfid", "sFID ↓", 2),
+    Column("is", "IS ↑", 2),
+    Column("precision", "Precision ↑", 3),
+    Column("recall", "Recall ↑", 3),
+    Column("psnr", "PSNR to FP (dB) ↑", 2),
+    Column("mse", "MSE to FP (10⁻³) ↓", 3, scale=1e3),
+    Column("weight_mib", "Size (MiB)", 2),
+    Column("gbops", "Cost (GBOPs/call)", 2),
+)
+METRICS = ("fid", "sfid", "is", "precision", "recall", "psnr", "mse")
+KEYS = ("dataset", "method", "bits", "seed")
+MISSING = "–"
+TITLES = {  # by name without hyphens
+    FULL_PRECISION: "Full precision",
+    "minmax": "MinMax",
+    "quest": "QuEST",
+    "qdiffusion": "Q-Diffusion",
+    "ptqd": "PTQD",
+    "efficientdm": "EfficientDM",
+    "tfmqdm": "TFMQ-DM",
+}
+
+
+def run(dataset: str, metrics: Sequence[Path], output: Path, csv: Path, markdown: Path) -> None:
+    """The `table` stage: an artifact of kind "table", and the same as CSV (a row a seed) and Markdown.
+
+    The content is {"dataset", "rows", "summary", "sources"}: rows as `quest.metrics.measure` wrote them, in table
+    order; summary as `summarize` makes it; sources gives the settings and input hashes of each row by `row_key`.
+    Raises ValueError when the files are not cells of ``dataset`` measured alike, each once.
+    """
+    artifacts = {file: load_json(file, "metrics") for file in metrics}
+    _require_one_protocol(dataset, artifacts)
+    ordered = sorted(artifacts.values(), key=lambda artifact: order(artifact.content))
+    rows = [artifact.content for artifact in ordered]
+    summary = summarize(rows)
+    sources = {
+        row_key(artifact.content): {"settings": artifact.manifest.settings, "inputs": artifact.manifest.inputs}
+        for artifact in ordered
+    }
+    inputs = {row_key(artifact.content): artifact.manifest.sha256 for artifact in ordered}
+    content = {"dataset": dataset, "rows": rows, "summary": summary, "sources": sources}
+    save_json(output, content, Manifest(kind="table", inputs=inputs))
+    write_bytes(csv, to_csv(rows).encode())
+    write_bytes(markdown, to_markdown(rows, summary).encode())
+
+
+def summarize(rows: Sequence[Row]) -> list[Row]:
+    """One row for each method and bit-width, in the order of ``rows``: every number's mean over seeds.
+
+    A metric ``m`` has its spread beside it as ``m_spread``, the sample standard deviation (n − 1); None with one seed.
+    A number that a seed lacks is None. What is no number stays if all seeds agree on it, else it is None.
+    """
+    cells: dict[tuple[str, str], list[Row]] = {}
+    for row in rows:
+        cells.setdefault((row["method"], row["bits"]), []).append(row)
+    return [_summary_row(cell) for cell in cells.values()]
+
+
+def frame(rows: Sequence[Row]) -> pd.DataFrame:
+    """Rows or a summary as a frame: what names a row first, then the metrics, then the rest by name."""
+    present = {name for row in rows for name in row}
+    leading = [*KEYS, "seeds", *(name + suffix for name in METRICS for suffix in ("", "_spread"))]
+    names = [name for name in leading if name in present]
+    # As objects, so that a column with a gap keeps its integers.
+    return pd.DataFrame(rows, columns=[*names, *sorted(present - set(names))], dtype=object)
+
+
+def to_csv(rows: Sequence[Row]) -> str:
+    """The rows as CSV, numbers to their last digit, what is missing left empty."""
+    return frame(rows).to_csv(index=False, lineterminator="\n")
+
+
+def to_markdown(rows: Sequence[Row], summary: Sequence[Row]) -> str:
+    """The summary for reading, and a line that says what it was measured with."""
+    columns = [column for column in COLUMNS if any(row.get(column.key) is not None for row in summary)]
+    table = pd.DataFrame(
+        [
+            [title(row["method"]), row["bits"].upper(), *(_written(row, column) for column in columns)]
+            for row in summary
+        ],
+        columns=["Method", "Bits", *(column.header for column in columns)],
+    )
+    align = ("left", "left", *("right" for _ in columns))
+    text = table.to_markdown(index=False, disable_numparse=True, colalign=align)
+    seeds = sorted({row["seed"] for row in rows})
+    named = f"{'seeds' if len(seeds) > 1 else 'seed'} {', '.join(map(str, seeds))}"
+    spread = ", mean ± standard deviation over seeds" if len(seeds) > 1 else ""
+    first = rows[0]
+    caption = (
+        f"{first['dataset']}: {first['images']:,} images a cell against {first['reference_images']:,} real ones, "
+        f"features of {first['extractor']}, {named}{spread}. "
+        f"PSNR and MSE compare with the full-precision (FP) images of the same seeds, values in [0, 1]. "
+        f"{MISSING} is not available."
+    )
+    return f"{text}\n\n{caption}\n"
+
+
+def title(method: str) -> str:
+    """A method's name as its authors write it."""
+    return TITLES.get(method.replace("-", ""), method)
+
+
+def label(method: str, bits: str) -> str:
+    """A cell as people write it: "QuEST W4A4", "Full precision"."""
+    return title(method) if method == FULL_PRECISION else f"{title(method)} {bits.upper()}"
+
+
+def row_key(row: Row) -> str:
+    """A row's name: ``<dataset>/<method>-<bits>-seed<seed>``."""
+    return f"{row['dataset']}/{row['method']}-{row['bits']}-seed{row['seed']}"
+
+
+def order(row: Row) -> tuple[Any, ...]:
+    """Sort key of rows: full precision, then from many bits to few; methods as `quest.config` lists them; seeds."""
+    bits, method = Bits.parse(row["bits"]), row["method"]
+    place = METHODS.index(method) if method in METHODS else len(METHODS)
+    return method != FULL_PRECISION, -bits.weight, -bits.activation, place, method, row.get("seed")
+
+
+def _require_one_protocol(dataset: str, artifacts: dict[Path, JsonArtifact]) -> None:
+    first_file, first = next(iter(artifacts.items()))
+    found: dict[str, Path] = {}
+    for file, artifact in artifacts.items():
+        row = artifact.content
+        if row["dataset"] != dataset:
+            raise ValueError(f"{file}: measured on {row['dataset']!r}, the table is of {dataset!r}")
+        if row_key(row) in found:
+            raise ValueError(f"{file}: the same cell as {found[row_key(row)]}")
+        found[row_key(row)] = file
+        for name, value in _protocol(artifact).items():
+            expected = _protocol(first)[name]
+            if value != expected:
+                raise ValueError(
+                    f"{file}: {name} is {value!r}, but {expected!r} in {first_file}; "
+                    "one table needs one protocol, so measure them again alike"
+                )
+
+
+def _protocol(artifact: JsonArtifact) -> dict[str, Any]:
+    """What must be equal for two rows to be compared."""
+    manifest, evaluation = artifact.manifest, artifact.manifest.settings["evaluation"]
+    return {
+        "extractor": artifact.content["extractor_sha256"],
+        "reference": manifest.inputs["reference"],
+        "model": manifest.inputs["model"],
+        "images": artifact.content["images"],
+        "neighbours": evaluation["neighbours"],
+        "inception_splits": evaluation["inception_splits"],
+        "sampler": manifest.settings.get("sampler"),
+    }
+
+
+def _summary_row(rows: Sequence[Row]) -> Row:
+    first = rows[0]
+    summary: Row = {"dataset": first["dataset"], "method": first["method"], "bits": first["bits"], "seeds": len(rows)}
+    for name in dict.fromkeys(name for row in rows for name in row):
+        if name in KEYS or name == "is_std":  # a deviation over splits has no place among those over seeds
+            continue
+        values = [row.get(name) for row in rows]
+        numbers = [value for value in values if isinstance(value, int | float)]
+        complete = len(numbers) == len(rows)
+        if len(set(values)) == 1:
+            summary[name] = values[0]
+        else:
+            summary[name] = statistics.fmean(numbers) if complete else None
+        if name in METRICS:
+            summary[f"{name}_spread"] = statistics.stdev(numbers) if complete and len(rows) > 1 else None
+    return summary
+
+
+def _written(row: Row, column: Column) -> str:
+    value, spread = row.get(column.key), row.get(f"{column.key}_spread")
+    if value is None or (row["method"] == FULL_PRECISION and column.key in ("psnr", "mse")):  # its distance to itself
+        return MISSING
+    text = f"{value * column.scale:,.{column.digits}f}"
+    return text if spread is None else f"{text} ± {spread * column.scale:,.{column.digits}f}"

@@ -1,0 +1,161 @@
+"""A tiny model and protocol that the library's tests share: every stage on them takes a second or less."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers.models.unets.unet_2d import UNet2DModel
+from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+
+from quest import calibration as calibrations
+from quest import checkpoints
+from quest.artifacts import Manifest
+from quest.calibration import Calibration
+from quest.config import Bits, DatasetSettings, validate
+from quest.finetuning import calibrate_activations
+from quest.models import denoiser as denoisers
+from quest.models.denoiser import Denoiser
+from quest.quantization.network import QuantizedNetwork, Recipe
+
+torch.set_num_threads(1)
+
+SETTINGS: dict[str, Any] = {
+    "title": "tiny",
+    "model": "model.safetensors",
+    "extractor": "extractor.safetensors",
+    "image_size": 8,
+    "image_channels": 1,
+    "sampler": {"steps": 4, "eta": 0.0},
+    "calibration": {"steps": 4, "samples_per_step": 8},
+    "quantizer": {"weight_search": "max"},
+    "reconstruction": {"iterations": 8, "batch_size": 4, "lr": 1e-2, "samples": 16},
+    "methods": {
+        "minmax": {"sets": 2},
+        "quest": {
+            "sets": 2,
+            "tla_epochs": 2,
+            "tla_samples": 2,
+            "tla_batch_size": 2,
+            "cma_epochs": 2,
+            "cma_samples": 4,
+            "cma_batch_size": 4,
+        },
+    },
+    "evaluation": {"images": 6, "shards": 2, "batch_size": 4},
+}
+
+
+def merged(content: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """``content`` with ``changes`` put in, branch by branch."""
+    result = dict(content)
+    for key, value in changes.items():
+        result[key] = merged(result.get(key, {}), value) if isinstance(value, dict) else value
+    return result
+
+
+@pytest.fixture(scope="session")
+def make_settings() -> Callable[..., DatasetSettings]:
+    """The tiny protocol, some of its keys changed."""
+
+    def make(**changes: Any) -> DatasetSettings:
+        return validate(DatasetSettings, merged(SETTINGS, changes), "tests")
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def settings(make_settings: Callable[..., DatasetSettings]) -> DatasetSettings:
+    """The tiny protocol."""
+    return make_settings()
+
+
+@pytest.fixture(scope="session")
+def make_unet() -> Callable[..., UNet2DModel]:
+    """An untrained 8×8 UNet2DModel with attention at its lower resolution; the same weights for the same arguments."""
+
+    def make(**changes: Any) -> UNet2DModel:
+        torch.manual_seed(0)
+        config: dict[str, Any] = {
+            "sample_size": 8,
+            "in_channels": 1,
+            "out_channels": 1,
+            "block_out_channels": (8, 16),
+            "layers_per_block": 1,
+            "down_block_types": ("DownBlock2D", "AttnDownBlock2D"),
+            "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
+            "attention_head_dim": 8,
+            "norm_num_groups": 4,
+        }
+        return UNet2DModel(**(config | changes)).eval().requires_grad_(False)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def model_file(tmp_path_factory: pytest.TempPathFactory, make_unet: Callable[..., UNet2DModel]) -> Path:
+    """A model artifact with the tiny UNet."""
+    path = tmp_path_factory.mktemp("model") / "model.safetensors"
+    scheduler = DDIMScheduler(beta_schedule="linear", clip_sample=False, steps_offset=1)
+    denoisers.save(path, make_unet(dropout=0.5), scheduler, Manifest(kind="model"))
+    return path
+
+
+@pytest.fixture(scope="session")
+def other_model_file(tmp_path_factory: pytest.TempPathFactory, make_unet: Callable[..., UNet2DModel]) -> Path:
+    """A model artifact of the same architecture with other weights."""
+    path = tmp_path_factory.mktemp("other") / "model.safetensors"
+    network = make_unet(dropout=0.5)
+    network.conv_in.weight.data.mul_(2)
+    denoisers.save(path, network, DDIMScheduler(beta_schedule="linear", clip_sample=False), Manifest(kind="model"))
+    return path
+
+
+@pytest.fixture
+def denoiser(model_file: Path) -> Denoiser:
+    """The tiny model, freshly loaded."""
+    return denoisers.load(model_file)
+
+
+@pytest.fixture(scope="session")
+def calibration_file(tmp_path_factory: pytest.TempPathFactory, model_file: Path, settings: DatasetSettings) -> Path:
+    """Calibration data of the tiny model."""
+    path = tmp_path_factory.mktemp("calibration") / "calibration.safetensors"
+    calibrations.run(settings, model_file, 0, path, "cpu")
+    return path
+
+
+@pytest.fixture
+def calibration(calibration_file: Path, denoiser: Denoiser, settings: DatasetSettings) -> Calibration:
+    """Calibration data of the tiny model, loaded."""
+    return calibrations.load(calibration_file, denoiser, settings)
+
+
+@pytest.fixture(scope="session")
+def make_quantized(
+    model_file: Path, calibration_file: Path, make_settings: Callable[..., DatasetSettings]
+) -> Callable[..., QuantizedNetwork]:
+    """The tiny model quantized to nearest, activations calibrated unless told otherwise; ``quantizer`` changes keys."""
+
+    made: dict[str, QuantizedNetwork] = {}
+
+    def make(bits: str = "w4a4", calibrated: bool = True, sets: int = 2, **quantizer: Any) -> QuantizedNetwork:
+        key = repr((bits, calibrated, sets, quantizer))
+        if key not in made:
+            made[key] = build(bits, calibrated, sets, quantizer)
+        return copy.deepcopy(made[key])
+
+    def build(bits: str, calibrated: bool, sets: int, quantizer: dict[str, Any]) -> QuantizedNetwork:
+        settings = make_settings(quantizer=quantizer)
+        denoiser = denoisers.load(model_file)
+        recipe = Recipe.of(settings, Bits.parse(bits), sets)
+        network = QuantizedNetwork(denoiser.network, recipe, checkpoints.example(denoiser))
+        if calibrated:
+            calibrate_activations(network, calibrations.load(calibration_file, denoiser, settings))
+        return network
+
+    return make

@@ -1,0 +1,104 @@
+"""The bit account against counts by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from diffusers.models.attention_processor import Attention
+from diffusers.models.unets.unet_2d import UNet2DModel
+from torch import Tensor, nn
+
+from quest.config import Bits, QuantizerSettings
+from quest.quantization.account import account, assert_levels
+from quest.quantization.network import QuantizedNetwork, Recipe
+from quest.quantization.roles import Role
+
+EXAMPLE = (torch.zeros(1, 1, 8, 8), torch.zeros(1, dtype=torch.long))
+MIB = 8 * 2**20  # bits
+
+
+class TwoLayers(nn.Module):
+    """A convolution to half the resolution and a linear layer, 2·3·9 = 54 and 3·5 = 15 weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv_in = nn.Conv2d(2, 3, 3, stride=2, padding=1)
+        self.linear = nn.Linear(3, 5, bias=False)
+        self.norm = nn.LayerNorm(5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.linear(self.conv_in(x).mean((2, 3))))
+
+
+IMAGE = (torch.zeros(1, 2, 8, 8),)
+CONV_MACS, LINEAR_MACS = 16 * 54, 15
+
+
+def test_by_hand() -> None:
+    settings = QuantizerSettings(edge_activation_bits=8, activation_granularity={"8": "per_tensor", "4": "per_channel"})
+    recipe = Recipe(Bits(4, 4), settings, 5, 20)
+    network = QuantizedNetwork(TwoLayers(), recipe, IMAGE, {"linear": Role.FEED_FORWARD})
+    found = network.account()
+    parameters = 54 + 3 + 15 + 10
+    # Scales and zero points: one a weight channel; of activations, 5 sets of 1 (8 bits) and of 3 (4 bits).
+    state = 2 * (3 + 5) + 2 * 5 * (1 + 3)
+    assert found["parameters"] == parameters
+    assert found["weights_quantized"] == 69
+    assert (found["layers"], found["full_precision_layers"]) == (2, 0)
+    assert found["full_precision_mib"] == pytest.approx(parameters * 32 / MIB)
+    assert found["weight_mib"] == pytest.approx((69 * 4 + (3 + 10) * 32 + state * 32) / MIB)
+    assert found["mean_weight_bits"] == 4
+    assert found["gbops"] == pytest.approx((CONV_MACS * 4 * 8 + LINEAR_MACS * 4 * 4) / 1e9)
+    assert found["mean_activation_bits"] == pytest.approx((CONV_MACS * 8 + LINEAR_MACS * 4) / (CONV_MACS + LINEAR_MACS))
+
+
+def test_symmetric_grids_store_no_zero_points() -> None:
+    recipe = Recipe(Bits(4, 8), QuantizerSettings(activation_symmetric=True), 5, 20)
+    found = QuantizedNetwork(TwoLayers(), recipe, IMAGE, {"linear": Role.FEED_FORWARD}).account()
+    assert found["weight_mib"] == pytest.approx((69 * 4 + 13 * 32 + (2 * 8 + 5 * 2) * 32) / MIB)
+
+
+def test_full_precision(make_unet: Callable[..., UNet2DModel]) -> None:
+    network = make_unet()
+    found = account(network, EXAMPLE)
+    parameters = sum(parameter.numel() for parameter in network.parameters())
+    assert found["mean_weight_bits"] == found["mean_activation_bits"] == 32
+    assert found["layers"] == found["weights_quantized"] == 0
+    assert found["weight_mib"] == found["full_precision_mib"] == pytest.approx(parameters * 32 / MIB)
+    assert found["parameters"] == parameters
+
+
+def test_products_of_attention() -> None:
+    """Two products of 16 tokens × 5 context tokens × 8 channels, and four layers."""
+    attention = Attention(8, cross_attention_dim=6, heads=2, dim_head=4, bias=False)
+    found = account(attention, (torch.zeros(1, 16, 8), torch.zeros(1, 5, 6)))
+    layers = 16 * 8 * 8 + 2 * 5 * 6 * 8 + 16 * 8 * 8
+    assert found["gbops"] == pytest.approx((layers + 2 * 16 * 5 * 8) * 32 * 32 / 1e9)
+
+
+def test_quantized_unet_against_full_precision(make_unet: Callable[..., UNet2DModel]) -> None:
+    full = account(make_unet(), EXAMPLE)
+    settings = QuantizerSettings(softmax_bits=8, edge_activation_bits=8, activation_granularity={"8": "per_tensor"})
+    found = QuantizedNetwork(make_unet(), Recipe(Bits(8, 8), settings, 1, 1), EXAMPLE).account()
+    assert found["gbops"] == pytest.approx(full["gbops"] / 16), "every product is 8 by 8 bits, attention's too"
+    assert found["mean_activation_bits"] == found["mean_weight_bits"] == 8
+    assert found["parameters"] == full["parameters"]
+    assert found["layers"] == full["full_precision_layers"]
+    assert found["full_precision_mib"] == full["full_precision_mib"]
+
+
+def test_weight_with_too_many_levels_is_found(make_unet: Callable[..., UNet2DModel]) -> None:
+    network = QuantizedNetwork(make_unet(), Recipe(Bits(4, 8), QuantizerSettings(), 1, 1), EXAMPLE)
+    quantizer, _ = network.layers()["conv_in"].weight_parts()[0]
+    quantizer.rounding = nn.Identity()
+    quantizer.codes = lambda weight: torch.full(weight.shape, 16)  # type: ignore[method-assign]
+    with pytest.raises(ValueError, match=r"conv_in\[0\]: codes from 16 to 16, but 4 bits hold 0 to 15"):
+        network.account()
+
+
+def test_assert_levels() -> None:
+    assert_levels(torch.arange(4), 2, "x")
+    with pytest.raises(ValueError, match="x: 5 distinct values where 2 bits allow 4"):
+        assert_levels(torch.arange(5), 2, "x")

@@ -1,0 +1,144 @@
+"""Figures: the right pixels and numbers in the right places, and the same bytes each time."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from matplotlib.image import imread
+from result_files import CELLS, write_all
+
+from quest import figures, tables
+from quest.artifacts import ArtifactError, Manifest, load_json, load_tensors, save_tensors
+from quest.figures import comparison_chart, sample_grid
+
+
+def write_samples(folder: Path, images: int = 20, seed: int = 0) -> list[Path]:
+    """The first shard of every cell: image i of cell c is red, as bright as `brightness`; text is never red."""
+    files = []
+    for index, (method, bits) in enumerate(CELLS):
+        tensor = torch.zeros(images, 3, 16, 16, dtype=torch.uint8)
+        tensor[:, 0] = brightness(index, torch.arange(images)).to(torch.uint8).reshape(-1, 1, 1)
+        notes = {"method": method, "bits": bits, "first": 0, "shard": 0, "shards": 2}
+        files.append(folder / f"{method}-{bits}.safetensors")
+        save_tensors(files[-1], {"images": tensor}, Manifest(kind="samples", seeds={"run": seed}, notes=notes))
+    return files
+
+
+def brightness(cell, image):
+    return 40 * (cell + 1) + image
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Path:
+    tables.run("digits", write_all(tmp_path, 3), tmp_path / "t.json", tmp_path / "t.csv", tmp_path / "t.md")
+    return tmp_path / "t.json"
+
+
+def pixels(path: Path) -> np.ndarray:
+    return (imread(path)[..., :3] * 255).round().astype(np.uint8)
+
+
+def test_grid_shows_each_image_pixel_for_pixel(tmp_path: Path, table: Path):
+    figures.run("digits", write_samples(tmp_path), table, tmp_path / "grid.png", tmp_path / "comparison.png")
+    picture = pixels(tmp_path / "grid.png")
+    rows = [("fp", "w32a32"), ("minmax", "w8a8"), ("quest", "w8a8"), ("minmax", "w4a4"), ("quest", "w4a4")]
+    tops = []
+    for cell in rows:
+        for column in (0, 15):
+            places = np.argwhere((picture == (brightness(CELLS.index(cell), column), 0, 0)).all(-1))
+            (top, left), (bottom, right) = places.min(0), places.max(0)
+            assert (bottom - top, right - left) == (63, 63)  # 16 pixels, four times as large
+            assert len(places) == 64 * 64
+        tops.append(top)
+    assert tops == sorted(tops)
+
+
+@pytest.mark.parametrize(("size", "channels", "side"), [(16, 3, 64), (24, 1, 72), (100, 3, 100)])
+def test_images_are_enlarged_by_whole_factors(tmp_path: Path, size: int, channels: int, side: int):
+    strip = figures._strip(np.full((3, channels, size, size), 7, np.uint8))
+    assert strip.shape == (side, 3 * side + 8, 3)
+    assert (strip[:, :side] == 7).all()
+    assert (strip[:, side : side + 4] == 255).all()
+
+
+def test_colours_are_kept(tmp_path: Path):
+    image = np.zeros((1, 3, 64, 64), np.uint8)
+    image[0, :, 10, 20] = 1, 2, 3
+    assert figures._strip(image)[10, 20].tolist() == [1, 2, 3]
+
+
+def test_images_with_two_channels_cannot_be_shown():
+    with pytest.raises(ValueError, match="2 channels cannot be shown; expected 1 or 3"):
+        figures._strip(np.zeros((1, 2, 8, 8), np.uint8))
+
+
+def test_rows_are_labelled_and_the_title_says_which_images(tmp_path: Path):
+    figure = sample_grid("digits", [load_tensors(file, "samples") for file in write_samples(tmp_path, images=5)])
+    title, *labels = [text.get_text() for text in figure.texts]
+    assert title == "digits: images 0–4 of seed 0, the same noise in each column"
+    assert labels == ["Full precision", "MinMax W8A8", "QuEST W8A8", "MinMax W4A4", "QuEST W4A4"]
+
+
+def test_a_grid_of_different_seeds_is_refused(tmp_path: Path):
+    one, other = write_samples(tmp_path)[0], tmp_path / "other"
+    with pytest.raises(ValueError, match=r"found \(seed, first image\) \[\(0, 0\), \(1, 0\)\]"):
+        sample_grid("digits", [load_tensors(file, "samples") for file in (one, write_samples(other, seed=1)[1])])
+
+
+def test_comparison_plots_the_means_and_spreads_of_the_table(table: Path):
+    figure = comparison_chart("digits", load_json(table, "table").content["summary"])
+    fid, psnr = figure.axes
+    lines = {container.get_label(): container for container in fid.containers}
+    quest, caps, bars = lines["QuEST"]
+    assert [label.get_text() for label in fid.get_xticklabels()] == ["W8A8", "W4A4"]
+    assert np.asarray(quest.get_ydata()) == pytest.approx([3.5, 41])
+    assert bars[0].get_segments()[1][:, 1] == pytest.approx([40, 42])
+    assert len(caps) == 2
+    reference = next(line for line in fid.lines if line.get_label() == "Full precision")
+    assert np.asarray(reference.get_ydata()) == pytest.approx([3, 3])
+    assert len(psnr.containers) == 2
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["Full precision", "MinMax", "QuEST"]
+
+
+def test_comparison_of_one_seed_has_no_error_bars(tmp_path: Path):
+    tables.run("digits", write_all(tmp_path), tmp_path / "t.json", tmp_path / "t.csv", tmp_path / "t.md")
+    figure = comparison_chart("digits", load_json(tmp_path / "t.json", "table").content["summary"])
+    assert all(not bars for axes in figure.axes for _, _, bars in axes.containers)
+
+
+def test_comparison_skips_what_is_missing(table: Path):
+    summary = load_json(table, "table").content["summary"]
+    gap = [
+        row | ({"fid": None, "psnr": None} if (row["method"], row["bits"]) == ("quest", "w8a8") else {})
+        for row in summary
+    ]
+    fid, psnr = comparison_chart("digits", gap).axes
+    for axes in (fid, psnr):
+        lengths = {container.get_label(): len(container[0].get_ydata()) for container in axes.containers}
+        assert lengths == {"MinMax": 2, "QuEST": 1}
+
+
+@pytest.mark.parametrize(("values", "scale"), [([2, 19], "linear"), ([2, 21], "log"), ([0, 50], "linear")])
+def test_fid_is_logarithmic_only_over_a_wide_range(table: Path, values: list[float], scale: str):
+    summary = [row | {"fid": values[0]} for row in load_json(table, "table").content["summary"]]
+    summary[-1]["fid"] = values[1]
+    assert comparison_chart("digits", summary).axes[0].get_yscale() == scale
+
+
+def test_equal_inputs_give_equal_bytes(tmp_path: Path, table: Path):
+    samples = write_samples(tmp_path)
+    for name in ("first", "second"):
+        figures.run("digits", samples, table, tmp_path / name / "grid.png", tmp_path / name / "comparison.png")
+    for file in ("grid.png", "comparison.png"):
+        assert (tmp_path / "first" / file).read_bytes() == (tmp_path / "second" / file).read_bytes()
+        assert b"tEXtSoftware" not in (tmp_path / "first" / file).read_bytes()
+
+
+def test_a_file_of_another_kind_is_refused(tmp_path: Path, table: Path):
+    save_tensors(tmp_path / "model.safetensors", {"x": torch.zeros(1)}, Manifest(kind="model"))
+    with pytest.raises(ArtifactError, match="kind 'model' where 'samples' is expected"):
+        figures.run("digits", [tmp_path / "model.safetensors"], table, tmp_path / "g.png", tmp_path / "c.png")
+    assert not (tmp_path / "g.png").exists()

@@ -1,0 +1,251 @@
+"""Methods: the registry, what each trains, and the stage that writes a checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from quest import calibration as calibrations
+from quest import checkpoints, methods, reconstruction
+from quest.artifacts import load_tensors
+from quest.calibration import Calibration
+from quest.config import METHODS, Bits, DatasetSettings
+from quest.finetuning import Stage
+from quest.methods import minmax, quest
+from quest.models import denoiser as denoisers
+from quest.models.denoiser import Denoiser
+from quest.quantization.network import QuantizedNetwork
+from quest.quantization.roles import Role
+from quest.quantization.rounding import AdaRound, Fixed
+
+Make = Callable[..., QuantizedNetwork]
+TIME = (Role.TIME_MLP, Role.TIME_PROJECTION)
+
+
+def rounded(network: QuantizedNetwork) -> QuantizedNetwork:
+    """``network`` as QuEST finds it: each weight's rounding decided."""
+    for layer in network.layers().values():
+        for quantizer, weight in layer.weight_parts():
+            quantizer.rounding = AdaRound(quantizer.ratio(weight)).hard()
+    return network
+
+
+def state(network: QuantizedNetwork) -> dict[str, Tensor]:
+    return {name.removeprefix("network."): tensor.clone() for name, tensor in network.state_dict().items()}
+
+
+def moved(before: dict[str, Tensor], after: dict[str, Tensor]) -> set[str]:
+    assert list(after) == list(before)
+    return {name for name, tensor in before.items() if not torch.equal(after[name], tensor)}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_of_the_configuration_is_there(name: str, settings: DatasetSettings) -> None:
+    module = methods.get(name)
+    assert module.__name__ == f"quest.methods.{name.replace('-', '_')}"
+    assert callable(module.quantize)
+    assert settings.method(name)
+
+
+def test_unknown_method() -> None:
+    with pytest.raises(ValueError, match=r"--method: unknown 'quset' \(did you mean 'quest'\?\); known are "):
+        methods.get("quset")
+
+
+def test_minmax_only_calibrates(make_quantized: Make, calibration: Calibration, settings: DatasetSettings) -> None:
+    network = make_quantized(calibrated=False)
+    before = state(network)
+    assert minmax.quantize(network, calibration, settings.methods.minmax, 0) == {}
+    changed = moved(before, state(network))
+    assert changed
+    assert {name.rpartition(".")[2] for name in changed} <= {"scale", "zero_point", "calibrated"}
+    assert all(bool(site.calibrated.all()) for site in network.sites().values())
+
+
+class Trace:
+    """State of the network around each stage of QuEST, recorded while `quantize` runs."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch):
+        self.before: dict[str, dict[str, Tensor]] = {}
+        self.after: dict[str, dict[str, Tensor]] = {}
+        self.events: list[str] = []
+        finetune, record = quest.finetune, Stage.record
+
+        def spy(network: QuantizedNetwork, calibration: Calibration, stage: Stage, *rest: Any) -> Any:
+            self.events.append(f"train {stage.name}")
+            self.before[stage.name] = state(network)
+            history = finetune(network, calibration, stage, *rest)
+            self.after[stage.name] = state(network)
+            return history
+
+        def recorded(stage: Stage, *arguments: Any) -> Any:
+            self.events.append(f"record {stage.name}")
+            return record(stage, *arguments)
+
+        monkeypatch.setattr(quest, "finetune", spy)
+        monkeypatch.setattr(Stage, "record", recorded)
+
+    def moved(self, stage: str) -> set[str]:
+        return moved(self.before[stage], self.after[stage])
+
+
+@pytest.fixture(scope="module")
+def network(make_quantized: Make) -> QuantizedNetwork:
+    """The tiny network before, and with ``trace`` after, QuEST."""
+    return rounded(make_quantized("w4a4", calibrated=False))
+
+
+@pytest.fixture(scope="module")
+def trace(network: QuantizedNetwork, calibration_file: Path, model_file: Path, settings: DatasetSettings) -> Trace:
+    """QuEST on the tiny network, done."""
+    calibration = calibrations.load(calibration_file, denoisers.load(model_file), settings)
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        trace = Trace(monkeypatch)
+        quest.quantize(network, calibration, settings.methods.quest, 0)
+    return trace
+
+
+def test_quest_stages(network: QuantizedNetwork, trace: Trace) -> None:
+    """TLA moves time projections and their input scales; CMA moves q, k, v and all scales outside the embedding."""
+    layers = network.layers()
+    projections = {name for name, layer in layers.items() if layer.role is Role.TIME_PROJECTION}
+    assert trace.moved("tla") == {
+        f"{name}.{part}" for name in projections for part in ("weight", "bias", "input_quantizer.scale")
+    }
+    attention = {
+        name for name, layer in layers.items() if layer.role in (Role.ATTENTION_Q, Role.ATTENTION_K, Role.ATTENTION_V)
+    }
+    time_sites = {f"{name}.input_quantizer" for name, layer in layers.items() if layer.role in TIME}
+    scales = {f"{name}.scale" for name in network.sites() if name not in time_sites}
+    weights = {f"{name}.weight" for name in attention} | {f"{name}.bias" for name in attention}
+    found = trace.moved("cma")
+    assert found <= weights | scales
+    # A key's bias shifts all scores of a query alike, which the softmax takes out: only the local loss trains it.
+    assert weights <= found
+    assert len(scales - found) <= 0.1 * len(scales), "a scale may happen to get no gradient"
+
+
+def test_everything_else_is_frozen(network: QuantizedNetwork, trace: Trace) -> None:
+    before, after = trace.before["tla"], trace.after["cma"]
+    trained = {
+        f"{name}.{part}"
+        for name, layer in network.layers().items()
+        if layer.role in (Role.TIME_PROJECTION, Role.ATTENTION_Q, Role.ATTENTION_K, Role.ATTENTION_V)
+        for part in ("weight", "bias")
+    } | {f"{name}.scale" for name in network.sites()}
+    assert moved(before, after) <= trained
+    frozen = [name for name in before if ".weight_quantizer." in name]
+    assert {name.rpartition(".")[2] for name in frozen} == {"scale", "zero_point", "up"}
+    assert all(torch.equal(before[name], after[name]) for name in frozen)
+    assert all(isinstance(q.rounding, Fixed) for layer in network.layers().values() for q, _ in layer.weight_parts())
+    assert not any(parameter.requires_grad for parameter in network.parameters())
+    assert all(parameter.grad is None for parameter in network.parameters())
+
+
+def test_teacher_is_asked_before_anything_is_trained(trace: Trace) -> None:
+    assert trace.events == ["record tla", "record cma", "train tla", "train cma"]
+
+
+def test_quest_is_deterministic_and_says_what_it_did(
+    make_quantized: Make, calibration: Calibration, settings: DatasetSettings
+) -> None:
+    results = []
+    networks = [rounded(make_quantized("w4a4", calibrated=False)) for _ in range(2)]
+    for global_seed, network in enumerate(networks):
+        torch.manual_seed(global_seed)  # nothing hangs on the global generator
+        notes = quest.quantize(network, calibration, settings.methods.quest, 3)
+        results.append((notes, state(network)))
+    assert results[0][0] == results[1][0]
+    assert not moved(results[0][1], results[1][1])
+    notes = results[0][0]
+    assert {stage: len(history) for stage, history in notes["loss"].items()} == {"tla": 2, "cma": 2}
+    trained = total = 0
+    for name, parameter in networks[0].network.named_parameters():
+        if name.endswith(".scale"):
+            continue
+        total += parameter.numel()
+        trained += parameter.numel() * any(f".{part}." in name for part in ("time_emb_proj", "to_q", "to_k", "to_v"))
+    assert notes["trained_share"] == pytest.approx(trained / total)
+
+
+def test_quest_comes_closer_to_full_precision(
+    make_quantized: Make, calibration: Calibration, make_settings: Callable[..., DatasetSettings]
+) -> None:
+    rates = {"tla_weight_lr": 1e-3, "tla_scale_lr": 1e-3, "cma_weight_lr": 1e-3, "cma_scale_lr": 1e-3}
+    few = {
+        "tla_epochs": 2,
+        "cma_epochs": 4,
+        "tla_samples": 8,
+        "cma_samples": 8,
+        "tla_batch_size": 8,
+        "cma_batch_size": 8,
+    }
+    settings = make_settings(methods={"quest": rates | few})
+    network = rounded(make_quantized("w4a4", calibrated=False))
+    minmax.quantize(network, calibration, settings.methods.minmax, 0)
+    samples = calibration.samples(8)
+
+    def error() -> float:
+        found = []
+        with torch.no_grad():
+            for step in range(4):
+                network.set_step(step)
+                mine = samples.steps == step
+                found.append(network(samples.x[mine], samples.timesteps[mine]).sample - full[mine])
+        return torch.cat(found).norm().item()
+
+    with torch.no_grad(), network.quantizing(weights=False, activations=False):
+        full = network(samples.x, samples.timesteps).sample
+    before = error()
+    quest.quantize(network, calibration, settings.methods.quest, 0)
+    assert error() < 0.98 * before
+
+
+def test_both_losses_off(
+    make_quantized: Make, calibration: Calibration, make_settings: Callable[..., DatasetSettings]
+) -> None:
+    settings = make_settings(methods={"quest": {"local_loss": False, "global_loss": False}})
+    with pytest.raises(ValueError, match="both losses are off"):
+        quest.quantize(make_quantized("w4a4"), calibration, settings.methods.quest, 0)
+
+
+@pytest.mark.parametrize("method", ["minmax", "quest"])
+def test_stage_writes_a_checkpoint(
+    method: str,
+    settings: DatasetSettings,
+    model_file: Path,
+    calibration_file: Path,
+    denoiser: Denoiser,
+    calibration: Calibration,
+    tmp_path: Path,
+) -> None:
+    weights, output = tmp_path / "w4.safetensors", tmp_path / "checkpoint.safetensors"
+    reconstruction.run(settings, model_file, 4, 0, calibration_file, weights, "cpu")
+    methods.run(settings, model_file, method, Bits(4, 4), 0, calibration_file, weights, output, "cpu")
+    manifest = load_tensors(output, "checkpoint").manifest
+    expected = {"model": denoiser.sha256, "calibration": calibration.sha256}
+    if method == "quest":
+        expected["reconstruction"] = load_tensors(weights, "reconstruction").manifest.sha256
+    assert manifest.inputs == expected
+    assert manifest.settings["method"] == settings.method(method).model_dump(mode="json")
+    loaded = checkpoints.load(output, denoiser, settings)
+    assert loaded.method == method
+    assert loaded.network.recipe.bits == Bits(4, 4)
+    assert loaded.network.recipe.sets == 2
+    again = tmp_path / "again.safetensors"
+    methods.run(settings, model_file, method, Bits(4, 4), 0, calibration_file, weights, again, "cpu")
+    assert again.read_bytes() == output.read_bytes()
+
+
+def test_reconstruction_is_missing(
+    settings: DatasetSettings, model_file: Path, calibration_file: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "checkpoint.safetensors"
+    with pytest.raises(ValueError, match="quest starts from reconstructed weights; give them with --reconstruction"):
+        methods.run(settings, model_file, "quest", Bits(4, 4), 0, calibration_file, None, output, "cpu")
+    assert not output.exists()

@@ -1,0 +1,105 @@
+"""Training of embedded models, in a few steps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from quest import pretraining
+from quest.artifacts import load_tensors
+from quest.config import DatasetSettings, PretrainSettings
+from quest.metrics.extractor import load_extractor
+from quest.models import denoiser as denoisers
+from quest.models.embedded import labelled_images
+
+CPU = torch.device("cpu")
+PRETRAIN: dict[str, Any] = {
+    "unet": {"channels": [8, 16], "layers_per_block": 1, "attention": [False, True]},
+    "steps": 30,
+    "batch_size": 16,
+    "lr": 2e-3,
+    "classifier_steps": 30,
+}
+
+
+@pytest.fixture(scope="module")
+def embedded(make_settings: Callable[..., DatasetSettings]) -> DatasetSettings:
+    return make_settings(real_images="digits", pretrain=PRETRAIN)
+
+
+@pytest.fixture(scope="module")
+def pretrain(embedded: DatasetSettings) -> PretrainSettings:
+    assert embedded.pretrain is not None
+    return embedded.pretrain
+
+
+def test_architecture(embedded: DatasetSettings, pretrain: PretrainSettings) -> None:
+    network = pretraining.build_unet(embedded, pretrain)
+    assert network.config["down_block_types"] == ("DownBlock2D", "AttnDownBlock2D")
+    assert network.config["up_block_types"] == ("AttnUpBlock2D", "UpBlock2D")
+    assert network(torch.zeros(2, 1, 8, 8), torch.zeros(2)).sample.shape == (2, 1, 8, 8)
+
+
+def test_denoiser_learns(embedded: DatasetSettings, pretrain: PretrainSettings) -> None:
+    torch.manual_seed(0)
+    images, _ = labelled_images("digits", 8)
+    untrained = pretraining.build_unet(embedded, pretrain).eval()
+    network, scheduler, loss = pretraining.train_denoiser(images, embedded, pretrain, CPU)
+    assert not network.training
+    assert not any(parameter.requires_grad for parameter in network.parameters())
+    assert 0 < loss < 1
+    assert scheduler.config["clip_sample"] is False
+    clean, noise = images[:64].float() / 127.5 - 1, torch.randn(64, 1, 8, 8)
+    t = torch.full((64,), 600)
+    noisy = scheduler.add_noise(clean, noise, t)  # type: ignore[arg-type]
+    with torch.no_grad():
+        before, after = ((each(noisy, t).sample - noise).square().mean() for each in (untrained, network))
+    assert after < 0.9 * before
+    assert after < 1
+
+
+def test_classifier_learns(pretrain: PretrainSettings) -> None:
+    torch.manual_seed(0)
+    images, labels = labelled_images("digits", 8)
+    longer = pretrain.model_copy(update={"classifier_steps": 60})
+    classifier, accuracy = pretraining.train_classifier(images, labels, longer, CPU)
+    assert not classifier.training
+    held_out = torch.arange(len(images)) % 6 == 5
+    with torch.no_grad():
+        predicted = classifier(images[held_out].float() / 127.5 - 1).argmax(1)
+    assert accuracy == pytest.approx((predicted == labels[held_out]).float().mean().item())
+    assert accuracy > 0.2, "ten classes by chance are 0.1"
+
+
+def test_stage_writes_both_artifacts(embedded: DatasetSettings, pretrain: PretrainSettings, tmp_path: Path) -> None:
+    short = pretrain.model_copy(update={"steps": 2, "classifier_steps": 2})
+    settings = embedded.model_copy(update={"pretrain": short})
+    model, extractor = tmp_path / "model.safetensors", tmp_path / "extractor.safetensors"
+    pretraining.run(settings, model, extractor, "cpu", allow_cpu=True)
+    denoiser = denoisers.load(model)
+    assert denoiser.shape == (1, 8, 8)
+    assert denoiser.scheduler.config["steps_offset"] == 1
+    account = load_tensors(model, "model").manifest.notes["account"]
+    parameters = sum(parameter.numel() for parameter in denoiser.network.parameters())
+    assert account["weight_mib"] == pytest.approx(parameters * 4 / 2**20), "the row of full precision has its size"
+    assert account["mean_weight_bits"] == 32
+    assert load_extractor(extractor).name == "digits-classifier"
+    again = tmp_path / "again.safetensors"
+    pretraining.run(settings, again, tmp_path / "extractor-again.safetensors", "cpu", allow_cpu=True)
+    assert again.read_bytes() == model.read_bytes(), "the same for a seed"
+
+
+def test_not_without_a_gpu_unless_asked(embedded: DatasetSettings, tmp_path: Path) -> None:
+    model = tmp_path / "model.safetensors"
+    with pytest.raises(ValueError, match=r"no GPU to train it on.*dvc pull .*--allow-cpu"):
+        pretraining.run(embedded, model, tmp_path / "extractor.safetensors", "cpu", allow_cpu=False)
+    assert not model.exists()
+
+
+def test_model_that_is_brought_by_the_user(settings: DatasetSettings, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="not an embedded one"):
+        pretraining.run(settings, tmp_path / "m", tmp_path / "e", "cpu", allow_cpu=True)

@@ -1,0 +1,202 @@
+"""Tables: order, means and spreads, what is missing, and rows that cannot stand in one table."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from result_files import CELLS, row, write_all, write_metrics
+
+from quest import tables
+from quest.artifacts import load_json
+
+
+def make(folder: Path, metrics: list[Path]) -> tuple[dict[str, Any], str, str]:
+    """Content, CSV and Markdown of the table of ``metrics``."""
+    tables.run("digits", metrics, folder / "t.json", folder / "t.csv", folder / "t.md")
+    content = load_json(folder / "t.json", "table").content
+    return content, (folder / "t.csv").read_text(), (folder / "t.md").read_text()
+
+
+def cells(markdown: str) -> list[list[str]]:
+    """The table in ``markdown`` as text by row and column, header first."""
+    lines = [line for line in markdown.splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if not line.startswith("|:")]
+
+
+def test_full_precision_comes_first_then_many_bits_to_few(tmp_path: Path):
+    content, _, markdown = make(tmp_path, write_all(tmp_path))
+    order = [("fp", "w32a32"), ("minmax", "w8a8"), ("quest", "w8a8"), ("minmax", "w4a4"), ("quest", "w4a4")]
+    assert [(r["method"], r["bits"]) for r in content["rows"]] == order
+    assert [(r["method"], r["bits"]) for r in content["summary"]] == order
+    assert [line[:2] for line in cells(markdown)[1:]] == [
+        ["Full precision", "W32A32"],
+        ["MinMax", "W8A8"],
+        ["QuEST", "W8A8"],
+        ["MinMax", "W4A4"],
+        ["QuEST", "W4A4"],
+    ]
+
+
+def test_order_of_uneven_bits_and_of_unknown_methods():
+    given = [("new", "w4a4"), ("quest", "w4a4"), ("quest", "w4a8"), ("quest", "w8a8"), ("quest", "w8a4")]
+    keys = [tables.order({"method": method, "bits": bits}) for method, bits in given]
+    assert [given[i] for i in sorted(range(5), key=keys.__getitem__)] == [
+        ("quest", "w8a8"),
+        ("quest", "w8a4"),
+        ("quest", "w4a8"),
+        ("quest", "w4a4"),
+        ("new", "w4a4"),
+    ]
+
+
+def test_rows_are_the_metrics_as_measured(tmp_path: Path):
+    content, _, _ = make(tmp_path, write_all(tmp_path, seeds=2))
+    assert len(content["rows"]) == 2 * len(CELLS)
+    assert row("quest", "w4a4", 1) in content["rows"]
+    source = content["sources"]["digits/quest-w4a4-seed1"]
+    assert source["settings"]["methods"] == {"quest": {"sets": 20}}
+    assert source["inputs"]["model"] == "m" * 64
+
+
+def test_the_manifest_names_every_metrics_file(tmp_path: Path):
+    files = write_all(tmp_path)
+    make(tmp_path, files)
+    inputs = load_json(tmp_path / "t.json", "table").manifest.inputs
+    assert inputs == {f"digits/{file.stem}": load_json(file, "metrics").manifest.sha256 for file in files}
+
+
+def test_mean_and_sample_deviation_over_seeds(tmp_path: Path):
+    content, _, markdown = make(tmp_path, write_all(tmp_path, seeds=3))
+    summary = content["summary"][-1]
+    assert (summary["method"], summary["seeds"]) == ("quest", 3)
+    assert summary["fid"] == pytest.approx(41)
+    assert summary["fid_spread"] == pytest.approx(1)  # of 40, 41, 42 with n − 1
+    assert summary["psnr_spread"] == pytest.approx(statistics.stdev([40 - f / 4 for f in (40, 41, 42)]))
+    assert summary["weight_mib"] == 0.5
+    assert summary["layers"] == 40
+    assert "41.00 ± 1.00" in markdown
+    assert "seeds 0, 1, 2, mean ± standard deviation over seeds" in markdown
+
+
+def test_one_seed_has_no_spread(tmp_path: Path):
+    content, _, markdown = make(tmp_path, write_all(tmp_path))
+    assert all(value is None for r in content["summary"] for name, value in r.items() if name.endswith("_spread"))
+    assert "±" not in markdown
+    assert "seed 0." in markdown
+
+
+def test_the_deviation_over_splits_is_not_summed_up(tmp_path: Path):
+    content, _, _ = make(tmp_path, write_all(tmp_path, seeds=2))
+    assert "is_spread" in content["summary"][0]
+    assert "is_std" not in content["summary"][0]
+
+
+def test_a_missing_metric_is_missing_and_not_zero(tmp_path: Path):
+    files = [write_metrics(tmp_path, row("fp", "w32a32")), write_metrics(tmp_path, row(recall=None))]
+    content, text, markdown = make(tmp_path, files)
+    assert content["summary"][1]["recall"] is None
+    header, _, quest = cells(markdown)
+    assert quest[header.index("Recall ↑")] == "–"
+    assert list(csv.DictReader(io.StringIO(text)))[1]["recall"] == ""
+
+
+def test_a_metric_that_one_seed_lacks_has_no_mean(tmp_path: Path):
+    files = [write_metrics(tmp_path, row(seed=0)), write_metrics(tmp_path, row(seed=1, psnr=None))]
+    content, _, _ = make(tmp_path, files)
+    assert content["summary"][0]["psnr"] is None
+    assert content["summary"][0]["psnr_spread"] is None
+
+
+def test_full_precision_is_not_compared_with_itself(tmp_path: Path):
+    _, _, markdown = make(tmp_path, write_all(tmp_path))
+    header, full_precision, *_ = cells(markdown)
+    for column in ("PSNR to FP (dB) ↑", "MSE to FP (10⁻³) ↓"):
+        assert full_precision[header.index(column)] == "–"
+
+
+def test_a_column_that_nothing_has_is_left_out(tmp_path: Path):
+    _, _, markdown = make(tmp_path, write_all(tmp_path, recall=None))
+    assert "Recall" not in markdown
+    assert "Precision" in markdown
+
+
+def test_csv_keeps_every_digit_and_integers(tmp_path: Path):
+    files = [write_metrics(tmp_path, row(fid=1 / 3, images=50000)), write_metrics(tmp_path, row(seed=1, images=50000))]
+    _, text, _ = make(tmp_path, files)
+    first = next(csv.DictReader(io.StringIO(text)))
+    assert float(first["fid"]) == 1 / 3
+    assert first["images"] == "50000"
+    assert list(first)[:6] == ["dataset", "method", "bits", "seed", "fid", "sfid"]
+
+
+def test_the_caption_says_what_was_measured_with_what(tmp_path: Path):
+    _, _, markdown = make(tmp_path, write_all(tmp_path))
+    caption = markdown.splitlines()[-1]
+    assert "digits: 1,000 images a cell against 1,797 real ones, features of digits-classifier, seed 0" in caption
+
+
+@pytest.mark.parametrize(
+    ("content", "manifest", "message"),
+    [
+        ({"extractor_sha256": "0" * 64}, {}, "extractor is '000"),
+        ({"images": 500}, {}, "images is 500, but 1000 in"),
+        ({}, {"inputs": {"reference": "0" * 64}}, "reference is '000"),
+        ({}, {"inputs": {"model": "0" * 64}}, "model is '000"),
+        ({}, {"settings": {"evaluation": {"neighbours": 5, "inception_splits": 10}}}, "neighbours is 5, but 3 in"),
+        ({}, {"settings": {"evaluation": {"neighbours": 3, "inception_splits": 1}}}, "inception_splits is 1, but 10"),
+        ({}, {"settings": {"sampler": {"steps": 50, "eta": 0.0}}}, "sampler is {'eta': 0.0, 'steps': 50}, but"),
+    ],
+)
+def test_mixed_protocols_are_refused(tmp_path: Path, content: dict, manifest: dict, message: str):
+    files = [write_metrics(tmp_path, row("fp", "w32a32")), write_metrics(tmp_path, row(**content), manifest)]
+    with pytest.raises(ValueError, match=rf"quest-w4a4-seed0.json: {re.escape(message)}.*fp-w32a32-seed0.json"):
+        make(tmp_path, files)
+    assert not (tmp_path / "t.json").exists()
+
+
+def test_another_dataset_is_refused(tmp_path: Path):
+    with pytest.raises(ValueError, match=r"quest-w4a4-seed0.json: measured on 'shapes', the table is of 'digits'"):
+        make(tmp_path, [write_metrics(tmp_path, row(dataset="shapes"))])
+
+
+def test_a_cell_given_twice_is_refused(tmp_path: Path):
+    (tmp_path / "copy").mkdir()
+    files = [write_metrics(tmp_path, row()), write_metrics(tmp_path / "copy", row(fid=1.0))]
+    with pytest.raises(ValueError, match=r"copy/quest-w4a4-seed0.json: the same cell as .*quest-w4a4-seed0.json"):
+        make(tmp_path, files)
+
+
+def test_equal_metrics_give_equal_bytes_in_any_order(tmp_path: Path):
+    files = write_all(tmp_path, seeds=2)
+    make(tmp_path, files)
+    first = [(tmp_path / f"t.{suffix}").read_bytes() for suffix in ("json", "csv", "md")]
+    make(tmp_path, files[::-1])
+    assert [(tmp_path / f"t.{suffix}").read_bytes() for suffix in ("json", "csv", "md")] == first
+    assert json.loads(first[0])["manifest"]["kind"] == "table"
+
+
+@pytest.mark.parametrize(
+    ("method", "bits", "expected"),
+    [
+        ("fp", "w32a32", "Full precision"),
+        ("quest", "w4a4", "QuEST W4A4"),
+        ("q-diffusion", "w4a8", "Q-Diffusion W4A8"),
+        ("mine", "w8a8", "mine W8A8"),
+    ],
+)
+def test_cells_are_named_as_people_write_them(method: str, bits: str, expected: str):
+    assert tables.label(method, bits) == expected
+
+
+def test_tables_and_tracking_never_import_torch():
+    code = "import sys, quest.tables, quest.tracking; sys.exit('torch' in sys.modules or 'mlflow' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,164 @@
+"""What Snakemake would run, planned in this process: jobs, their files and settings, errors of the configuration."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from project import Plan, Project
+from snakemake.exceptions import WorkflowError
+
+from quest import config
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_the_default_run(default_project: Project) -> None:
+    run = config.load(ROOT / "config" / "config.yaml")
+    quantized = sum(1 for cell in run.cells() if cell.method != config.FULL_PRECISION) * len(run.run.seeds)
+    rules = Plan(default_project).rules()
+    for name in ("reference", "table", "figures", "track"):
+        assert rules[name] == len(run.datasets)
+    assert rules["finetune"] == quantized * len(run.datasets)
+    assert rules["measure"] == rules["score"] == (quantized + len(run.run.seeds)) * len(run.datasets)
+    assert rules["sample"] == sum(
+        (quantized + len(run.run.seeds)) * settings.evaluation.shards for settings in run.datasets.values()
+    )
+
+
+def test_a_run(project: Project) -> None:
+    assert Plan(project).rules() == {
+        "reference": 1,
+        "calibrate": 1,
+        "reconstruct": 2,  # of 8 and 4 bits; shared by the cells of w4a8 and w4a4
+        "finetune": 6,
+        "sample": 14,
+        "measure": 7,
+        "score": 7,
+        "table": 1,
+        "figures": 1,
+        "track": 1,
+    }
+
+
+def test_axes_multiply(project: Project) -> None:
+    rules = Plan(project, {"methods": ["minmax"], "bits": ["w4a4"], "seeds": [0, 1]}).rules()
+    assert "reconstruct" not in rules  # minmax does not start from it
+    assert (rules["calibrate"], rules["finetune"], rules["sample"], rules["measure"]) == (2, 2, 8, 4)
+    assert (rules["table"], rules["figures"]) == (1, 1)
+
+
+def test_missing_models_are_trained_first(project: Project) -> None:
+    (project.root / "data/models/digits/denoiser.safetensors").unlink()
+    plan = Plan(project)
+    assert plan.rules()["pretrain"] == 1
+    assert set(plan.settings("data/models/digits/denoiser.safetensors")) == {
+        *("title", "model", "extractor", "image_size", "image_channels"),
+        *("real_images", "pretrain"),
+    }
+
+
+def test_models_that_nothing_trains_are_an_error(project: Project) -> None:
+    (project.root / "data/models/digits/denoiser.safetensors").unlink()
+    with pytest.raises(Exception, match=r"data/models/digits/denoiser\.safetensors"):
+        Plan(project, {"datasets": ["digits-quick"]})
+
+
+def test_full_precision_has_no_checkpoint(project: Project) -> None:
+    plan = Plan(project)
+    job = plan.job("results/samples/digits/fp-w32a32-seed0.1.safetensors")
+    assert list(job.input) == ["data/models/digits/denoiser.safetensors"]
+    assert "--checkpoint" not in job.shellcmd
+    assert "--checkpoint" not in plan.job("results/metrics/digits/fp-w32a32-seed0.json").shellcmd
+
+
+def test_measure_gathers_the_shards_of_its_cell_and_of_full_precision(project: Project) -> None:
+    command = Plan(project).job("results/metrics/digits/quest-w4a8-seed0.json").shellcmd
+    shards = [f"results/samples/digits/quest-w4a8-seed0.{shard}.safetensors" for shard in (0, 1)]
+    teachers = [f"--full-precision results/samples/digits/fp-w32a32-seed0.{shard}.safetensors" for shard in (0, 1)]
+    assert command.startswith(f"quest measure digits {' '.join(shards)} ")
+    assert f" {' '.join(teachers)} " in command
+    assert " --checkpoint results/finetune/digits/quest-w4a8-seed0.safetensors " in command
+
+
+def test_only_methods_that_start_from_it_are_given_the_reconstruction(project: Project) -> None:
+    plan = Plan(project)
+    quest = plan.job("results/finetune/digits/quest-w4a8-seed0.safetensors").shellcmd
+    minmax = plan.job("results/finetune/digits/minmax-w4a8-seed0.safetensors").shellcmd
+    assert " --reconstruction results/reconstruction/digits/w4-seed0.safetensors " in quest
+    assert "--reconstruction" not in minmax
+
+
+def test_each_stage_is_given_the_settings_that_it_depends_on(project: Project) -> None:
+    plan = Plan(project)
+    always = {"title", "model", "extractor", "image_size", "image_channels"}
+    expected = {
+        "results/reference/digits/reference.safetensors": {"real_images"},
+        "results/calibration/digits/seed0.safetensors": {"sampler", "calibration"},
+        "results/reconstruction/digits/w4-seed0.safetensors": {"sampler", "calibration", "quantizer", "reconstruction"},
+        "results/finetune/digits/quest-w4a4-seed0.safetensors": {"sampler", "calibration", "quantizer", "methods"},
+        "results/samples/digits/quest-w4a4-seed0.0.safetensors": {"sampler", "evaluation"},
+        "results/metrics/digits/quest-w4a4-seed0.json": {"evaluation"},
+    }
+    assert {output: set(plan.settings(output)) - always for output in expected} == expected
+    reconstruct = plan.settings("results/reconstruction/digits/w4-seed0.safetensors")
+    assert set(reconstruct["quantizer"]) == {"weight_search", "split_shortcuts"}  # activations are not quantized there
+    assert set(plan.settings("results/finetune/digits/quest-w4a4-seed0.safetensors")["methods"]) == {"quest"}
+    assert set(plan.settings("results/finetune/digits/minmax-w4a4-seed0.safetensors")["methods"]) == {"minmax"}
+
+
+def test_settings_are_what_the_command_line_reads(project: Project) -> None:
+    whole = config.load_dataset("digits", project.root / "config")
+    for job in Plan(project).jobs:
+        if job.params.get("settings") is None:
+            continue
+        read = config.validate(config.DatasetSettings, json.loads(job.params.settings), "--settings")
+        if job.rule.name in ("calibrate", "reconstruct", "finetune"):
+            assert (read.sampler, read.calibration) == (whole.sampler, whole.calibration)
+        if job.rule.name == "finetune":
+            assert read.method(job.wildcards.method) == whole.method(job.wildcards.method)
+        if job.rule.name == "sample":
+            assert (read.sampler, read.evaluation.images, read.evaluation.shards) == (
+                *(whole.sampler, whole.evaluation.images, whole.evaluation.shards),
+            )
+        if job.rule.name == "measure":
+            assert read.evaluation == whole.evaluation
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"bits": ["w9a8"]}, "bits: 'w9a8' is not w<weight bits>a<activation bits> with bits from 2 to 8"),
+        ({"datasets": ["digit"]}, "datasets: unknown 'digit' (did you mean 'digits'?)"),
+        ({"methods": ["quset"]}, "methods: unknown 'quset' (did you mean 'quest'?)"),
+        ({"seed": [1]}, "seed: unknown 'seed' (did you mean 'seeds'?)"),
+        ({"seeds": [-1]}, "seeds.0: found -1; greater than or equal to 0 is expected"),
+    ],
+)
+def test_a_wrong_run_is_refused_before_any_job(project: Project, change: dict[str, Any], message: str) -> None:
+    with pytest.raises(WorkflowError) as caught:
+        Plan(project, change)
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("keys", "value", "message"),
+    [
+        (("sampler", "step"), 10, "config/datasets/digits.yaml: sampler.step: unknown 'step' (did you mean 'steps'?)"),
+        (("sampler", "steps"), 30, "calibration.steps is 20, which does not divide sampler.steps = 30"),
+        (
+            ("quantizer",),
+            {"softmax_bits": 1},
+            "quantizer.softmax_bits: found 1; greater than or equal to 2 is expected",
+        ),
+    ],
+)
+def test_a_wrong_protocol_is_refused_before_any_job(
+    project: Project, keys: tuple[str, ...], value: Any, message: str
+) -> None:
+    project.edit("config/datasets/digits.yaml", *keys, value=value)
+    with pytest.raises(WorkflowError) as caught:
+        Plan(project)
+    assert message in str(caught.value)

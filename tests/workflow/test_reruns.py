@@ -1,0 +1,94 @@
+"""After a whole run: one change reruns exactly what it touches."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from project import Plan, Project
+
+DIGITS = "config/datasets/digits.yaml"
+ENDS = {"table": 1, "figures": 1, "track": 1}
+ALL_QUANTIZED = {"finetune": 6, "sample": 12, "measure": 6, "score": 6, **ENDS}
+ALL_MEASURED = {"measure": 7, "score": 7, **ENDS}
+QUEST = {"finetune": 3, "sample": 6, "measure": 3, "score": 3, **ENDS}
+# Full precision is compared with everywhere: new images of it change the metrics of every cell.
+EVERYTHING = {"calibrate": 1, "reconstruct": 2, "finetune": 6, "sample": 14, **ALL_MEASURED}
+
+
+def test_nothing_changed(finished: Project) -> None:
+    assert Plan(finished).rules() == {}
+
+
+@pytest.mark.parametrize(
+    ("keys", "value", "rules"),
+    [
+        (("title",), "another name", {}),
+        (("methods", "quest", "cma_epochs"), 5, QUEST),
+        (("methods", "quest", "tla_weight_lr"), 1e-4, QUEST),
+        (("reconstruction", "iterations"), 301, {"reconstruct": 2, **QUEST}),
+        (("quantizer",), {"softmax_bits": 7}, ALL_QUANTIZED),
+        (("quantizer",), {"weight_search": "max"}, {"reconstruct": 2, **ALL_QUANTIZED}),
+        (("methods", "quest", "sets"), 10, QUEST),
+        (("calibration", "samples_per_step"), 65, {"calibrate": 1, "reconstruct": 2, **ALL_QUANTIZED}),
+        (("calibration", "steps"), 10, {"calibrate": 1, "reconstruct": 2, **ALL_QUANTIZED}),
+        (("sampler", "steps"), 40, EVERYTHING),
+        (("evaluation", "images"), 1001, {"sample": 14, **ALL_MEASURED}),
+        (("evaluation", "neighbours"), 4, ALL_MEASURED),
+    ],
+    ids=lambda value: ".".join(value) if isinstance(value, tuple) else None,
+)
+def test_a_changed_setting(finished: Project, keys: tuple[str, ...], value: Any, rules: dict[str, int]) -> None:
+    finished.edit(DIGITS, *keys, value=value)
+    assert Plan(finished).rules() == rules
+
+
+def test_a_setting_of_one_method_leaves_the_others_alone(finished: Project) -> None:
+    finished.edit(DIGITS, "methods", "quest", "cma_epochs", value=5)
+    assert {job.wildcards.get("method", "quest") for job in Plan(finished).jobs} == {"quest"}
+
+
+def test_writing_a_default_out_changes_nothing(finished: Project) -> None:
+    finished.edit(DIGITS, "quantizer", value={"softmax_bits": 8})
+    assert Plan(finished).rules() == {}
+
+
+def test_a_new_bit_width_runs_its_own_cells(finished: Project) -> None:
+    finished.edit("config/config.yaml", "bits", value=["w8a8", "w4a8", "w4a4", "w3a8"])
+    plan = Plan(finished)
+    assert plan.rules() == {"reconstruct": 1, "finetune": 2, "sample": 4, "measure": 2, "score": 2, **ENDS}
+    assert {job.wildcards.get("bits", "w3a8") for job in plan.jobs} == {"w3a8"}
+
+
+@pytest.mark.parametrize(
+    ("module", "rules"),
+    [
+        ("tables", ENDS),
+        ("methods/quest", QUEST),
+        ("methods/minmax", {"finetune": 3, "sample": 6, "measure": 3, "score": 3, **ENDS}),
+        ("metrics/measure", ALL_MEASURED),
+        ("config", {}),
+        ("cli", {}),
+        ("pretraining", {}),
+    ],
+)
+def test_changed_code(finished: Project, module: str, rules: dict[str, int]) -> None:
+    file = finished.root / "quest" / f"{module}.py"
+    source = file.read_text()
+    file.write_text(f"# a comment\n{source}\n\n# another\n")
+    assert Plan(finished).rules() == {}
+    file.write_text(f"{source}\n_SOMETHING_NEW = 1\n")
+    assert Plan(finished).rules() == rules
+    file.write_text(source)
+    assert Plan(finished).rules() == {}
+
+
+def test_a_new_model_reruns_all_that_it_drew(finished: Project) -> None:
+    (finished.root / "data/models/digits/denoiser.safetensors").write_text("another model")
+    assert Plan(finished).rules() == EVERYTHING
+
+
+def test_touching_files_reruns_nothing(finished: Project) -> None:
+    for file in [*(finished.root / "data").rglob("*.safetensors"), *(finished.root / "results/finetune").rglob("*.*")]:
+        file.touch()
+    assert Plan(finished).rules() == {}

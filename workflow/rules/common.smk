@@ -1,0 +1,150 @@
+# What the rules share: the validated configuration, the axes of the run, and what decides whether a result is current.
+import functools
+import json
+import os
+import re
+import shutil
+import sys
+from pathlib import Path
+
+from snakemake.exceptions import WorkflowError
+
+from quest import paths
+from quest.config import (
+    FULL_PRECISION,
+    METHODS,
+    UNQUANTIZED,
+    Bits,
+    Cell,
+    ConfigError,
+    MethodsSettings,
+    load,
+)
+from workflow.provenance import code_hash
+
+# Jobs run in the environment that runs Snakemake, activated or not, and report to nobody.
+os.environ.update(
+    PATH=os.pathsep.join([str(Path(sys.executable).parent), *os.get_exec_path()]),
+    MLFLOW_DISABLE_TELEMETRY="true",
+    DO_NOT_TRACK="1",
+)
+
+try:
+    CONFIG = load(config)
+except ConfigError as error:
+    raise WorkflowError(str(error)) from None
+
+RUN = CONFIG.run
+CELLS = list(CONFIG.cells())
+QUANTIZED = [cell for cell in CELLS if cell.method != FULL_PRECISION]
+EMBEDDED = [dataset for dataset, settings in CONFIG.datasets.items() if settings.pretrain]
+MODEL, EXTRACTOR = "data/models/{dataset}/denoiser.safetensors", "data/models/{dataset}/extractor.safetensors"
+SCORES = f"results/scores/{{dataset}}/{paths.CELL}.json"
+# The places that a job takes on the GPU, if there is one; profiles/default says how many there are.
+GPU = int(shutil.which("nvidia-smi") is not None)
+
+
+def one_of(names):
+    """The wildcard constraint for any of `names`; for none, one that matches nothing."""
+    return "|".join(map(re.escape, names)) or r"(?!)"
+
+
+def of_cells(pattern, dataset, cells, seeds=None, shards=None):
+    """The files of `cells` in `pattern`: of every seed of the run and every shard of the dataset unless given."""
+    shards = range(CONFIG.datasets[dataset].evaluation.shards) if shards is None else shards
+    return [
+        file
+        for cell in cells
+        for file in expand(
+            pattern,
+            dataset=dataset,
+            method=cell.method,
+            bits=cell.bits,
+            weight_bits=Bits.parse(cell.bits).weight,
+            seed=RUN.seeds if seeds is None else seeds,
+            shard=shards,
+        )
+    ]
+
+
+def everywhere(pattern, cells=QUANTIZED):
+    """The files of `cells` of every dataset; one each where cells share them."""
+    return list(dict.fromkeys(file for dataset in RUN.datasets for file in of_cells(pattern, dataset, cells)))
+
+
+def starts_from_reconstruction(method):
+    return MethodsSettings.model_fields[method.replace("-", "_")].annotation.reconstruction
+
+
+def model(wildcards):
+    return str(CONFIG.datasets[wildcards.dataset].model)
+
+
+def extractor(wildcards):
+    return str(CONFIG.datasets[wildcards.dataset].extractor)
+
+
+def reconstruction(wildcards):
+    """The learned rounding that the cell starts from, if it does."""
+    if not starts_from_reconstruction(wildcards.method):
+        return []
+    return paths.fill(paths.RECONSTRUCTION, **wildcards, weight_bits=Bits.parse(wildcards.bits).weight)
+
+
+def checkpoint_of(wildcards):
+    """The low-bit checkpoint of the cell; full precision has none."""
+    return [] if wildcards.method == FULL_PRECISION else paths.fill(paths.CHECKPOINT, **wildcards)
+
+
+def shards(wildcards, method, bits):
+    """All shards of a cell of the dataset, under the same seed."""
+    return of_cells(paths.SAMPLES, wildcards.dataset, [Cell(method, str(bits))], [wildcards.seed])
+
+
+def option(name):
+    """A parameter: `--name FILE` for each input file of that name; empty where the cell has none."""
+
+    def flags(wildcards, input):
+        files = input.get(name.replace("-", "_"))
+        return " ".join(f"--{name} {file}" for file in ([files] if isinstance(files, str) else files))
+
+    return flags
+
+
+def protocol(*keys):
+    """A parameter: the dataset's settings under `keys` as JSON, and so what a change of the settings reruns.
+
+    keys: sections ("sampler"), or single keys of them ("evaluation.images"); wildcards are filled in.
+    """
+
+    def settings(wildcards):
+        whole = CONFIG.datasets[wildcards.dataset].model_dump(mode="json")
+        # What every protocol must have. The real title is a mere name: changing it reruns nothing.
+        given = {key: whole[key] for key in ("model", "extractor", "image_size", "image_channels")}
+        given |= {"title": wildcards.dataset}
+        for key in keys:
+            section, _, name = in_python(key, wildcards).partition(".")
+            if name:
+                given.setdefault(section, {})[name] = whole[section][name]
+            else:
+                given[section] = whole[section]
+        return json.dumps(given, sort_keys=True)
+
+    return settings
+
+
+def code(*modules):
+    """A parameter: the hash of the library code that the rule runs, and so what a change of the code reruns."""
+
+    def hashed(wildcards):
+        return _code_hash(Path(workflow.basedir), *(in_python(name, wildcards) for name in modules))
+
+    return hashed
+
+
+def in_python(pattern, wildcards):
+    """`pattern` with its wildcards filled in, a method by its name in Python: q_diffusion for q-diffusion."""
+    return pattern.format(**{**wildcards, "method": wildcards.get("method", "").replace("-", "_")})
+
+
+_code_hash = functools.cache(code_hash)

@@ -1,0 +1,36 @@
+# Learned rounding of the weights, activations in full precision: once for each weight bit-width, shared by every method that starts from it.
+rule reconstruct:
+    input:
+        model=model,
+        calibration=paths.CALIBRATION,
+    output:
+        paths.RECONSTRUCTION,
+    log:
+        "logs/reconstruct/{dataset}/w{weight_bits}-seed{seed}.log",
+    benchmark:
+        "benchmarks/reconstruct/{dataset}/w{weight_bits}-seed{seed}.tsv"
+    resources:
+        gpu=GPU,
+        mem_mb=16_000,
+        runtime=1_440,
+    params:
+        settings=protocol(
+            "sampler",
+            "calibration",
+            "quantizer.weight_search",
+            "quantizer.split_shortcuts",
+            "reconstruction",
+        ),
+        code=code("quest.reconstruction"),
+    shell:
+        "quest reconstruct {wildcards.dataset} --settings {params.settings:q} --weight-bits {wildcards.weight_bits}"
+        " --seed {wildcards.seed} --model {input.model} --calibration {input.calibration}"
+        " --output {output} > {log} 2>&1"
+
+
+rule reconstruct_all:
+    input:
+        everywhere(
+            paths.RECONSTRUCTION,
+            [cell for cell in QUANTIZED if starts_from_reconstruction(cell.method)],
+        ),

@@ -1,0 +1,25 @@
+# MLflow, filled at the end from the table. Its store is a view, made again from tables at any time (`quest ui`).
+rule track:
+    input:
+        table=paths.TABLE,
+        figure=[paths.SAMPLE_GRID, paths.COMPARISON],
+    output:
+        paths.TRACKING,
+    log:
+        "logs/track/{dataset}.log",
+    benchmark:
+        "benchmarks/track/{dataset}.tsv"
+    resources:
+        mlflow=1,  # several writers on its first use break a new store
+        mem_mb=2_000,
+        runtime=10,
+    params:
+        code=code("quest.tracking"),
+        figures=option("figure"),
+    shell:
+        "quest track {input.table} {params.figures} --output {output} > {log} 2>&1"
+
+
+rule track_all:
+    input:
+        everywhere(paths.TRACKING),

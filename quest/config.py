@@ -164,12 +164,12 @@ class QuestSettings(MethodSettings):
 
     reconstruction: ClassVar[bool] = True
     tla_epochs: Positive = Field(default=200, description="passes of stage 1 over its samples")
-    tla_samples: Positive = Field(default=8, description="samples of each group used in stage 1")
+    tla_samples: Positive = Field(default=8, description="samples of each recorded step used in stage 1")
     tla_batch_size: Positive = 2
     tla_weight_lr: Rate = 1e-5
     tla_scale_lr: Rate = 1e-5
     cma_epochs: Positive = Field(default=20, description="passes of stage 2 over its samples")
-    cma_samples: Positive = Field(default=64, description="samples of each group used in stage 2")
+    cma_samples: Positive = Field(default=64, description="samples of each recorded step used in stage 2")
     cma_batch_size: Positive = 4
     cma_weight_lr: Rate = 1e-5
     cma_scale_lr: Rate = 1e-4

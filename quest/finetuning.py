@@ -32,8 +32,9 @@ def calibrate_activations(network: QuantizedNetwork, calibration: Calibration) -
     data = calibration.samples(calibration.x.shape[1])
     with calibrating(network):
         for members in sets_of(network, data):
-            few = members[:: max(1, len(members) // _CALIBRATION_SAMPLES)]  # from all steps of the group alike
-            predict(network, data, few)
+            # Evenly from all steps of the group.
+            few = torch.linspace(0, len(members) - 1, min(_CALIBRATION_SAMPLES, len(members))).round().long()
+            predict(network, data, members[few])
 
 
 def sets_of(network: QuantizedNetwork, data: Samples) -> list[Tensor]:
@@ -87,6 +88,8 @@ class Stage:
     def __post_init__(self) -> None:
         if not (self.local_loss or self.global_loss):
             raise ValueError(f"{self.name}: both losses are off; switch on local_loss, global_loss or both")
+        if not self.layers:
+            raise ValueError(f"{self.name}: the network has no layer of the roles that this stage trains")
 
     def weights(self) -> list[nn.Parameter]:
         """Weights and biases that are trained."""

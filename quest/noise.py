@@ -26,5 +26,6 @@ class SampleNoise:
 
 
 def _sample_seed(purpose: str, seed: int, index: int) -> int:
-    digest = hashlib.sha256(f"{purpose}/{seed}/{index}".encode()).digest()
-    return int.from_bytes(digest[:8], "little", signed=True)
+    """32 bits, all that torch's CPU generator uses: no two samples of a run share them, whatever its size."""
+    stream = hashlib.sha256(f"{purpose}/{seed}".encode()).digest()
+    return int.from_bytes(stream[:4], "little") ^ index

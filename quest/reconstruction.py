@@ -98,7 +98,8 @@ def reconstruct(
     with network.quantizing(weights=True, activations=False):
         for number, unit in enumerate(tqdm(units(network), desc="reconstruct", unit="unit", mininterval=5)):
             if unit.name not in progress.losses:
-                cache = _record(network, unit, data, settings.cache_mib)
+                with network.frozen():  # no weight changes while inputs and targets are recorded
+                    cache = _record(network, unit, data, settings.cache_mib)
                 generator = torch.Generator().manual_seed(seed * 100_003 + number)
                 losses_of_unit = _learn(unit, cache, settings, generator)
                 progress.add(unit, losses_of_unit)

@@ -214,6 +214,25 @@ def test_both_losses_off(
         quest.quantize(make_quantized("w4a4"), calibration, settings.methods.quest, 0)
 
 
+@pytest.mark.parametrize(
+    ("roles", "message"),
+    [
+        (("attention_qq",), r"cma_layers: unknown 'attention_qq' \(did you mean 'attention_q'\?\)"),
+        (("feed_forward",), "cma: the network has no layer of the roles"),
+    ],
+)
+def test_stage_without_layers(
+    roles: tuple[str, ...],
+    message: str,
+    make_quantized: Make,
+    calibration: Calibration,
+    settings: DatasetSettings,
+) -> None:
+    chosen = settings.methods.quest.model_copy(update={"cma_layers": roles})
+    with pytest.raises(ValueError, match=message):
+        quest.quantize(rounded(make_quantized()), calibration, chosen, 0)
+
+
 @pytest.mark.parametrize("method", ["minmax", "quest"])
 def test_stage_writes_a_checkpoint(
     method: str,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from quest.noise import SampleNoise
+from quest.noise import SampleNoise, _sample_seed
 
 
 def test_a_sample_is_the_same_whatever_the_batch() -> None:
@@ -40,3 +40,10 @@ def test_noise_does_not_touch_the_global_generator() -> None:
     torch.manual_seed(5)
     SampleNoise("evaluation", 0, range(3), (4,)).draw()
     assert torch.equal(torch.rand(3), expected)
+
+
+def test_no_two_samples_of_a_large_run_share_their_noise() -> None:
+    """torch's CPU generator uses 32 bits of a seed, where hashes would meet by chance."""
+    seeds = {_sample_seed("evaluation", 0, index) for index in range(200_000)}
+    assert len(seeds) == 200_000
+    assert max(seeds) < 2**32

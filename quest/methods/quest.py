@@ -11,13 +11,14 @@ weights, and the scales, zero points and learned rounding of all weights.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 from torch import nn
 
 from quest.calibration import Calibration
-from quest.config import Bits, QuestSettings
+from quest.config import Bits, QuestSettings, unknown
 from quest.finetuning import Stage, calibrate_activations, finetune
 from quest.quantization.layers import QuantizedLayer
 from quest.quantization.network import QuantizedNetwork
@@ -71,7 +72,7 @@ def attention_alignment(network: QuantizedNetwork, settings: QuestSettings) -> S
     time_sites = {id(site) for site in _sites(_layers(network, TIME_EMBEDDING).values())}
     return Stage(
         name="cma",
-        layers=_layers(network, tuple(Role(role) for role in settings.cma_layers)),
+        layers=_layers(network, settings.cma_layers),
         sites=[site for site in network.sites().values() if id(site) not in time_sites],
         epochs=settings.cma_epochs,
         samples=settings.cma_samples,
@@ -83,7 +84,11 @@ def attention_alignment(network: QuantizedNetwork, settings: QuestSettings) -> S
     )
 
 
-def _layers(network: QuantizedNetwork, roles: tuple[Role, ...]) -> dict[str, QuantizedLayer]:
+def _layers(network: QuantizedNetwork, roles: Sequence[str]) -> dict[str, QuantizedLayer]:
+    known = [str(role) for role in Role]
+    for role in roles:
+        if role not in known:
+            raise ValueError(f"methods.quest.cma_layers: {unknown(role, known)}")
     return {name: layer for name, layer in network.layers().items() if layer.role in roles}
 
 

@@ -105,6 +105,8 @@ class QuantizedNetwork(nn.Module):
         for name, role in layer_roles.items():
             self._quantize_layer(name, role, shapes[name])
         self.to(next(network.parameters()).device)
+        for name, site in self.sites().items():
+            site.name = name
         self.requires_grad_(False)  # a method switches on what it trains
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -241,6 +243,10 @@ class QuantizedNetwork(nn.Module):
         weight = layer.weight
         bits = self.recipe.layer_bits(name, role)
         if bits.weight == FULL.weight:
+            if bits.activation != FULL.activation:
+                raise ValueError(
+                    f"{name}: {bits} asks for a quantized input of a full-precision weight; expected {FULL}"
+                )
             return
 
         def weights(part: Tensor) -> WeightQuantizer:

@@ -97,6 +97,7 @@ class ActivationQuantizer(nn.Module):
         self.scale = nn.Parameter(torch.ones(parameters))
         self.register_buffer("zero_point", torch.zeros(parameters))
         self.register_buffer("calibrated", torch.zeros(step.sets, dtype=torch.bool))
+        self.name = ""  # where it is in a network, for messages
         self.calibrating = False
         self._trained: list[nn.Parameter] | None = None
 
@@ -121,7 +122,10 @@ class ActivationQuantizer(nn.Module):
 
     @torch.no_grad()
     def _calibrate(self, x: Tensor, index: int) -> None:
-        scale, zero_point = grids.search(self.granularity.rows(x), self.grid, self.search)
+        try:
+            scale, zero_point = grids.search(self.granularity.rows(x), self.grid, self.search)
+        except ValueError as error:
+            raise ValueError(f"activation {self.name}: {error}") from error
         self.scale[index] = scale.view_as(self.scale[index])
         self.zero_point[index] = zero_point.view_as(self.zero_point[index])
         self.calibrated[index] = True

@@ -14,11 +14,14 @@ from torch import Tensor, nn
 
 from quest.calibration import Calibration
 from quest.config import Bits, DatasetSettings, QuantizerSettings
+from quest.finetuning import calibrate_activations
 from quest.models.denoiser import Denoiser
 from quest.quantization.granularity import PerAxis, PerTensor
 from quest.quantization.network import QuantizedNetwork, Recipe
+from quest.quantization.policy import Policy
 from quest.quantization.quantizers import Split, calibrating
 from quest.quantization.roles import Role
+from quest.quantization.rounding import Fixed
 
 Make = Callable[..., QuantizedNetwork]
 X = torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -157,6 +160,15 @@ def test_nothing_requires_grad_and_nothing_is_in_training_mode(make_quantized: M
     assert torch.equal(output(network), output(network)), "the dropout of the model is off"
 
 
+def decided(network: QuantizedNetwork, seed: int) -> QuantizedNetwork:
+    """``network`` with each weight rounded up or down at random."""
+    generator = torch.Generator().manual_seed(seed)
+    for layer in network.layers().values():
+        for quantizer, weight in layer.weight_parts():
+            quantizer.rounding = Fixed(torch.rand(weight.shape, generator=generator) > 0.5)
+    return network
+
+
 @pytest.mark.parametrize(
     ("bits", "options"),
     [
@@ -169,12 +181,12 @@ def test_nothing_requires_grad_and_nothing_is_in_training_mode(make_quantized: M
 def test_export_and_restore_give_the_same_network(
     make_quantized: Make, calibration: Calibration, bits: str, options: dict[str, Any]
 ) -> None:
-    source = make_quantized(bits, **options)
+    source = decided(make_quantized(bits, **options), 0)
     expected = outputs(source, calibration)
     exported = {name: tensor.clone() for name, tensor in source.export().items()}
     for suffix, dtype in ((".codes", torch.uint8), (".zero_point", torch.int32)):
         assert all(tensor.dtype == dtype for name, tensor in exported.items() if name.endswith(suffix))
-    target = make_quantized(bits, calibrated=False, **options)
+    target = decided(make_quantized(bits, calibrated=False, **options), 1)
     with torch.no_grad():
         for parameter in target.parameters():
             parameter.mul_(1.37).add_(0.01)  # everything must come from the file
@@ -232,6 +244,19 @@ def test_weight_that_is_not_finite_is_named(denoiser: Denoiser, settings: Datase
     denoiser.network.get_parameter("mid_block.resnets.0.conv1.weight").data[0, 0, 0, 0] = float("nan")
     with pytest.raises(ValueError, match=r"^mid_block\.resnets\.0\.conv1\.weight: .*1 values that are NaN"):
         QuantizedNetwork(denoiser.network, Recipe.of(settings, Bits(4, 8), 2), EXAMPLE)
+
+
+def test_activation_that_is_not_finite_is_named(make_quantized: Make, calibration: Calibration) -> None:
+    network = make_quantized()
+    network.layers()["conv_in"].bias.data[0] = float("inf")  # type: ignore[union-attr]
+    with pytest.raises(ValueError, match=r"^activation down_blocks\.0\.resnets\.0\.conv1\.input_quantizer: .*NaN"):
+        calibrate_activations(network, calibration)
+
+
+def test_quantized_input_of_a_full_precision_weight(denoiser: Denoiser, settings: DatasetSettings) -> None:
+    policy = Policy("strange", (("conv_in", Bits(32, 8)),))
+    with pytest.raises(ValueError, match=r"^conv_in: w32a8 asks for a quantized input of a full-precision weight"):
+        QuantizedNetwork(denoiser.network, Recipe.of(settings, Bits(4, 8), 2, policy), EXAMPLE)
 
 
 def test_layer_that_is_never_reached_is_named(denoiser: Denoiser, settings: DatasetSettings) -> None:

@@ -13,6 +13,7 @@ STAGES = (
     "finetune",
     "sample",
     "measure",
+    "score",
     "table",
     "figures",
     "track",

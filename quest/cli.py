@@ -237,6 +237,16 @@ def measure(
 
 
 @main.command()
+@click.argument("metrics", type=FILE)
+@_output
+def score(metrics: Path, output: Path) -> None:
+    """The numbers of a METRICS file alone, for `dvc metrics`."""
+    from quest import tables
+
+    tables.score(metrics, output)
+
+
+@main.command()
 @click.argument("dataset")
 @click.argument("metrics", type=FILE, nargs=-1, required=True)
 @click.option("--output", type=FILE, required=True, help="The table as a JSON artifact.")

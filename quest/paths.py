@@ -14,6 +14,7 @@ RECONSTRUCTION = "results/reconstruction/{dataset}/w{weight_bits}-seed{seed}.saf
 CHECKPOINT = f"results/finetune/{{dataset}}/{CELL}.safetensors"
 SAMPLES = f"results/samples/{{dataset}}/{CELL}.{{shard}}.safetensors"
 METRICS = f"results/metrics/{{dataset}}/{CELL}.json"
+SCORES = f"results/scores/{{dataset}}/{CELL}.json"
 TABLE = "results/tables/{dataset}.json"
 TABLE_CSV = "results/tables/{dataset}.csv"
 TABLE_MARKDOWN = "results/tables/{dataset}.md"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
@@ -70,6 +71,13 @@ def run(dataset: str, metrics: Sequence[Path], output: Path, csv: Path, markdown
     save_json(output, content, Manifest(kind="table", inputs=inputs))
     write_bytes(csv, to_csv(rows).encode())
     write_bytes(markdown, to_markdown(rows, summary).encode())
+
+
+def score(metrics: Path, output: Path) -> None:
+    """The `score` stage: the numbers of a metrics file and nothing else, as plain JSON for `dvc metrics`."""
+    content = load_json(metrics, "metrics").content
+    numbers = {name: value for name, value in content.items() if type(value) in (int, float)}
+    write_bytes(output, json.dumps(numbers, indent=1, sort_keys=True).encode() + b"\n")
 
 
 def summarize(rows: Sequence[Row]) -> list[Row]:

@@ -200,3 +200,12 @@ def test_cells_are_named_as_people_write_them(method: str, bits: str, expected: 
 def test_tables_and_tracking_never_import_torch():
     code = "import sys, quest.tables, quest.tracking; sys.exit('torch' in sys.modules or 'mlflow' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_score_is_the_numbers_of_a_row(tmp_path: Path):
+    metrics = write_metrics(tmp_path, row("quest", "w4a4"))
+    tables.score(metrics, tmp_path / "score.json")
+    numbers = json.loads((tmp_path / "score.json").read_text())
+    content = load_json(metrics, "metrics").content
+    assert numbers["fid"] == content["fid"]
+    assert set(numbers) == {name for name, value in content.items() if isinstance(value, int | float)}

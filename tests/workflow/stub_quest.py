@@ -29,7 +29,8 @@ def main(arguments: list[str]) -> None:
             file.write_text("half of it")
             time.sleep(60)
         content = {"fid": int(digest.hexdigest()[:6], 16), "title": "not a number"}
-        file.write_text(json.dumps({"manifest": {"schema_version": 1}, "content": content}))
+        document = content if arguments[0] == "score" else {"manifest": {"schema_version": 1}, "content": content}
+        file.write_text(json.dumps(document))
 
 
 if __name__ == "__main__":

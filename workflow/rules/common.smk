@@ -39,7 +39,6 @@ CELLS = list(CONFIG.cells())
 QUANTIZED = [cell for cell in CELLS if cell.method != FULL_PRECISION]
 EMBEDDED = [dataset for dataset, settings in CONFIG.datasets.items() if settings.pretrain]
 MODEL, EXTRACTOR = "data/models/{dataset}/denoiser.safetensors", "data/models/{dataset}/extractor.safetensors"
-SCORES = f"results/scores/{{dataset}}/{paths.CELL}.json"
 # The places that a job takes on the GPU, if there is one; profiles/default says how many there are.
 GPU = int(shutil.which("nvidia-smi") is not None)
 

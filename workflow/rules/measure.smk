@@ -36,19 +36,22 @@ rule measure_all:
 # A cell's numbers for `dvc metrics`: a row a file.
 rule score:
     input:
-        metrics=paths.METRICS,
-        script="workflow/scripts/score.py",
+        paths.METRICS,
     output:
-        SCORES,
+        paths.SCORES,
     log:
         f"logs/score/{{dataset}}/{paths.CELL}.log",
+    benchmark:
+        f"benchmarks/score/{{dataset}}/{paths.CELL}.tsv"
     resources:
         mem_mb=500,
         runtime=5,
+    params:
+        code=code("quest.tables"),
     shell:
-        "python {input.script} {input.metrics} {output} > {log} 2>&1"
+        "quest score {input} --output {output} > {log} 2>&1"
 
 
 rule score_all:
     input:
-        everywhere(SCORES, CELLS),
+        everywhere(paths.SCORES, CELLS),

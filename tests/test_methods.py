@@ -215,7 +215,7 @@ def test_both_losses_off(
         quest.quantize(make_quantized("w4a4"), calibration, settings.methods.quest, 0)
 
 
-@pytest.mark.parametrize("method", ["minmax", "quest"])
+@pytest.mark.parametrize("method", ["minmax", "q-diffusion", "ptqd", "quest"])
 def test_stage_writes_a_checkpoint(
     method: str,
     settings: DatasetSettings,
@@ -230,14 +230,15 @@ def test_stage_writes_a_checkpoint(
     methods.run(settings, model_file, method, Bits(4, 4), 0, calibration_file, weights, output, "cpu")
     manifest = load_tensors(output, "checkpoint").manifest
     expected = {"model": denoiser.sha256, "calibration": calibration.sha256}
-    if method == "quest":
+    if method != "minmax":
         expected["reconstruction"] = load_tensors(weights, "reconstruction").manifest.sha256
     assert manifest.inputs == expected
     assert manifest.settings["method"] == settings.method(method).model_dump(mode="json")
     loaded = checkpoints.load(output, denoiser, settings)
     assert loaded.method == method
     assert loaded.network.recipe.bits == Bits(4, 4)
-    assert loaded.network.recipe.sets == 2
+    assert loaded.network.recipe.sets == settings.method(method).sets
+    assert (loaded.correction is not None) == (method == "ptqd")
     again = tmp_path / "again.safetensors"
     methods.run(settings, model_file, method, Bits(4, 4), 0, calibration_file, weights, again, "cpu")
     assert again.read_bytes() == output.read_bytes()

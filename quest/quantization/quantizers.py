@@ -121,7 +121,11 @@ class ActivationQuantizer(nn.Module):
 
     @torch.no_grad()
     def _calibrate(self, x: Tensor, index: int) -> None:
-        scale, zero_point = grids.search(self.granularity.rows(x), self.grid, self.search)
+        self.put(index, *grids.search(self.granularity.rows(x), self.grid, self.search))
+
+    @torch.no_grad()
+    def put(self, index: int, scale: Tensor, zero_point: Tensor) -> None:
+        """Take scale and zero point, one for each row of the granularity, for the set ``index``."""
         self.scale[index] = scale.view_as(self.scale[index])
         self.zero_point[index] = zero_point.view_as(self.zero_point[index])
         self.calibrated[index] = True

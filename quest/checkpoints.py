@@ -10,17 +10,20 @@ import torch
 
 from quest import artifacts
 from quest.config import DatasetSettings
+from quest.models.correction import PREFIX, Correction
 from quest.models.denoiser import Denoiser
 from quest.quantization.network import QuantizedNetwork, Recipe
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A read checkpoint: the network with its codes in place, the method that made it, the artifact's sha256."""
+    """A read checkpoint: the network with its codes in place, the method that made it, the artifact's sha256, and how
+    the sampler is corrected where the method says so."""
 
     network: QuantizedNetwork
     method: str
     sha256: str
+    correction: Correction | None = None
 
 
 def example(denoiser: Denoiser) -> tuple[torch.Tensor, torch.Tensor]:
@@ -37,8 +40,13 @@ def save(
     seed: int,
     inputs: dict[str, str],
     notes: dict[str, Any],
+    correction: Correction | None = None,
 ) -> None:
     """Write a checkpoint; the bit account is made, and the level counts asserted, here."""
+    tensors = network.export()
+    if correction is not None:
+        tables, rest = correction.export()
+        tensors, notes = tensors | tables, notes | {"correction": rest}
     manifest = artifacts.Manifest(
         kind="checkpoint",
         settings=settings,
@@ -46,13 +54,13 @@ def save(
         inputs=inputs,
         notes={"method": method, "recipe": network.recipe.plain(), "account": network.account()} | notes,
     )
-    artifacts.save_tensors(path, network.export(), manifest)
+    artifacts.save_tensors(path, tensors, manifest)
 
 
 def load(path: Path, denoiser: Denoiser, settings: DatasetSettings) -> Checkpoint:
     """Read a checkpoint into the network of ``denoiser``, which is taken over.
 
-    Raises ValueError when it was quantized from another model or for another sampler.
+    Raises ValueError when it was quantized from another model or for another sampler, or has tensors of neither.
     """
     artifact = artifacts.load_tensors(path, "checkpoint")
     manifest = artifact.manifest
@@ -67,5 +75,9 @@ def load(path: Path, denoiser: Denoiser, settings: DatasetSettings) -> Checkpoin
             f"{path}: quantized for {recipe.steps} sampling steps, but sampler.steps is {settings.sampler.steps}"
         )
     network = QuantizedNetwork(denoiser.network, recipe, example(denoiser), search=False)
-    network.restore(artifact.tensors)
-    return Checkpoint(network, manifest.notes["method"], manifest.sha256)
+    tables = {name: tensor for name, tensor in artifact.tensors.items() if name.startswith(PREFIX)}
+    network.restore({name: tensor for name, tensor in artifact.tensors.items() if name not in tables})
+    correction = None
+    if tables:
+        correction = Correction.restore(tables, manifest.notes["correction"], recipe.steps, denoiser.shape[0])
+    return Checkpoint(network, manifest.notes["method"], manifest.sha256, correction)

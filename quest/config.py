@@ -159,6 +159,47 @@ class MinmaxSettings(MethodSettings):
     """Nearest rounding and calibrated activation ranges; nothing is trained. The floor of every table."""
 
 
+class QDiffusionSettings(MethodSettings):
+    """Q-Diffusion: learned rounding, then learned step sizes of static activation grids; released code."""
+
+    reconstruction: ClassVar[bool] = True
+    sets: Positive = Field(
+        default=1,
+        description="groups of sampling steps with activation scales of their own; one: the same at all steps",
+    )
+    iterations: Positive = Field(default=5_000, description="Adam steps for the activation scales of each block")
+    batch_size: Positive = 32
+    lr: Rate = Field(default=4e-4, description="falls to 0 along a cosine")
+    samples: Positive = Field(default=5_120, description="calibration samples used, spread over all recorded steps")
+    running_statistics: bool = Field(
+        default=False,
+        description="replace the searched ranges by running means of the extremes before scales are learned",
+    )
+    cache_mib: Positive = Field(
+        default=4_096,
+        description="memory for cached block inputs and targets on the device; the rest spills to host memory",
+    )
+
+
+class PtqdSettings(QDiffusionSettings):
+    """PTQD: a sampler that corrects for the quantization noise of a Q-Diffusion network; released code."""
+
+    batch_size: Positive = 16
+    samples: Positive = Field(default=1_024, description="calibration samples used, spread over all recorded steps")
+    trajectories: Positive = Field(
+        default=1_024, description="full-precision trajectories that the noise is measured on"
+    )
+    held_out: Positive = Field(default=64, description="trajectories more, on which the correction is checked")
+    direction: Literal["reduced", "original"] = Field(
+        default="reduced",
+        description="sampler noise in the coefficient of the predicted noise: as reduced (released code), or as it was",
+    )
+    centred_bias: bool = Field(
+        default=False,
+        description="take the correlated part out of the bias, which else counts it twice (as the released code does)",
+    )
+
+
 class QuestSettings(MethodSettings):
     """QuEST: time-embedding alignment (TLA), then attention-related alignment (CMA); paper section 3.3."""
 
@@ -185,6 +226,8 @@ class MethodsSettings(Settings):
     """Settings of each method; the defaults are the papers'."""
 
     minmax: MinmaxSettings = MinmaxSettings()
+    q_diffusion: QDiffusionSettings = QDiffusionSettings()
+    ptqd: PtqdSettings = PtqdSettings()
     quest: QuestSettings = QuestSettings()
 
 

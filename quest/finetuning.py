@@ -122,7 +122,7 @@ def finetune(
     weights = stage.weights()
     order = torch.Generator().manual_seed(seed)
     history = []
-    with _training_sets(stage.sites) as scales:
+    with training_sets(stage.sites) as scales:
         optimizer = torch.optim.Adam(weights, lr=stage.weight_lr)
         scale_optimizers = [torch.optim.Adam(of_set, lr=stage.scale_lr) for of_set in scales]
         for parameter in weights:
@@ -192,7 +192,7 @@ def _outputs_of(layers: dict[str, QuantizedLayer]) -> Iterator[dict[str, Tensor]
 
 
 @contextmanager
-def _training_sets(sites: list[ActivationQuantizer]) -> Iterator[list[tuple[nn.Parameter, ...]]]:
+def training_sets(sites: list[ActivationQuantizer]) -> Iterator[list[tuple[nn.Parameter, ...]]]:
     """Within, the scales of all sites as parameters: for each set of sampling steps those of every site."""
     with ExitStack() as stack:
         by_site = [stack.enter_context(site.training_sets()) for site in sites]

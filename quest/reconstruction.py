@@ -99,7 +99,7 @@ def reconstruct(
         for number, unit in enumerate(tqdm(units(network), desc="reconstruct", unit="unit", mininterval=5)):
             if unit.name not in progress.losses:
                 with network.frozen():  # no weight changes while inputs and targets are recorded
-                    cache = _record(network, unit, data, settings.cache_mib)
+                    cache = record(network, unit, data, settings.cache_mib, weights=True)
                 generator = torch.Generator().manual_seed(seed * 100_003 + number)
                 losses_of_unit = _learn(unit, cache, settings, generator)
                 progress.add(unit, losses_of_unit)
@@ -234,31 +234,40 @@ class _Stop(Exception):
     """Ends a call as soon as the unit was reached."""
 
 
-def _record(network: QuantizedNetwork, unit: Unit, data: Samples, cache_mib: int) -> Cache:
-    """Inputs of a unit under quantized weights and its outputs in full precision, over all samples."""
+def record(network: QuantizedNetwork, unit: Unit, data: Samples, cache_mib: int, *, weights: bool) -> Cache:
+    """Inputs of a unit and its outputs in full precision, over all samples.
+
+    weights: whether the inputs come from the network with quantized weights, or in full precision too.
+    """
     cache = Cache(cache_mib * 2**20)
     seen: dict[str, Any] = {}
 
     def before(_module: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:
         seen["inputs"] = (args, named)
-        raise _Stop
+        if weights:
+            raise _Stop
 
     def after(_module: nn.Module, _inputs: tuple[Any, ...], output: Tensor) -> None:
         seen["output"] = output
         raise _Stop
 
-    def call(batch: Tensor, weights: bool, handle: RemovableHandle) -> None:
+    def call(batch: Tensor, quantized: bool, *handles: RemovableHandle) -> None:
         try:
-            with torch.no_grad(), network.quantizing(weights=weights, activations=False):
+            with torch.no_grad(), network.quantizing(weights=quantized, activations=False):
                 network(data.x[batch], data.timesteps[batch])
         except _Stop:
             pass
         finally:
-            handle.remove()
+            for handle in handles:
+                handle.remove()
 
     for batch in torch.arange(len(data)).split(_CHUNK):
-        call(batch, True, unit.module.register_forward_pre_hook(before, with_kwargs=True))
-        call(batch, False, unit.module.register_forward_hook(after))
+        inputs = unit.module.register_forward_pre_hook(before, with_kwargs=True)
+        if weights:
+            call(batch, True, inputs)
+            call(batch, False, unit.module.register_forward_hook(after))
+        else:  # one call has both
+            call(batch, False, inputs, unit.module.register_forward_hook(after))
         cache.add(seen["inputs"], seen["output"])
     return cache
 
@@ -314,7 +323,8 @@ class Cache:
 def _learn(unit: Unit, cache: Cache, settings: ReconstructionSettings, generator: torch.Generator) -> dict[str, float]:
     """AdaRound on one unit, ending with hard rounding."""
     parts = list(unit.parts().values())
-    nearest = _reconstruction_error(unit, cache)
+    every = torch.arange(cache.samples)
+    nearest = error(unit, cache, every)
     roundings = []
     for quantizer, weight in parts:
         quantizer.rounding = AdaRound(quantizer.ratio(weight.detach()))
@@ -323,7 +333,7 @@ def _learn(unit: Unit, cache: Cache, settings: ReconstructionSettings, generator
     warmup = settings.warmup * settings.iterations
     for iteration in range(1, settings.iterations + 1):
         args, named, target = cache.take(torch.randint(cache.samples, (settings.batch_size,), generator=generator))
-        loss = _distance(unit.module(*args, **named), target)
+        loss = distance(unit.module(*args, **named), target)
         if iteration > warmup:
             progress = (iteration - warmup) / (settings.iterations - warmup)
             beta = settings.beta[0] + progress * (settings.beta[1] - settings.beta[0])
@@ -333,18 +343,19 @@ def _learn(unit: Unit, cache: Cache, settings: ReconstructionSettings, generator
         optimizer.step()
     for (quantizer, _weight), rounding in zip(parts, roundings, strict=True):
         quantizer.rounding = rounding.hard()
-    return {"nearest": nearest, "learned": _reconstruction_error(unit, cache)}
+    return {"nearest": nearest, "learned": error(unit, cache, every)}
 
 
-def _distance(output: Tensor, target: Tensor) -> Tensor:
-    """Squared error summed over axis 1 (channels of images, tokens of sequences), averaged over the rest."""
-    return (output - target).square().sum(1).mean()
+def distance(output: Tensor, target: Tensor, power: float = 2.0) -> Tensor:
+    """|error|^power summed over axis 1 (channels of images, tokens of sequences), averaged over the rest."""
+    return (output - target).abs().pow(power).sum(1).mean()
 
 
 @torch.no_grad()
-def _reconstruction_error(unit: Unit, cache: Cache) -> float:
+def error(unit: Unit, cache: Cache, samples: Tensor, power: float = 2.0) -> float:
+    """`distance` of a unit's outputs from its targets, over the given samples of its cache."""
     total = 0.0
-    for batch in torch.arange(cache.samples).split(_CHUNK):
+    for batch in samples.split(_CHUNK):
         args, named, target = cache.take(batch)
-        total += _distance(unit.module(*args, **named), target).item() * len(batch)
-    return total / cache.samples
+        total += distance(unit.module(*args, **named), target, power).item() * len(batch)
+    return total / len(samples)

@@ -13,12 +13,19 @@ from quest import artifacts, checkpoints
 from quest.config import FULL_PRECISION, UNQUANTIZED, DatasetSettings
 from quest.device import resolve
 from quest.models import denoiser as denoisers
+from quest.models.correction import Correction
 from quest.models.denoiser import Denoiser
 from quest.noise import SampleNoise
 
 
 def draw(
-    model: Denoiser, network: nn.Module, settings: DatasetSettings, seed: int, indices: range, device: torch.device
+    model: Denoiser,
+    network: nn.Module,
+    settings: DatasetSettings,
+    seed: int,
+    indices: range,
+    device: torch.device,
+    correction: Correction | None = None,
 ) -> Tensor:
     """Images ``indices`` of ``seed`` by ``network``, (len(indices), C, H, W) uint8 on the CPU."""
     sampler = model.sampler(settings.sampler)
@@ -30,7 +37,7 @@ def draw(
     for batch in tqdm(batches, desc="sample", unit="batch", mininterval=5):
         noise = SampleNoise("evaluation", seed, batch, model.shape)
         with torch.inference_mode():
-            finished = deque(sampler.trajectory(predict, noise, device), maxlen=1).pop()
+            finished = deque(sampler.trajectory(predict, noise, device, correction), maxlen=1).pop()
         images.append(to_uint8(finished))
     return torch.cat(images)
 
@@ -64,7 +71,7 @@ def run(
         method, bits = loaded.method, str(loaded.network.recipe.bits)
         inputs["checkpoint"] = loaded.sha256
         with loaded.network.frozen():
-            images = draw(denoiser, loaded.network, settings, seed, indices, where)
+            images = draw(denoiser, loaded.network, settings, seed, indices, where, loaded.correction)
     manifest = artifacts.Manifest(
         kind="samples",
         settings={"sampler": artifacts.plain(settings.sampler)},

@@ -36,6 +36,8 @@ SETTINGS: dict[str, Any] = {
     "reconstruction": {"iterations": 8, "batch_size": 4, "lr": 1e-2, "samples": 16},
     "methods": {
         "minmax": {"sets": 2},
+        "q_diffusion": {"iterations": 4, "batch_size": 4, "lr": 1e-2, "samples": 16},
+        "ptqd": {"iterations": 2, "batch_size": 4, "lr": 1e-2, "samples": 16, "trajectories": 8, "held_out": 4},
         "quest": {
             "sets": 2,
             "tla_epochs": 2,

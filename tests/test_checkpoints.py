@@ -9,10 +9,11 @@ import pytest
 import torch
 
 from quest import checkpoints
-from quest.artifacts import ArtifactError, load_tensors
+from quest.artifacts import ArtifactError, load_tensors, save_tensors
 from quest.calibration import Calibration
 from quest.config import Bits, DatasetSettings
 from quest.models import denoiser as denoisers
+from quest.models.correction import Correction
 from quest.models.denoiser import Denoiser
 from quest.quantization.network import QuantizedNetwork
 
@@ -94,3 +95,30 @@ def test_uncalibrated_network_is_not_saved(make_quantized: Make, denoiser: Denoi
     with pytest.raises(ValueError, match="never calibrated"):
         save(path, make_quantized(calibrated=False), denoiser)
     assert not path.exists()
+
+
+def test_correction_of_the_sampler_travels(
+    make_quantized: Make, denoiser: Denoiser, settings: DatasetSettings, tmp_path: Path
+) -> None:
+    path = tmp_path / "checkpoint.safetensors"
+    correction = Correction(torch.rand(4), torch.rand(4, 1), torch.rand(4), "original")
+    inputs = {"model": denoiser.sha256}
+    checkpoints.save(path, make_quantized(), "ptqd", {}, 0, inputs, {}, correction)
+    loaded = checkpoints.load(path, denoiser, settings).correction
+    assert loaded is not None
+    assert loaded.direction == "original"
+    for name in ("slope", "bias", "deviation"):
+        assert torch.equal(getattr(loaded, name), getattr(correction, name))
+
+
+@pytest.mark.parametrize("name", ["sampler.slop", "conv_in.slope"])
+def test_strange_tensor(
+    make_quantized: Make, denoiser: Denoiser, settings: DatasetSettings, tmp_path: Path, name: str
+) -> None:
+    path = tmp_path / "checkpoint.safetensors"
+    correction = Correction(torch.rand(4), torch.rand(4, 1), torch.rand(4))
+    checkpoints.save(path, make_quantized(), "ptqd", {}, 0, {"model": denoiser.sha256}, {}, correction)
+    artifact = load_tensors(path, "checkpoint")
+    save_tensors(path, artifact.tensors | {name: torch.zeros(4)}, artifact.manifest)
+    with pytest.raises(ValueError, match=f"{name}: not part of"):
+        checkpoints.load(path, denoiser, settings)

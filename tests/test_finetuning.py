@@ -88,7 +88,7 @@ def test_local_losses_carry_gradient(make_quantized: Make, calibration: Calibrat
     assert set(outputs) == set(stage.layers)
     assert all(output.requires_grad and output.grad_fn is not None for output in outputs.values())
     assert all(not target.requires_grad for target in [targets.noise, *targets.layers.values()])
-    with finetuning._training_sets(stage.sites) as scales:
+    with finetuning.training_sets(stage.sites) as scales:
         losses = finetuning._losses(network, data, stage, targets, torch.tensor([0, 1]))
         assert set(losses) == {"local"}
         losses["local"].backward()

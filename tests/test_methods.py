@@ -60,7 +60,7 @@ def test_unknown_method() -> None:
 def test_minmax_only_calibrates(make_quantized: Make, calibration: Calibration, settings: DatasetSettings) -> None:
     network = make_quantized(calibrated=False)
     before = state(network)
-    assert minmax.quantize(network, calibration, settings.methods.minmax, 0) == {}
+    assert minmax.quantize(network, calibration, settings.methods.minmax, 0) == methods.Outcome({})
     changed = moved(before, state(network))
     assert changed
     assert {name.rpartition(".")[2] for name in changed} <= {"scale", "zero_point", "calibrated"}
@@ -158,8 +158,9 @@ def test_quest_is_deterministic_and_says_what_it_did(
     networks = [rounded(make_quantized("w4a4", calibrated=False)) for _ in range(2)]
     for global_seed, network in enumerate(networks):
         torch.manual_seed(global_seed)  # nothing hangs on the global generator
-        notes = quest.quantize(network, calibration, settings.methods.quest, 3)
-        results.append((notes, state(network)))
+        outcome = quest.quantize(network, calibration, settings.methods.quest, 3)
+        assert outcome.correction is None
+        results.append((outcome.notes, state(network)))
     assert results[0][0] == results[1][0]
     assert not moved(results[0][1], results[1][1])
     notes = results[0][0]
@@ -233,7 +234,7 @@ def test_stage_without_layers(
         quest.quantize(rounded(make_quantized()), calibration, chosen, 0)
 
 
-@pytest.mark.parametrize("method", ["minmax", "quest"])
+@pytest.mark.parametrize("method", ["minmax", "q-diffusion", "ptqd", "quest"])
 def test_stage_writes_a_checkpoint(
     method: str,
     settings: DatasetSettings,
@@ -248,14 +249,15 @@ def test_stage_writes_a_checkpoint(
     methods.run(settings, model_file, method, Bits(4, 4), 0, calibration_file, weights, output, "cpu")
     manifest = load_tensors(output, "checkpoint").manifest
     expected = {"model": denoiser.sha256, "calibration": calibration.sha256}
-    if method == "quest":
+    if method != "minmax":
         expected["reconstruction"] = load_tensors(weights, "reconstruction").manifest.sha256
     assert manifest.inputs == expected
     assert manifest.settings["method"] == settings.method(method).model_dump(mode="json")
     loaded = checkpoints.load(output, denoiser, settings)
     assert loaded.method == method
     assert loaded.network.recipe.bits == Bits(4, 4)
-    assert loaded.network.recipe.sets == 2
+    assert loaded.network.recipe.sets == settings.method(method).sets
+    assert (loaded.correction is not None) == (method == "ptqd")
     again = tmp_path / "again.safetensors"
     methods.run(settings, model_file, method, Bits(4, 4), 0, calibration_file, weights, again, "cpu")
     assert again.read_bytes() == output.read_bytes()

@@ -40,7 +40,7 @@ def learn(
 ) -> tuple[Cache, dict[str, float]]:
     """What `reconstruct` does with one unit."""
     with network.quantizing(weights=True, activations=False):
-        cache = reconstruction._record(network, unit, data, cache_mib)
+        cache = reconstruction.record(network, unit, data, cache_mib, weights=True)
         return cache, reconstruction._learn(unit, cache, settings, torch.Generator().manual_seed(0))
 
 
@@ -126,7 +126,7 @@ def test_inputs_come_from_quantized_weights_and_targets_from_full_precision(
         with torch.no_grad(), network.quantizing(weights=weights, activations=False):
             network(samples.x, samples.timesteps)
         handle.remove()
-    cache = reconstruction._record(network, unit, samples, 1000)
+    cache = reconstruction.record(network, unit, samples, 1000, weights=True)
     args, _, target = cache.take(torch.arange(len(samples)))
     assert torch.equal(args[0], seen[True][0])
     assert torch.equal(target, seen[False][1])

@@ -1,16 +1,16 @@
 """Quantization methods, one file each, registered by the name of the file (``-`` written ``_``).
 
-A method is a function ``quantize(network, calibration, settings, seed) -> notes``. It finds the network with its
+A method is a function ``quantize(network, calibration, settings, seed) -> Outcome``. It finds the network with its
 weights on their grids (rounded as reconstructed, where the method starts from a reconstruction) and leaves it with
-all activation scales calibrated; notes are facts about the training for the checkpoint's manifest. A method whose paper
-leaves layers out has ``paper_policy(bits) -> Policy`` too, used where its settings say ``policy: paper``.
+all activation scales calibrated. A method whose paper leaves layers out has ``paper_policy(bits) -> Policy`` too, used
+where its settings say ``policy: paper``.
 """
 
 from __future__ import annotations
 
 import importlib
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -18,8 +18,20 @@ from quest import artifacts, calibration, checkpoints, reconstruction
 from quest.config import METHODS, Bits, DatasetSettings, unknown
 from quest.device import resolve
 from quest.models import denoiser as denoisers
+from quest.models.correction import Correction
 from quest.quantization.network import QuantizedNetwork, Recipe
 from quest.quantization.policy import COMMON
+
+
+class Outcome(NamedTuple):
+    """What a method has to say beside the network that it leaves behind.
+
+    notes: facts about the training, for the checkpoint's manifest. correction: of the sampler, where the method makes
+    one; it travels in the checkpoint.
+    """
+
+    notes: dict[str, Any]
+    correction: Correction | None = None
 
 
 def get(name: str) -> Any:
@@ -55,6 +67,6 @@ def run(
         if reconstruction_file is None:
             raise ValueError(f"{method} starts from reconstructed weights; give them with --reconstruction")
         inputs["reconstruction"] = reconstruction.apply(reconstruction_file, network, denoiser)
-    notes = module.quantize(network, data, method_settings, seed)
+    outcome: Outcome = module.quantize(network, data, method_settings, seed)
     recorded = {"method": artifacts.plain(method_settings), "quantizer": artifacts.plain(settings.quantizer)}
-    checkpoints.save(output, network, method, recorded, seed, inputs, notes)
+    checkpoints.save(output, network, method, recorded, seed, inputs, *outcome)

@@ -5,17 +5,14 @@ The floor that every other method is measured from.
 
 from __future__ import annotations
 
-from typing import Any
-
 from quest.calibration import Calibration
 from quest.config import MinmaxSettings
 from quest.finetuning import calibrate_activations
+from quest.methods import Outcome
 from quest.quantization.network import QuantizedNetwork
 
 
-def quantize(
-    network: QuantizedNetwork, calibration: Calibration, settings: MinmaxSettings, seed: int
-) -> dict[str, Any]:
+def quantize(network: QuantizedNetwork, calibration: Calibration, settings: MinmaxSettings, seed: int) -> Outcome:
     """Calibrate the activations of each group of sampling steps; weights are at their nearest codes already."""
     calibrate_activations(network, calibration)
-    return {}
+    return Outcome({})

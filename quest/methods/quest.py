@@ -20,6 +20,7 @@ from torch import nn
 from quest.calibration import Calibration
 from quest.config import Bits, QuestSettings, unknown
 from quest.finetuning import Stage, calibrate_activations, finetune
+from quest.methods import Outcome
 from quest.quantization.layers import QuantizedLayer
 from quest.quantization.network import QuantizedNetwork
 from quest.quantization.policy import COMMON, Policy
@@ -29,8 +30,8 @@ from quest.quantization.roles import Role
 TIME_EMBEDDING = (Role.TIME_MLP, Role.TIME_PROJECTION)
 
 
-def quantize(network: QuantizedNetwork, calibration: Calibration, settings: QuestSettings, seed: int) -> dict[str, Any]:
-    """Calibrate, then TLA, then CMA. Returns the losses of both stages and the share of parameters trained."""
+def quantize(network: QuantizedNetwork, calibration: Calibration, settings: QuestSettings, seed: int) -> Outcome:
+    """Calibrate, then TLA, then CMA. Notes: the losses of both stages and the share of parameters trained."""
     calibrate_activations(network, calibration)
     stages = (time_embedding_alignment(network, settings), attention_alignment(network, settings))
     # The teacher is the network before anything is trained, so all its outputs are taken first.
@@ -42,7 +43,7 @@ def quantize(network: QuantizedNetwork, calibration: Calibration, settings: Ques
     trained = {id(p): p.numel() for stage in stages for p in stage.weights()}
     scales = {id(site.scale) for site in network.sites().values()}
     share = sum(trained.values()) / sum(p.numel() for p in network.network.parameters() if id(p) not in scales)
-    return {"loss": histories, "trained_share": share}
+    return Outcome({"loss": histories, "trained_share": share})
 
 
 def paper_policy(bits: Bits) -> Policy:

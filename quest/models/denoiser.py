@@ -6,6 +6,7 @@ with every prediction, because a quantized network keeps activation scales for g
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 
 from quest.artifacts import ArtifactError, Manifest, load_tensors, save_tensors
 from quest.config import SamplerSettings
+from quest.models.correction import Correction, Update
 from quest.noise import SampleNoise
 
 _ARCHITECTURES = {"UNet2DModel": UNet2DModel}
@@ -54,20 +56,38 @@ class Sampler:
         self._eta = settings.eta
 
     def trajectory(
-        self, predict: Callable[[Tensor, int], Tensor], noise: SampleNoise, device: torch.device
+        self,
+        predict: Callable[[Tensor, int], Tensor],
+        noise: SampleNoise,
+        device: torch.device,
+        correction: Correction | None = None,
     ) -> Iterator[Tensor]:
         """Yield the states x before each step, noisiest first, and last the finished sample: steps + 1 tensors.
 
-        predict: (x (N, C, H, W), step index) to predicted noise of the same shape.
+        predict: (x (N, C, H, W), step index) to predicted noise of the same shape. correction: for the noise that a
+        quantized network adds to it.
         """
         x = noise.draw(device)
         for index, timestep in enumerate(self.timesteps.tolist()):
             yield x
             fresh = noise.draw(device) if self._eta > 0 else None
-            noise_in_x = predict(x, index)
-            step: Any = self._scheduler.step(noise_in_x, timestep, x, eta=self._eta, variance_noise=fresh)
+            noise_in_x, eta = predict(x, index), self._eta
+            if correction is not None:
+                noise_in_x = correction.noise(noise_in_x, index)
+                eta, fresh = correction.randomness(index, self.update(index), eta, fresh)
+            step: Any = self._scheduler.step(noise_in_x, timestep, x, eta=eta, variance_noise=fresh)
             x = step.prev_sample
         yield x
+
+    def update(self, index: int) -> Update:
+        """What step ``index`` multiplies the predicted noise and its fresh noise by (Song et al. 2021, eq. 12, 16)."""
+        scheduler: Any = self._scheduler
+        timestep = int(self.timesteps[index])
+        before = timestep - scheduler.config.num_train_timesteps // len(self.timesteps)
+        a = float(scheduler.alphas_cumprod[timestep])
+        a_before = float(scheduler.alphas_cumprod[before] if before >= 0 else scheduler.final_alpha_cumprod)
+        deviation = self._eta * math.sqrt((1 - a_before) / (1 - a) * (1 - a / a_before))
+        return Update(math.sqrt(1 - a_before - deviation**2) - math.sqrt(a_before * (1 - a) / a), deviation)
 
 
 def predictor(network: nn.Module, timesteps: Tensor) -> Callable[[Tensor, int], Tensor]:

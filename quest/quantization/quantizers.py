@@ -126,6 +126,11 @@ class ActivationQuantizer(nn.Module):
             scale, zero_point = grids.search(self.granularity.rows(x), self.grid, self.search)
         except ValueError as error:
             raise ValueError(f"activation {self.name}: {error}") from error
+        self.put(index, scale, zero_point)
+
+    @torch.no_grad()
+    def put(self, index: int, scale: Tensor, zero_point: Tensor) -> None:
+        """Take scale and zero point, one for each row of the granularity, for the set ``index``."""
         self.scale[index] = scale.view_as(self.scale[index])
         self.zero_point[index] = zero_point.view_as(self.zero_point[index])
         self.calibrated[index] = True

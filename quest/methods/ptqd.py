@@ -1,0 +1,156 @@
+"""PTQD (NeurIPS 2023): a Q-Diffusion network, and a sampler that corrects for its quantization noise.
+
+Full precision and quantized network predict side by side on states of the full-precision trajectory. Of each sampling
+step, from the predicted noise ε and its error Δ = ε̂ - ε over all samples, channels and pixels,
+    k = cov(ε, Δ) / var(ε),    bias_c = mean Δ_c,    s = mean over samples of std(Δ - k⁺·ε),    k⁺ = max(k, 0),
+are the tables of the corrected sampling step (`quest.models.correction`). The step-aware choice between activation
+bit-widths (section 3.4) is not part of this.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from quest.calibration import Calibration
+from quest.config import Bits, PtqdSettings
+from quest.methods import Outcome, q_diffusion
+from quest.models import denoiser as denoisers
+from quest.models.correction import Correction
+from quest.models.denoiser import Sampler
+from quest.noise import SampleNoise
+from quest.quantization.network import QuantizedNetwork
+from quest.quantization.policy import EIGHT, FULL, Policy
+from quest.quantization.roles import Role
+
+_BATCH = 64
+
+
+def quantize(network: QuantizedNetwork, calibration: Calibration, settings: PtqdSettings, seed: int) -> Outcome:
+    """Quantize as Q-Diffusion does, then measure the noise of the result.
+
+    Notes: those of Q-Diffusion; the statistics of each sampling step; the mean squared error of the predicted noise,
+    as it is and corrected, on trajectories that the statistics have not seen.
+    """
+    notes = q_diffusion.quantize(network, calibration, settings, seed).notes
+    everyone = range(settings.trajectories + settings.held_out)
+    measured = measure(network, calibration, seed, everyone[: settings.trajectories])
+    held_out = measure(network, calibration, seed, everyone[settings.trajectories :])
+    correction = measured.correction(settings)
+    cost = {"side_by_side": len(everyone) * len(calibration.timesteps)}
+    checked = {
+        "statistics": statistics(measured, correction, calibration.sampler),
+        "held_out": {"error": held_out.error().tolist(), "corrected": held_out.error(correction).tolist()},
+    }
+    return Outcome(notes | checked | {"samples": notes["samples"] | cost}, correction)
+
+
+def paper_policy(bits: Bits) -> Policy:
+    """Shortcuts, downsampling and attention products stay in full precision; the layers at the edges have 8 bits."""
+    full = ((Role.SHORTCUT, FULL), (Role.DOWNSAMPLE, FULL))
+    eight = (("*time_embedding.linear_1", EIGHT), (Role.FIRST, EIGHT), (Role.LAST, EIGHT))
+    return Policy("paper", overrides=(*full, *eight), attention=False)
+
+
+@dataclass(frozen=True)
+class Moments:
+    """What the statistics need of ε and Δ.
+
+    sums: (5, steps, samples, channels) float64, sums over pixels of ε, Δ, ε², Δ² and ε·Δ. pixels: of a channel.
+    """
+
+    sums: Tensor
+    pixels: int
+
+    @classmethod
+    def of(cls, noise: Tensor, error: Tensor) -> Moments:
+        """Moments of one step; both (samples, C, H, W)."""
+        e, d = noise.double().flatten(2), error.double().flatten(2)
+        sums = torch.stack([term.sum(2) for term in (e, d, e * e, d * d, e * d)])
+        return cls(sums.unsqueeze(1), e.shape[2])
+
+    def slope(self) -> Tensor:
+        """k, (steps,): least squares with an intercept."""
+        e, d, ee, _, ed = self.sums.sum((2, 3))
+        return self._spread(ed, e, d) / self._spread(ee, e, e)
+
+    def correlation(self) -> Tensor:
+        """Pearson correlation of ε and Δ, (steps,)."""
+        e, d, ee, dd, ed = self.sums.sum((2, 3))
+        return self._spread(ed, e, d) / (self._spread(ee, e, e) * self._spread(dd, d, d)).sqrt()
+
+    def means(self) -> tuple[Tensor, Tensor]:
+        """Means of ε and of Δ, (steps, C) each."""
+        e, d = self.sums[:2].mean(2) / self.pixels
+        return e, d
+
+    def deviation(self) -> Tensor:
+        """s, (steps,): the standard deviation within a sample of what k⁺·ε leaves of Δ, averaged over samples."""
+        k = self.slope().clamp(min=0).unsqueeze(1)
+        e, d, ee, dd, ed = self.sums.sum(3)
+        count = self.sums.shape[3] * self.pixels
+        squares = (dd - d * d / count) - 2 * k * (ed - e * d / count) + k * k * (ee - e * e / count)
+        return (squares.clamp(min=0) / (count - 1)).sqrt().mean(1)
+
+    def error(self, correction: Correction | None = None) -> Tensor:
+        """Mean of |e - ε|², (steps,), e being the prediction, corrected or as it is."""
+        e, d, ee, dd, ed = self.sums
+        if correction is None:
+            return dd.mean((1, 2)) / self.pixels
+        k = correction.slope.double().clamp(min=0).view(-1, 1, 1)
+        b = correction.bias.double().unsqueeze(1)
+        squares = dd + k * k * ee + self.pixels * b * b - 2 * (k * ed + b * d - k * b * e)
+        return (squares / (1 + k) ** 2).mean((1, 2)) / self.pixels
+
+    def correction(self, settings: PtqdSettings) -> Correction:
+        """The tables of the corrected sampler."""
+        k = self.slope()
+        noise, bias = self.means()
+        if settings.centred_bias:
+            bias = bias - k.clamp(min=0).unsqueeze(1) * noise
+        return Correction(k.float(), bias.float(), self.deviation().float(), settings.direction)
+
+    def _spread(self, ab: Tensor, a: Tensor, b: Tensor) -> Tensor:
+        """Covariance from sums over everything, times the squared number of values."""
+        return self.sums[0, 0].numel() * self.pixels * ab - a * b
+
+
+@torch.no_grad()
+def measure(network: QuantizedNetwork, calibration: Calibration, seed: int, trajectories: range) -> Moments:
+    """ε and Δ on full-precision trajectories, which are drawn from noise of their own."""
+    sampler = calibration.sampler
+    predict = denoisers.predictor(network, sampler.timesteps)
+    batches = []
+
+    def side_by_side(x: Tensor, step: int) -> Tensor:
+        with network.quantizing(weights=False, activations=False):
+            noise = predict(x, step)
+        moments.append(Moments.of(noise, predict(x, step) - noise))
+        return noise
+
+    with network.frozen():
+        for batch in tqdm(torch.tensor(trajectories).split(_BATCH), desc="measure noise", unit="batch", mininterval=5):
+            moments: list[Moments] = []
+            noise = SampleNoise("correction", seed, batch.tolist(), calibration.x.shape[2:])
+            for _ in sampler.trajectory(side_by_side, noise, calibration.x.device):
+                pass
+            batches.append(torch.cat([each.sums for each in moments], 1).cpu())
+    return Moments(torch.cat(batches, 2), calibration.x[0, 0, 0].numel())
+
+
+def statistics(moments: Moments, correction: Correction, sampler: Sampler) -> dict[str, list[Any]]:
+    """What was found at each sampling step, noisiest first, and what becomes of the sampler's own noise."""
+    updates = [sampler.update(step) for step in range(len(sampler.timesteps))]
+    shrinks = [correction.shrink(step, update) for step, update in enumerate(updates)]
+    return {
+        "slope": moments.slope().tolist(),
+        "correlation": moments.correlation().tolist(),
+        "deviation": moments.deviation().tolist(),
+        "sigma": [update.deviation for update in updates],
+        "corrected_sigma": [update.deviation * shrink for update, shrink in zip(updates, shrinks, strict=True)],
+        "saturated": [shrink == 0 for shrink in shrinks],
+    }

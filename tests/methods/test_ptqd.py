@@ -1,0 +1,234 @@
+"""PTQD: statistics recover a known noise, and the corrected sampler undoes it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from quest.calibration import Calibration
+from quest.config import Bits, DatasetSettings, PtqdSettings, SamplerSettings
+from quest.methods import ptqd
+from quest.methods.ptqd import Moments
+from quest.models import denoiser as denoisers
+from quest.models.correction import Correction
+from quest.models.denoiser import Denoiser
+from quest.noise import SampleNoise
+from quest.quantization.network import QuantizedNetwork, Recipe
+from quest.quantization.policy import Policy
+from quest.quantization.roles import Role
+
+Make = Callable[..., QuantizedNetwork]
+CPU = torch.device("cpu")
+SLOPE, MEAN, DEVIATION = 0.2, (0.05, -0.1, 0.0), 0.1
+
+
+@pytest.fixture
+def own(settings: DatasetSettings) -> PtqdSettings:
+    """The tiny protocol's."""
+    return settings.methods.ptqd
+
+
+def noise_and_error(seed: int, samples: int = 200, slope: float = SLOPE) -> tuple[Tensor, Tensor]:
+    """ε ~ N(0.1, 1) and Δ = k·ε + μ + s·n, both (samples, 3, 16, 16)."""
+    generator = torch.Generator().manual_seed(seed)
+    noise, rest = torch.randn(2, samples, 3, 16, 16, generator=generator)
+    noise = noise + 0.1
+    return noise, slope * noise + torch.tensor(MEAN).view(3, 1, 1) + DEVIATION * rest
+
+
+@pytest.mark.parametrize("slope", [SLOPE, -SLOPE])
+def test_estimators_are_what_they_are_defined_as(slope: float) -> None:
+    """Sums over pixels are enough: the same as from all values at once."""
+    noise, error = noise_and_error(0, samples=20, slope=slope)
+    moments = Moments.of(noise, error)
+    e, d = noise.double(), error.double()
+    system = torch.stack([e.flatten(), torch.ones_like(e.flatten())], 1)
+    k = torch.linalg.lstsq(system, d.flatten().unsqueeze(1)).solution[0].item()
+    assert moments.slope().item() == pytest.approx(k, rel=1e-8)
+    correlation = torch.corrcoef(torch.stack([e.flatten(), d.flatten()]))[0, 1].item()
+    assert moments.correlation().item() == pytest.approx(correlation, rel=1e-8)
+    torch.testing.assert_close(moments.means()[1][0], d.mean((0, 2, 3)), rtol=1e-8, atol=1e-12)
+    residual = d - max(k, 0) * e
+    deviation = residual.flatten(1).std(dim=1).mean().item()
+    assert moments.deviation().item() == pytest.approx(deviation, rel=1e-8)
+
+
+def test_estimators_recover_a_known_noise() -> None:
+    noise, error = noise_and_error(0)
+    moments = Moments.of(noise, error)
+    assert moments.slope().item() == pytest.approx(SLOPE, abs=0.01)
+    torch.testing.assert_close(moments.means()[1][0], torch.tensor(MEAN).double() + SLOPE * 0.1, atol=2e-3, rtol=0)
+    # Within a sample, the means of the channels differ.
+    spread = math.sqrt(DEVIATION**2 + torch.tensor(MEAN).var(correction=0).item())
+    assert moments.deviation().item() == pytest.approx(spread, rel=0.02)
+    assert moments.correlation().item() == pytest.approx(SLOPE / math.hypot(SLOPE, spread), rel=0.02)
+
+
+def test_bias_with_and_without_the_correlated_part(own: PtqdSettings) -> None:
+    moments = Moments.of(*noise_and_error(0))
+    raw = moments.correction(own).bias[0]
+    centred = moments.correction(own.model_copy(update={"centred_bias": True})).bias[0]
+    torch.testing.assert_close(raw, torch.tensor(MEAN) + SLOPE * 0.1, atol=2e-3, rtol=0)
+    torch.testing.assert_close(centred, torch.tensor(MEAN), atol=3e-3, rtol=0)
+
+
+@pytest.mark.parametrize("slope", [SLOPE, -SLOPE])
+def test_held_out_error(own: PtqdSettings, slope: float) -> None:
+    """As from the tensors themselves, and smaller than before; slope and bias each do their part where k > 0."""
+    noise, error = noise_and_error(1, slope=slope)
+    held_out = Moments.of(noise, error)
+    correction = Moments.of(*noise_and_error(0, slope=slope)).correction(own)
+    nothing = torch.zeros(1)
+    found = {
+        "none": held_out.error().item(),
+        "slope": held_out.error(replace(correction, bias=torch.zeros(1, 3))).item(),
+        "bias": held_out.error(replace(correction, slope=nothing)).item(),
+        "both": held_out.error(correction).item(),
+    }
+    corrected = correction.noise((noise + error).double(), 0) - noise
+    assert found["none"] == pytest.approx(error.square().mean().item(), rel=1e-6)
+    assert found["both"] == pytest.approx(corrected.square().mean().item(), rel=1e-5)
+    assert found["both"] <= min(found.values())
+    if slope > 0:
+        assert found["both"] < min(found["slope"], found["bias"]) < max(found["slope"], found["bias"]) < found["none"]
+        centred = Moments.of(*noise_and_error(0)).correction(own.model_copy(update={"centred_bias": True}))
+        assert held_out.error(centred).item() == pytest.approx((DEVIATION / (1 + SLOPE)) ** 2, rel=0.02)
+    else:
+        assert found["slope"] == found["none"]
+
+
+def test_corrected_step_has_the_mean_and_the_variance_of_full_precision(denoiser: Denoiser) -> None:
+    """With the original σ along e: c²·s_q² + σ'² = σ²."""
+    slope, mean, deviation = 0.2, 0.05, 0.05
+    sampler = denoiser.sampler(SamplerSettings(steps=4, eta=1.0))
+    tables = torch.full((4,), slope), torch.full((4, 1), mean), torch.full((4,), deviation)
+    correction = Correction(*tables, "original")
+    update = sampler.update(0)
+    assert 0 < correction.shrink(0, update) < 1
+    spent = (update.noise * correction.residual(0)) ** 2
+    assert spent + (update.deviation * correction.shrink(0, update)) ** 2 == pytest.approx(update.deviation**2)
+
+    samples = range(400)
+    torch.manual_seed(0)
+    rest = torch.randn(len(samples), 1, 8, 8)
+    x = SampleNoise("evaluation", 0, samples, denoiser.shape).draw()
+    noise = x * 0.5 + 0.1  # of full precision: any function of the state
+    quantized = (1 + slope) * noise + mean + deviation * rest
+    found = {}
+    for name, (predicted, given) in {
+        "fp": (noise, None),
+        "plain": (quantized, None),
+        "ptqd": (quantized, correction),
+    }.items():
+        states = sampler.trajectory(
+            lambda _x, _step, predicted=predicted: predicted,
+            SampleNoise("evaluation", 0, samples, denoiser.shape),
+            CPU,
+            given,
+        )
+        next(states)
+        found[name] = next(states) - (math.sqrt(alpha(sampler, 250) / alpha(sampler, 0)) * x + update.noise * noise)
+    count = rest.numel()
+    assert found["fp"].std().item() == pytest.approx(update.deviation, rel=0.02)
+    assert abs(found["ptqd"].mean().item()) < 4 * update.deviation / math.sqrt(count)
+    assert found["ptqd"].std().item() == pytest.approx(update.deviation, rel=0.02)
+    assert found["plain"].std().item() > 1.1 * update.deviation
+
+
+def alpha(sampler: denoisers.Sampler, earlier: int) -> float:
+    """ᾱ at the first step, or so many timesteps before it."""
+    return sampler._scheduler.alphas_cumprod[int(sampler.timesteps[0]) - earlier].item()
+
+
+def test_measured_on_the_full_precision_trajectory(
+    monkeypatch: pytest.MonkeyPatch, make_quantized: Make, calibration: Calibration, denoiser: Denoiser
+) -> None:
+    network = make_quantized(sets=2)
+    monkeypatch.setattr(ptqd, "_BATCH", 3)
+    measured = ptqd.measure(network, calibration, 0, range(2, 7))
+    assert measured.sums.shape == (5, 4, 5, 1)
+    noise = SampleNoise("correction", 0, range(2, 7), denoiser.shape)
+    with torch.no_grad():
+        states = list(
+            calibration.sampler.trajectory(denoisers.predictor(denoiser.network, calibration.timesteps), noise, CPU)
+        )
+        expected = []
+        for step in range(4):
+            full, low = (
+                denoisers.predictor(each, calibration.timesteps)(states[step], step)
+                for each in (denoiser.network, network)
+            )
+            expected.append(Moments.of(full, low - full).sums)
+    torch.testing.assert_close(measured.sums, torch.cat(expected, 1), rtol=1e-3, atol=1e-3)
+    assert measured.pixels == 64
+    assert network.switches.weights
+    assert network.switches.activations
+    assert all(layer._frozen is None for layer in network.layers().values())
+
+
+def test_quantize(make_quantized: Make, calibration: Calibration, own: PtqdSettings) -> None:
+    outcomes = []
+    for global_seed in range(2):
+        torch.manual_seed(global_seed)
+        outcomes.append(ptqd.quantize(make_quantized(calibrated=False, sets=1), calibration, own, 3))
+    notes, correction = outcomes[0]
+    assert notes == outcomes[1].notes
+    assert correction is not None
+    assert correction.slope.shape == correction.deviation.shape == (4,)
+    assert correction.bias.shape == (4, 1)
+    assert correction.direction == "reduced"
+    found = notes["statistics"]
+    assert all(len(values) == 4 for values in found.values())
+    assert found["slope"] == pytest.approx(correction.slope.tolist(), rel=1e-6)
+    assert found["sigma"] == found["corrected_sigma"] == [0] * 4
+    assert found["saturated"] == [False] * 4
+    assert notes["samples"]["side_by_side"] == 12 * 4
+    assert "loss" in notes
+
+
+def test_saturated_steps_are_told(make_quantized: Make, calibration: Calibration, denoiser: Denoiser) -> None:
+    moments = Moments(ptqd.measure(make_quantized(sets=1), calibration, 0, range(2)).sums, 64)
+    sampler = denoiser.sampler(SamplerSettings(steps=4, eta=1.0))
+    correction = Correction(torch.zeros(4), torch.zeros(4, 1), torch.tensor([0.01, 0.01, 100.0, 0.01]))
+    found = ptqd.statistics(moments, correction, sampler)
+    assert found["saturated"] == [False, False, True, False]
+    assert found["corrected_sigma"][2] == found["corrected_sigma"][3] == 0
+    for step in (0, 1):
+        assert 0 < found["corrected_sigma"][step] < found["sigma"][step]
+
+
+def test_correction_helps_a_quantized_network(
+    make_quantized: Make, calibration: Calibration, own: PtqdSettings
+) -> None:
+    """A network whose output is 10 % too large and shifted, beside its quantization noise."""
+    network = make_quantized("w8a8", sets=1)
+    network.layers()["conv_out"].register_forward_hook(
+        lambda _m, _i, output: output * 1.1 + 0.05 if network.switches.activations else output
+    )
+    correction = ptqd.measure(network, calibration, 0, range(8)).correction(own)
+    torch.testing.assert_close(correction.slope, torch.full((4,), 0.1), atol=0.05, rtol=0)
+    held_out = ptqd.measure(network, calibration, 0, range(8, 12))
+    assert bool((held_out.error(correction) < 0.6 * held_out.error()).all())
+
+
+def test_what_the_paper_leaves_out(
+    denoiser: Denoiser, make_settings: Callable[..., DatasetSettings], calibration: Calibration
+) -> None:
+    bits = Bits(4, 4)
+    recipe = Recipe.of(make_settings(), bits, 1, ptqd.paper_policy(bits))
+    assert recipe.policy == Policy.from_plain(recipe.policy.plain())
+    network = QuantizedNetwork(denoiser.network, recipe, (torch.zeros(1, 1, 8, 8), torch.zeros(1, dtype=torch.long)))
+    layers = network.layers()
+    assert not any(layer.role in (Role.SHORTCUT, Role.DOWNSAMPLE) for layer in layers.values())
+    assert not any(".processor." in name for name in network.sites()), "attention products"
+    eight = {"time_embedding.linear_1", "conv_in", "conv_out"}
+    for name, layer in layers.items():
+        expected = 8 if name in eight else 4
+        assert layer.weight_parts()[0][0].grid.bits == expected
+        assert network.sites()[f"{name}.input_quantizer"].grid.bits == expected
+    assert network.account()["full_precision_layers"] > 0

@@ -6,7 +6,7 @@ input is kept with the step at which it was fed to the network.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -17,7 +17,7 @@ from quest import artifacts
 from quest.config import DatasetSettings
 from quest.device import resolve
 from quest.models import denoiser as denoisers
-from quest.models.denoiser import Denoiser
+from quest.models.denoiser import Denoiser, Sampler
 from quest.noise import SampleNoise
 
 _BATCH = 64
@@ -26,12 +26,17 @@ _BATCH = 64
 @dataclass(frozen=True)
 class Calibration:
     """x: (recorded steps, samples, C, H, W) float32 network inputs; steps: index of each recorded sampling step;
-    timesteps: (sampling steps,) int64, what the network is told at each."""
+    sampler: what they were drawn with."""
 
     x: Tensor
     steps: list[int]
-    timesteps: Tensor
+    sampler: Sampler
     sha256: str = ""
+
+    @property
+    def timesteps(self) -> Tensor:
+        """(sampling steps,) int64, what the network is told at each."""
+        return self.sampler.timesteps
 
     def samples(self, each: int) -> Samples:
         """The first ``each`` samples of every recorded step, in one row."""
@@ -41,7 +46,7 @@ class Calibration:
 
     def to(self, device: torch.device) -> Calibration:
         """The same on another device."""
-        return Calibration(self.x.to(device), self.steps, self.timesteps, self.sha256)
+        return replace(self, x=self.x.to(device))
 
 
 @dataclass(frozen=True)
@@ -68,7 +73,7 @@ def record(model: Denoiser, settings: DatasetSettings, seed: int, device: torch.
         with torch.inference_mode():
             states = list(sampler.trajectory(predict, noise, device))
         kept.append(torch.stack([states[step] for step in steps]).cpu())
-    return Calibration(torch.cat(kept, dim=1), steps, sampler.timesteps)
+    return Calibration(torch.cat(kept, dim=1), steps, sampler)
 
 
 def run(settings: DatasetSettings, model: Path, seed: int, output: Path, device: str) -> None:
@@ -84,7 +89,7 @@ def run(settings: DatasetSettings, model: Path, seed: int, output: Path, device:
         inputs={"model": denoiser.sha256},
         notes={"steps": calibration.steps},
     )
-    artifacts.save_tensors(output, {"x": calibration.x, "timesteps": calibration.timesteps}, manifest)
+    artifacts.save_tensors(output, {"x": calibration.x}, manifest)
 
 
 def load(path: Path, denoiser: Denoiser, settings: DatasetSettings) -> Calibration:
@@ -99,4 +104,5 @@ def load(path: Path, denoiser: Denoiser, settings: DatasetSettings) -> Calibrati
     expected = {"sampler": artifacts.plain(settings.sampler), "calibration": artifacts.plain(settings.calibration)}
     if manifest.settings != expected:
         raise ValueError(f"{path}: recorded with {manifest.settings}, expected {expected}; calibrate again")
-    return Calibration(artifact.tensors["x"], manifest.notes["steps"], artifact.tensors["timesteps"], manifest.sha256)
+    sampler = denoiser.sampler(settings.sampler)
+    return Calibration(artifact.tensors["x"], manifest.notes["steps"], sampler, manifest.sha256)

@@ -142,10 +142,15 @@ class ReconstructionSettings(Settings):
     )
 
 
-class MethodSettings(Settings):
-    """What the methods share. reconstruction: whether a method starts from reconstructed weights."""
+Variant = Literal["blocks", "temporal"]
+VARIANTS: tuple[Variant, ...] = get_args(Variant)
+"""How the layers are grouped that are reconstructed together."""
 
-    reconstruction: ClassVar[bool] = False
+
+class MethodSettings(Settings):
+    """What the methods share. reconstruction: the variant of reconstructed weights that a method starts from."""
+
+    reconstruction: ClassVar[Variant | None] = None
     sets: Positive = Field(
         default=20,
         description="groups of sampling steps with activation scales of their own (T' of QuEST); divides sampler.steps",
@@ -162,7 +167,7 @@ class MinmaxSettings(MethodSettings):
 class QuestSettings(MethodSettings):
     """QuEST: time-embedding alignment (TLA), then attention-related alignment (CMA); paper section 3.3."""
 
-    reconstruction: ClassVar[bool] = True
+    reconstruction: ClassVar[Variant | None] = "blocks"
     tla_epochs: Positive = Field(default=200, description="passes of stage 1 over its samples")
     tla_samples: Positive = Field(default=8, description="samples of each group used in stage 1")
     tla_batch_size: Positive = 2

@@ -87,7 +87,7 @@ def test_only_methods_that_start_from_it_are_given_the_reconstruction(project: P
     plan = Plan(project)
     quest = plan.job("results/finetune/digits/quest-w4a8-seed0.safetensors").shellcmd
     minmax = plan.job("results/finetune/digits/minmax-w4a8-seed0.safetensors").shellcmd
-    assert " --reconstruction results/reconstruction/digits/w4-seed0.safetensors " in quest
+    assert " --reconstruction results/reconstruction/digits/blocks-w4-seed0.safetensors " in quest
     assert "--reconstruction" not in minmax
 
 
@@ -97,13 +97,15 @@ def test_each_stage_is_given_the_settings_that_it_depends_on(project: Project) -
     expected = {
         "results/reference/digits/reference.safetensors": {"real_images"},
         "results/calibration/digits/seed0.safetensors": {"sampler", "calibration"},
-        "results/reconstruction/digits/w4-seed0.safetensors": {"sampler", "calibration", "quantizer", "reconstruction"},
+        "results/reconstruction/digits/blocks-w4-seed0.safetensors": {
+            *("sampler", "calibration", "quantizer", "reconstruction"),
+        },
         "results/finetune/digits/quest-w4a4-seed0.safetensors": {"sampler", "calibration", "quantizer", "methods"},
         "results/samples/digits/quest-w4a4-seed0.0.safetensors": {"sampler", "evaluation"},
         "results/metrics/digits/quest-w4a4-seed0.json": {"evaluation"},
     }
     assert {output: set(plan.settings(output)) - always for output in expected} == expected
-    reconstruct = plan.settings("results/reconstruction/digits/w4-seed0.safetensors")
+    reconstruct = plan.settings("results/reconstruction/digits/blocks-w4-seed0.safetensors")
     assert set(reconstruct["quantizer"]) == {"weight_search", "split_shortcuts"}  # activations are not quantized there
     assert set(plan.settings("results/finetune/digits/quest-w4a4-seed0.safetensors")["methods"]) == {"quest"}
     assert set(plan.settings("results/finetune/digits/minmax-w4a4-seed0.safetensors")["methods"]) == {"minmax"}

@@ -186,11 +186,52 @@ class QuestSettings(MethodSettings):
     global_loss: bool = Field(default=True, description="match the predicted noise (L_G)")
 
 
+class EfficientDMSettings(MethodSettings):
+    """EfficientDM: low-rank weight adapters that merge into the integers, trained on the teacher's trajectories."""
+
+    sets: Positive = Field(
+        default=100, description="learned activation scales: one for each sampling step; divides sampler.steps"
+    )
+    trajectories: Positive = Field(
+        default=160, description="trajectories of the teacher trained on, an optimizer step for each sampling step"
+    )
+    batch_size: Positive = Field(default=2, description="samples of one trajectory")
+    rank: Positive = 32
+    base: Literal["int", "fp"] = Field(
+        default="int",
+        description="what an adapter is added to: the dequantized codes (released code), or the original weight",
+    )
+    weight_search: Literal["max", "quantizer"] = Field(
+        default="max", description="initial range of a weight channel: its extremes, or as quantizer.weight_search says"
+    )
+    adapter_lr_divisor: Rate = Field(
+        default=2_500, description="an adapter's learning rate is the mean weight scale of its layer, divided by this"
+    )
+    weight_scale_lr: Rate = 1e-6
+    activation_lr: Rate = Field(default=5e-4, description="of activation scales and zero points (TALSQ)")
+    weight_decay: NonNegative = Field(default=0.01, description="of AdamW, on all that is trained")
+
+
+class TFMQDMSettings(MethodSettings):
+    """TFMQ-DM: temporal features reconstructed on their own, then activation ranges for each sampling step."""
+
+    reconstruction: ClassVar[Variant | None] = "temporal"
+    sets: Positive = Field(
+        default=20, description="activation ranges: one for each sampling step; divides sampler.steps"
+    )
+    batch_size: Positive = Field(default=16, description="samples that a running range sees at once")
+    momentum: Annotated[float, Field(ge=0, lt=1)] = Field(
+        default=0.95, description="share of a running range that each further batch leaves as it was"
+    )
+
+
 class MethodsSettings(Settings):
     """Settings of each method; the defaults are the papers'."""
 
     minmax: MinmaxSettings = MinmaxSettings()
     quest: QuestSettings = QuestSettings()
+    efficientdm: EfficientDMSettings = EfficientDMSettings()
+    tfmq_dm: TFMQDMSettings = TFMQDMSettings()
 
 
 METHODS: tuple[str, ...] = tuple(name.replace("_", "-") for name in MethodsSettings.model_fields)

@@ -119,9 +119,12 @@ class ActivationQuantizer(nn.Module):
             self.scale.data.copy_(torch.stack([parameter.detach() for parameter in self._trained]))
             self._trained = None
 
-    @torch.no_grad()
     def _calibrate(self, x: Tensor, index: int) -> None:
-        scale, zero_point = grids.search(self.granularity.rows(x), self.grid, self.search)
+        self.put(index, *grids.search(self.granularity.rows(x), self.grid, self.search))
+
+    @torch.no_grad()
+    def put(self, index: int, scale: Tensor, zero_point: Tensor) -> None:
+        """Set the parameters of one group of sampling steps; both (scales,), one for each row of the granularity."""
         self.scale[index] = scale.view_as(self.scale[index])
         self.zero_point[index] = zero_point.view_as(self.zero_point[index])
         self.calibrated[index] = True

@@ -1,0 +1,102 @@
+"""TFMQ-DM (CVPR 2024): temporal features kept by reconstruction, and activation ranges for the finite set of steps.
+
+What a U-Net makes of the timestep, TIB(t) = (g_1(h(t)), …, g_n(h(t))) with the time embedding h and its projection g_i
+into each residual block, never sees the image. So
+1. the weights start from the "temporal" variant of `quest.reconstruction`: the TIB is learned first, as one unit on its
+   own outputs, L = Σ_i ‖g_i(h(t)) - ĝ_i(ĥ(t))‖², and the blocks that it feeds are then learned around it;
+2. finite set calibration: the timesteps of a sampler being few, every activation quantizer has a range for each.
+Nothing else is trained.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from quest.calibration import Calibration
+from quest.config import Bits, TFMQDMSettings
+from quest.finetuning import predict, sets_of
+from quest.quantization import grid
+from quest.quantization.network import QuantizedNetwork
+from quest.quantization.policy import FULL, Policy
+from quest.quantization.quantizers import ActivationQuantizer
+from quest.quantization.roles import Role
+
+
+def quantize(
+    network: QuantizedNetwork, calibration: Calibration, settings: TFMQDMSettings, seed: int
+) -> dict[str, Any]:
+    """Calibrate every sampling step on its own samples; the weights are reconstructed already. Returns the cost."""
+    return {"passes": {"forward": calibrate_finite_set(network, calibration, settings, seed)}}
+
+
+def paper_policy(bits: Bits) -> Policy:
+    """Shortcuts, downsampling, the first layer of the time MLP, the first and the last convolution and attention
+    products stay full precision, and so do the inputs of the second layer of the time MLP and of the first convolution
+    of the first residual block."""
+    weights = Bits(bits.weight, FULL.activation)
+    return Policy(
+        "paper",
+        overrides=(
+            (Role.SHORTCUT, FULL),
+            (Role.DOWNSAMPLE, FULL),
+            ("time_embedding.linear_1", FULL),
+            ("time_embedding.linear_2", weights),
+            (Role.FIRST, FULL),
+            ("down_blocks.0.resnets.0.conv1", weights),
+            (Role.LAST, FULL),
+        ),
+        attention=False,
+    )
+
+
+@torch.no_grad()
+def calibrate_finite_set(
+    network: QuantizedNetwork, calibration: Calibration, settings: TFMQDMSettings, seed: int
+) -> int:
+    """Set the range of every activation quantizer for each group of sampling steps, in place; returns the number of
+    samples that went through the network.
+
+    A range starts from one random batch and then follows all samples of its step in random order as a moving average
+    of their extremes; each batch is quantized with the range that includes it.
+    """
+    data = calibration.samples(calibration.x.shape[1])
+    order = torch.Generator().manual_seed(seed)
+    passes = 0
+    for members in sets_of(network, data):
+        with running_ranges(network, settings.momentum):
+            first = members[torch.randperm(len(members), generator=order)[: settings.batch_size]]
+            rest = members[torch.randperm(len(members), generator=order)].split(settings.batch_size)
+            for batch in (first, *rest):
+                predict(network, data, batch)
+                passes += len(batch)
+    return passes
+
+
+@contextmanager
+def running_ranges(network: QuantizedNetwork, momentum: float) -> Iterator[None]:
+    """Within, activation quantizers follow what they see, starting anew: m ← momentum · m + (1 - momentum) · min(x),
+    likewise the maximum, and a grid that spans both and zero. On the first batch the grid is the one of least error."""
+    ranges: dict[ActivationQuantizer, tuple[Tensor, Tensor]] = {}
+
+    def follow(site: ActivationQuantizer, inputs: tuple[Tensor]) -> None:
+        rows = site.granularity.rows(inputs[0])
+        low, high = rows.aminmax(dim=1)
+        if site in ranges:
+            low, high = (old.lerp(new, 1 - momentum) for old, new in zip(ranges[site], (low, high), strict=True))
+            parameters = grid.from_range(low, high, site.grid)
+        else:
+            parameters = grid.search(rows, site.grid, "mse")
+        ranges[site] = low, high
+        site.put(network.step.index, *parameters)
+
+    handles = [site.register_forward_pre_hook(follow) for site in network.sites().values()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

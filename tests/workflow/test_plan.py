@@ -91,6 +91,17 @@ def test_only_methods_that_start_from_it_are_given_the_reconstruction(project: P
     assert "--reconstruction" not in minmax
 
 
+def test_each_variant_of_the_reconstruction_is_made_once_for_each_weight_bit_width(project: Project) -> None:
+    plan = Plan(project, {"methods": ["quest", "tfmq-dm"], "bits": ["w4a8", "w4a4"]})
+    files = [f"results/reconstruction/digits/{variant}-w4-seed0.safetensors" for variant in ("blocks", "temporal")]
+    assert plan.rules()["reconstruct"] == len(files)
+    for method, variant, file in zip(("quest", "tfmq-dm"), ("blocks", "temporal"), files, strict=True):
+        assert f" --variant {variant} " in plan.job(file).shellcmd
+        for bits in ("w4a8", "w4a4"):
+            job = plan.job(f"results/finetune/digits/{method}-{bits}-seed0.safetensors")
+            assert f" --reconstruction {file} " in job.shellcmd
+
+
 def test_each_stage_is_given_the_settings_that_it_depends_on(project: Project) -> None:
     plan = Plan(project)
     always = {"title", "model", "extractor", "image_size", "image_channels"}

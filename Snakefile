@@ -21,6 +21,7 @@ wildcard_constraints:
     method=one_of([FULL_PRECISION, *METHODS]),
     bits=r"w\d+a\d+",
     weight_bits=r"\d+",
+    variant=one_of(VARIANTS),
     seed=r"\d+",
     shard=r"\d+",
 

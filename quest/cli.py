@@ -110,6 +110,13 @@ def calibrate(dataset: str, settings: str | None, model: Path, seed: int, output
 
 @main.command()
 @_stage(_model, click.option("--weight-bits", type=click.IntRange(2, 8), required=True), _seed)
+@click.option(
+    "--variant",
+    type=click.Choice(config.VARIANTS),
+    default="blocks",
+    show_default=True,
+    help="Which layers are learned together.",
+)
 @click.option("--calibration", "calibration_file", type=FILE, required=True)
 @_output
 @_device
@@ -119,6 +126,7 @@ def reconstruct(
     model: Path,
     weight_bits: int,
     seed: int,
+    variant: config.Variant,
     calibration_file: Path,
     output: Path,
     device: str,
@@ -126,7 +134,9 @@ def reconstruct(
     """Learn the rounding of the weights block by block; shared by every method that starts from it."""
     from quest import reconstruction
 
-    reconstruction.run(_settings(dataset, settings), model, weight_bits, seed, calibration_file, output, device=device)
+    reconstruction.run(
+        _settings(dataset, settings), model, weight_bits, seed, calibration_file, output, device=device, variant=variant
+    )
 
 
 @main.command()

@@ -142,10 +142,15 @@ class ReconstructionSettings(Settings):
     )
 
 
-class MethodSettings(Settings):
-    """What the methods share. reconstruction: whether a method starts from reconstructed weights."""
+Variant = Literal["blocks", "temporal"]
+VARIANTS: tuple[Variant, ...] = get_args(Variant)
+"""How the layers are grouped that are reconstructed together."""
 
-    reconstruction: ClassVar[bool] = False
+
+class MethodSettings(Settings):
+    """What the methods share. reconstruction: the variant of reconstructed weights that a method starts from."""
+
+    reconstruction: ClassVar[Variant | None] = None
     sets: Positive = Field(
         default=20,
         description="groups of sampling steps with activation scales of their own (T' of QuEST); divides sampler.steps",
@@ -162,7 +167,7 @@ class MinmaxSettings(MethodSettings):
 class QDiffusionSettings(MethodSettings):
     """Q-Diffusion: learned rounding, then learned step sizes of static activation grids; released code."""
 
-    reconstruction: ClassVar[bool] = True
+    reconstruction: ClassVar[Variant | None] = "blocks"
     sets: Positive = Field(
         default=1,
         description="groups of sampling steps with activation scales of their own; one: the same at all steps",
@@ -203,7 +208,7 @@ class PtqdSettings(QDiffusionSettings):
 class QuestSettings(MethodSettings):
     """QuEST: time-embedding alignment (TLA), then attention-related alignment (CMA); paper section 3.3."""
 
-    reconstruction: ClassVar[bool] = True
+    reconstruction: ClassVar[Variant | None] = "blocks"
     tla_epochs: Positive = Field(default=200, description="passes of stage 1 over its samples")
     tla_samples: Positive = Field(default=8, description="samples of each recorded step used in stage 1")
     tla_batch_size: Positive = 2
@@ -222,6 +227,45 @@ class QuestSettings(MethodSettings):
     global_loss: bool = Field(default=True, description="match the predicted noise (L_G)")
 
 
+class EfficientDMSettings(MethodSettings):
+    """EfficientDM: low-rank weight adapters that merge into the integers, trained on the teacher's trajectories."""
+
+    sets: Positive = Field(
+        default=100, description="learned activation scales: one for each sampling step; divides sampler.steps"
+    )
+    trajectories: Positive = Field(
+        default=160, description="trajectories of the teacher trained on, an optimizer step for each sampling step"
+    )
+    batch_size: Positive = Field(default=2, description="samples of one trajectory")
+    rank: Positive = 32
+    base: Literal["int", "fp"] = Field(
+        default="int",
+        description="what an adapter is added to: the dequantized codes (released code), or the original weight",
+    )
+    weight_search: Literal["max", "quantizer"] = Field(
+        default="max", description="initial range of a weight channel: its extremes, or as quantizer.weight_search says"
+    )
+    adapter_lr_divisor: Rate = Field(
+        default=2_500, description="an adapter's learning rate is the mean weight scale of its layer, divided by this"
+    )
+    weight_scale_lr: Rate = 1e-6
+    activation_lr: Rate = Field(default=5e-4, description="of activation scales and zero points (TALSQ)")
+    weight_decay: NonNegative = Field(default=0.01, description="of AdamW, on all that is trained")
+
+
+class TFMQDMSettings(MethodSettings):
+    """TFMQ-DM: temporal features reconstructed on their own, then activation ranges for each sampling step."""
+
+    reconstruction: ClassVar[Variant | None] = "temporal"
+    sets: Positive = Field(
+        default=20, description="activation ranges: one for each sampling step; divides sampler.steps"
+    )
+    batch_size: Positive = Field(default=16, description="samples that a running range sees at once")
+    momentum: Annotated[float, Field(ge=0, lt=1)] = Field(
+        default=0.95, description="share of a running range that each further batch leaves as it was"
+    )
+
+
 class MethodsSettings(Settings):
     """Settings of each method; the defaults are the papers'."""
 
@@ -229,6 +273,8 @@ class MethodsSettings(Settings):
     q_diffusion: QDiffusionSettings = QDiffusionSettings()
     ptqd: PtqdSettings = PtqdSettings()
     quest: QuestSettings = QuestSettings()
+    efficientdm: EfficientDMSettings = EfficientDMSettings()
+    tfmq_dm: TFMQDMSettings = TFMQDMSettings()
 
 
 METHODS: tuple[str, ...] = tuple(name.replace("_", "-") for name in MethodsSettings.model_fields)

@@ -13,6 +13,7 @@ from torch.nn.functional import mse_loss
 from tqdm import tqdm
 
 from quest.calibration import Calibration, Samples
+from quest.quantization import grid as grids
 from quest.quantization.grid import MIN_SCALE
 from quest.quantization.layers import QuantizedLayer
 from quest.quantization.network import QuantizedNetwork
@@ -35,6 +36,36 @@ def calibrate_activations(network: QuantizedNetwork, calibration: Calibration) -
             # Evenly from all steps of the group.
             few = torch.linspace(0, len(members) - 1, min(_CALIBRATION_SAMPLES, len(members))).round().long()
             predict(network, data, members[few])
+
+
+@contextmanager
+def running_ranges(network: QuantizedNetwork, momentum: float, first: grids.Search = "max") -> Iterator[None]:
+    """Within, activation quantizers follow what they see, starting anew: m ← momentum · m + (1 - momentum) · min(x),
+    likewise the maximum, and a grid that spans both and zero, set before the batch is quantized.
+
+    first: how the grid for the first batch of a group of sampling steps is chosen.
+    """
+    ranges: dict[tuple[ActivationQuantizer, int], tuple[Tensor, Tensor]] = {}
+
+    def follow(site: ActivationQuantizer, inputs: tuple[Tensor, ...]) -> None:
+        index = network.step.index
+        rows = site.granularity.rows(inputs[0])
+        low, high = rows.aminmax(dim=1)
+        if (site, index) in ranges:
+            before = ranges[site, index]
+            low, high = torch.lerp(low, before[0], momentum), torch.lerp(high, before[1], momentum)
+            parameters = grids.from_range(low, high, site.grid)
+        else:
+            parameters = grids.search(rows, site.grid, first)
+        ranges[site, index] = low, high
+        site.put(index, *parameters)
+
+    handles = [site.register_forward_pre_hook(follow) for site in network.sites().values()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def sets_of(network: QuantizedNetwork, data: Samples) -> list[Tensor]:

@@ -10,7 +10,7 @@ CELL = "{method}-{bits}-seed{seed}"
 
 REFERENCE = "results/reference/{dataset}/reference.safetensors"
 CALIBRATION = "results/calibration/{dataset}/seed{seed}.safetensors"
-RECONSTRUCTION = "results/reconstruction/{dataset}/w{weight_bits}-seed{seed}.safetensors"
+RECONSTRUCTION = "results/reconstruction/{dataset}/{variant}-w{weight_bits}-seed{seed}.safetensors"
 CHECKPOINT = f"results/finetune/{{dataset}}/{CELL}.safetensors"
 SAMPLES = f"results/samples/{{dataset}}/{CELL}.{{shard}}.safetensors"
 METRICS = f"results/metrics/{{dataset}}/{CELL}.json"

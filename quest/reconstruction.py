@@ -1,16 +1,20 @@
 """Block-wise learned rounding of the weights: AdaRound on residual, attention and transformer blocks.
 
-Units in execution order. A unit's inputs come from the network with all weights quantized (those before it with their
-learned rounding, those after it rounded to nearest) and activations in full precision; its targets come from the
-full-precision network (Q-Diffusion, section 3). Minimised for each unit:
+Units in execution order. Variant "blocks" takes each block as it is; "temporal" first learns the time embedding and
+its projections into all residual blocks as one unit, which depends on the timestep alone, and later units leave them
+as they are (TFMQ-DM).
+A unit's inputs come from the network with all weights quantized (those before it with their learned rounding, those
+after it rounded to nearest) and activations in full precision; its targets come from the full-precision network
+(Q-Diffusion, section 3). Minimised for each unit:
     Σ_channels |out_q - out|², averaged over the rest,  +  λ · Σ (1 - |2h - 1|^β)
 with the second term off during warm-up and β falling linearly afterwards. The result is one bit for each weight, kept
-beside the scales, and shared by every method that starts from it at these weight bits.
+beside the scales, and shared by every method that starts from this variant at these weight bits.
 """
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Container
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,16 +24,16 @@ from diffusers.models.attention import BasicTransformerBlock
 from diffusers.models.attention_processor import Attention
 from diffusers.models.resnet import ResnetBlock2D
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 from tqdm import tqdm
 
 from quest import artifacts, checkpoints
 from quest import calibration as calibrations
 from quest.calibration import Calibration, Samples
-from quest.config import Bits, DatasetSettings, ReconstructionSettings
+from quest.config import Bits, DatasetSettings, ReconstructionSettings, Variant
 from quest.device import resolve
 from quest.models import denoiser as denoisers
 from quest.models.denoiser import Denoiser
+from quest.models.temporal import TemporalBlock
 from quest.quantization import packing
 from quest.quantization.layers import QuantizedLayer
 from quest.quantization.network import QuantizedNetwork, Recipe
@@ -44,22 +48,40 @@ _CHUNK = 64  # samples of one full call while inputs and targets are recorded
 
 @dataclass(frozen=True)
 class Unit:
-    """A block, or a layer outside any block, whose weights are rounded together."""
+    """Layers whose weights are rounded together, and the module that computes with them: a block, or a single layer.
+
+    layers: by their names in the network. entry: the module of the network whose arguments ``module`` is called with,
+    where ``module`` is not itself one that the network calls.
+    """
 
     name: str
     module: nn.Module
+    layers: dict[str, QuantizedLayer]
+    entry: nn.Module | None = None
 
     def parts(self) -> dict[str, tuple[WeightQuantizer, Tensor]]:
         """Weight quantizers with their weights, by the name that the artifact uses."""
-        return {
-            f"{name}.weight.{part}": pair
-            for name, layer in _layers(self.name, self.module)
-            for part, pair in enumerate(layer.weight_parts())
-        }
+        return _parts(self.layers)
+
+    def without(self, names: Container[str]) -> Unit:
+        """The same unit, some of whose layers keep the rounding that they have."""
+        return replace(self, layers={name: layer for name, layer in self.layers.items() if name not in names})
 
 
-def units(network: QuantizedNetwork) -> list[Unit]:
-    """Units of a network in the order in which one call reaches them."""
+def units(network: QuantizedNetwork, variant: Variant = "blocks") -> list[Unit]:
+    """Units of a network in the order in which they are learned."""
+    blocks = _blocks(network)
+    if variant == "blocks":
+        return blocks
+    temporal = TemporalBlock(network.network)
+    layers = {name: layer for name, layer in network.layers().items() if name in temporal.names}
+    first = Unit("temporal", temporal, layers, entry=temporal.time_embedding)
+    others = (unit.without(layers) for unit in blocks)
+    return [first, *(unit for unit in others if unit.layers)]
+
+
+def _blocks(network: QuantizedNetwork) -> list[Unit]:
+    """Blocks, and layers outside any, in the order in which one call of the network reaches them."""
     found: dict[str, nn.Module] = {}
 
     def collect(prefix: str, module: nn.Module) -> None:
@@ -82,11 +104,20 @@ def units(network: QuantizedNetwork) -> list[Unit]:
     finally:
         for handle in handles:
             handle.remove()
-    return [Unit(name, found[name]) for name in dict.fromkeys(order)]
+    layers = network.layers()
+    return [
+        Unit(name, found[name], {key: layers[key] for key in layers if f"{key}.".startswith(f"{name}.")})
+        for name in dict.fromkeys(order)
+    ]
 
 
 def reconstruct(
-    network: QuantizedNetwork, calibration: Calibration, settings: ReconstructionSettings, seed: int, progress: Progress
+    network: QuantizedNetwork,
+    calibration: Calibration,
+    settings: ReconstructionSettings,
+    seed: int,
+    progress: Progress,
+    variant: Variant = "blocks",
 ) -> dict[str, Any]:
     """Learn the rounding of every unit of ``network`` in place; returns the losses of each unit.
 
@@ -96,7 +127,7 @@ def reconstruct(
     losses = {}
     data = calibration.samples(max(1, settings.samples // len(calibration.steps)))
     with network.quantizing(weights=True, activations=False):
-        for number, unit in enumerate(tqdm(units(network), desc="reconstruct", unit="unit", mininterval=5)):
+        for number, unit in enumerate(tqdm(units(network, variant), desc="reconstruct", unit="unit", mininterval=5)):
             if unit.name not in progress.losses:
                 with network.frozen():  # no weight changes while inputs and targets are recorded
                     cache = record(network, unit, data, settings.cache_mib, weights=True)
@@ -156,6 +187,7 @@ def run(
     calibration_file: Path,
     output: Path,
     device: str,
+    variant: Variant = "blocks",
 ) -> None:
     """The `reconstruct` stage."""
     where = resolve(device)
@@ -171,6 +203,7 @@ def run(
             "weight_search": settings.quantizer.weight_search,
             "split_shortcuts": settings.quantizer.split_shortcuts,
             "weight_bits": weight_bits,
+            "variant": variant,
         },
         seeds={"run": seed},
         inputs={"model": denoiser.sha256, "calibration": calibration.sha256},
@@ -179,15 +212,15 @@ def run(
         output.with_suffix(".progress.safetensors"),
         {"settings": manifest.settings, "seed": seed, "inputs": manifest.inputs},
     )
-    losses = reconstruct(network, calibration, settings.reconstruction, seed, progress)
+    losses = reconstruct(network, calibration, settings.reconstruction, seed, progress, variant)
     artifacts.save_tensors(output, progress.tensors, replace(manifest, notes={"losses": losses}))
     progress.remove()
 
 
-def apply(path: Path, network: QuantizedNetwork, denoiser: Denoiser) -> str:
+def apply(path: Path, network: QuantizedNetwork, denoiser: Denoiser, variant: Variant = "blocks") -> str:
     """Set the rounding of a network's weights as an artifact says; returns the artifact's sha256.
 
-    Raises ValueError when it was made from another model or with another weight grid.
+    Raises ValueError when it is another variant, or was made from another model or with another weight grid.
     """
     artifact = artifacts.load_tensors(path, "reconstruction")
     manifest = artifact.manifest
@@ -201,10 +234,11 @@ def apply(path: Path, network: QuantizedNetwork, denoiser: Denoiser) -> str:
         "weight_bits": recipe.bits.weight,
         "weight_search": recipe.quantizer.weight_search,
         "split_shortcuts": recipe.quantizer.split_shortcuts,
+        "variant": variant,
     }.items():
         if manifest.settings[key] != expected:
             raise ValueError(f"{path}: reconstructed with {key} = {manifest.settings[key]}, expected {expected}")
-    parts = {name: pair for unit in units(network) for name, pair in unit.parts().items()}
+    parts = _parts(network.layers())
     # A layer that the policy gives other bits was not reconstructed on its grid: it stays rounded to nearest.
     parts = {name: pair for name, pair in parts.items() if pair[0].grid.bits == recipe.bits.weight}
     if missing := sorted(name for name in parts if f"{name}.up" not in artifact.tensors):
@@ -222,16 +256,20 @@ def _put(parts: dict[str, tuple[WeightQuantizer, Tensor]], decisions: dict[str, 
         quantizer.rounding = Fixed(packing.unpack_bits(up, quantizer.ratio(weight).shape, f"{name}.up"))
 
 
-def _layers(prefix: str, module: nn.Module) -> list[tuple[str, QuantizedLayer]]:
-    return [
-        (f"{prefix}.{name}".strip("."), layer)
-        for name, layer in module.named_modules()
-        if isinstance(layer, QuantizedLayer)
-    ]
+def _parts(layers: dict[str, QuantizedLayer]) -> dict[str, tuple[WeightQuantizer, Tensor]]:
+    return {
+        f"{name}.weight.{part}": pair
+        for name, layer in layers.items()
+        for part, pair in enumerate(layer.weight_parts())
+    }
 
 
-class _Stop(Exception):
-    """Ends a call as soon as the unit was reached."""
+class _Reached(Exception):
+    """Ends a call of the network where it reaches a unit, and carries the unit's arguments."""
+
+    def __init__(self, args: tuple[Any, ...], named: dict[str, Any]):
+        super().__init__()
+        self.args, self.named = args, named
 
 
 def record(network: QuantizedNetwork, unit: Unit, data: Samples, cache_mib: int, *, weights: bool) -> Cache:
@@ -240,35 +278,29 @@ def record(network: QuantizedNetwork, unit: Unit, data: Samples, cache_mib: int,
     weights: whether the inputs come from the network with quantized weights, or in full precision too.
     """
     cache = Cache(cache_mib * 2**20)
-    seen: dict[str, Any] = {}
+    entry = unit.entry or unit.module
 
-    def before(_module: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:
-        seen["inputs"] = (args, named)
-        if weights:
-            raise _Stop
+    def reached(batch: Tensor) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        def stop(_module: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:
+            raise _Reached(args, named)
 
-    def after(_module: nn.Module, _inputs: tuple[Any, ...], output: Tensor) -> None:
-        seen["output"] = output
-        raise _Stop
-
-    def call(batch: Tensor, quantized: bool, *handles: RemovableHandle) -> None:
+        handle = entry.register_forward_pre_hook(stop, with_kwargs=True)
         try:
-            with torch.no_grad(), network.quantizing(weights=quantized, activations=False):
-                network(data.x[batch], data.timesteps[batch])
-        except _Stop:
-            pass
+            network(data.x[batch], data.timesteps[batch])
+        except _Reached as found:
+            return found.args, found.named
         finally:
-            for handle in handles:
-                handle.remove()
+            handle.remove()
+        raise ValueError(f"one call of the network never reaches {unit.name}")
 
     for batch in torch.arange(len(data)).split(_CHUNK):
-        inputs = unit.module.register_forward_pre_hook(before, with_kwargs=True)
+        with torch.no_grad(), network.quantizing(weights=False, activations=False):
+            inputs = args, named = reached(batch)
+            target = unit.module(*args, **named)
         if weights:
-            call(batch, True, inputs)
-            call(batch, False, unit.module.register_forward_hook(after))
-        else:  # one call has both
-            call(batch, False, inputs, unit.module.register_forward_hook(after))
-        cache.add(seen["inputs"], seen["output"])
+            with torch.no_grad(), network.quantizing(weights=True, activations=False):
+                inputs = reached(batch)
+        cache.add(inputs, target)
     return cache
 
 

@@ -47,6 +47,8 @@ SETTINGS: dict[str, Any] = {
             "cma_samples": 4,
             "cma_batch_size": 4,
         },
+        "efficientdm": {"sets": 4, "trajectories": 2, "rank": 4},
+        "tfmq_dm": {"sets": 4, "batch_size": 4},
     },
     "evaluation": {"images": 6, "shards": 2, "batch_size": 4},
 }

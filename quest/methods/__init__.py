@@ -66,7 +66,8 @@ def run(
     if method_settings.reconstruction:
         if reconstruction_file is None:
             raise ValueError(f"{method} starts from reconstructed weights; give them with --reconstruction")
-        inputs["reconstruction"] = reconstruction.apply(reconstruction_file, network, denoiser)
+        variant = method_settings.reconstruction
+        inputs["reconstruction"] = reconstruction.apply(reconstruction_file, network, denoiser, variant)
     outcome: Outcome = module.quantize(network, data, method_settings, seed)
     recorded = {"method": artifacts.plain(method_settings), "quantizer": artifacts.plain(settings.quantizer)}
     checkpoints.save(output, network, method, recorded, seed, inputs, *outcome)

@@ -11,8 +11,6 @@ decoder shortcuts is an option of the quantizer (`split_shortcuts`).
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -23,9 +21,8 @@ from tqdm import tqdm
 from quest import reconstruction
 from quest.calibration import Calibration
 from quest.config import Bits, QDiffusionSettings
-from quest.finetuning import calibrate_activations, predict, sets_of, training_sets
+from quest.finetuning import calibrate_activations, predict, running_ranges, sets_of, training_sets
 from quest.methods import Outcome
-from quest.quantization import grid as grids
 from quest.quantization.grid import MIN_SCALE
 from quest.quantization.network import QuantizedNetwork
 from quest.quantization.policy import Policy
@@ -133,29 +130,7 @@ def follow_ranges(network: QuantizedNetwork, calibration: Calibration, seed: int
     """Replace all activation ranges by running means of the extremes over the calibration samples, in random order."""
     data = calibration.samples(calibration.x.shape[1])
     order = torch.Generator().manual_seed(seed)
-    with _following(network):
+    with running_ranges(network, MOMENTUM):
         for members in sets_of(network, data):
             for batch in members[torch.randperm(len(members), generator=order)].split(_RUNNING_BATCH):
                 predict(network, data, batch)
-
-
-@contextmanager
-def _following(network: QuantizedNetwork) -> Iterator[None]:
-    """Within, each activation quantizer moves its range towards that of a batch before it quantizes the batch."""
-    ranges: dict[tuple[ActivationQuantizer, int], tuple[Tensor, Tensor]] = {}
-
-    def follow(site: ActivationQuantizer, inputs: tuple[Tensor, ...]) -> None:
-        index = network.step.index
-        low, high = site.granularity.rows(inputs[0]).aminmax(dim=1)
-        if (site, index) in ranges:
-            before = ranges[site, index]
-            low, high = torch.lerp(low, before[0], MOMENTUM), torch.lerp(high, before[1], MOMENTUM)
-        ranges[site, index] = low, high
-        site.put(index, *grids.from_range(low, high, site.grid))
-
-    handles = [site.register_forward_pre_hook(follow) for site in network.sites().values()]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()

@@ -26,7 +26,14 @@ class Policy:
 
     def bits(self, layer: str, role: Role, default: Bits) -> Bits:
         """Bits of one layer."""
-        return next((bits for key, bits in self.overrides if role == key or fnmatch(layer, key)), default)
+        return self._exception(layer, role) or default
+
+    def excepts(self, layer: str, role: Role) -> bool:
+        """Whether a layer has bits other than the run's, or the same ones whatever the run's are."""
+        return self._exception(layer, role) is not None
+
+    def _exception(self, layer: str, role: Role) -> Bits | None:
+        return next((bits for key, bits in self.overrides if role == key or fnmatch(layer, key)), None)
 
     def plain(self) -> dict[str, Any]:
         """As JSON, for manifests."""

@@ -120,7 +120,6 @@ class ActivationQuantizer(nn.Module):
             self.scale.data.copy_(torch.stack([parameter.detach() for parameter in self._trained]))
             self._trained = None
 
-    @torch.no_grad()
     def _calibrate(self, x: Tensor, index: int) -> None:
         try:
             scale, zero_point = grids.search(self.granularity.rows(x), self.grid, self.search)

@@ -12,7 +12,7 @@ from torch import Tensor
 from quest import reconstruction
 from quest.calibration import Calibration
 from quest.config import Bits, DatasetSettings, QDiffusionSettings
-from quest.finetuning import calibrate_activations
+from quest.finetuning import calibrate_activations, running_ranges
 from quest.methods import q_diffusion
 from quest.quantization.network import QuantizedNetwork, Recipe
 from quest.quantization.roles import Role
@@ -167,7 +167,7 @@ def test_running_range_of_two_batches(make_quantized: Make) -> None:
     site = network.sites()["conv_in.input_quantizer"]
     other = site.scale[0].clone()
     network.set_step(2)
-    with torch.no_grad(), q_diffusion._following(network):
+    with torch.no_grad(), running_ranges(network, q_diffusion.MOMENTUM):
         site(torch.tensor([-1.0, 2.0]).view(1, 1, 1, 2))
         assert site.scale[1].item() == pytest.approx(3 / 255)
         found = site(torch.tensor([-2.0, 4.0]).view(1, 1, 1, 2))

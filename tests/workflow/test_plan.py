@@ -87,8 +87,19 @@ def test_only_methods_that_start_from_it_are_given_the_reconstruction(project: P
     plan = Plan(project)
     quest = plan.job("results/finetune/digits/quest-w4a8-seed0.safetensors").shellcmd
     minmax = plan.job("results/finetune/digits/minmax-w4a8-seed0.safetensors").shellcmd
-    assert " --reconstruction results/reconstruction/digits/w4-seed0.safetensors " in quest
+    assert " --reconstruction results/reconstruction/digits/blocks-w4-seed0.safetensors " in quest
     assert "--reconstruction" not in minmax
+
+
+def test_each_variant_of_the_reconstruction_is_made_once_for_each_weight_bit_width(project: Project) -> None:
+    plan = Plan(project, {"methods": ["quest", "tfmq-dm"], "bits": ["w4a8", "w4a4"]})
+    files = [f"results/reconstruction/digits/{variant}-w4-seed0.safetensors" for variant in ("blocks", "temporal")]
+    assert plan.rules()["reconstruct"] == len(files)
+    for method, variant, file in zip(("quest", "tfmq-dm"), ("blocks", "temporal"), files, strict=True):
+        assert f" --variant {variant} " in plan.job(file).shellcmd
+        for bits in ("w4a8", "w4a4"):
+            job = plan.job(f"results/finetune/digits/{method}-{bits}-seed0.safetensors")
+            assert f" --reconstruction {file} " in job.shellcmd
 
 
 def test_each_stage_is_given_the_settings_that_it_depends_on(project: Project) -> None:
@@ -97,13 +108,15 @@ def test_each_stage_is_given_the_settings_that_it_depends_on(project: Project) -
     expected = {
         "results/reference/digits/reference.safetensors": {"real_images"},
         "results/calibration/digits/seed0.safetensors": {"sampler", "calibration"},
-        "results/reconstruction/digits/w4-seed0.safetensors": {"sampler", "calibration", "quantizer", "reconstruction"},
+        "results/reconstruction/digits/blocks-w4-seed0.safetensors": {
+            *("sampler", "calibration", "quantizer", "reconstruction"),
+        },
         "results/finetune/digits/quest-w4a4-seed0.safetensors": {"sampler", "calibration", "quantizer", "methods"},
         "results/samples/digits/quest-w4a4-seed0.0.safetensors": {"sampler", "evaluation"},
         "results/metrics/digits/quest-w4a4-seed0.json": {"evaluation"},
     }
     assert {output: set(plan.settings(output)) - always for output in expected} == expected
-    reconstruct = plan.settings("results/reconstruction/digits/w4-seed0.safetensors")
+    reconstruct = plan.settings("results/reconstruction/digits/blocks-w4-seed0.safetensors")
     assert set(reconstruct["quantizer"]) == {"weight_search", "split_shortcuts"}  # activations are not quantized there
     assert set(plan.settings("results/finetune/digits/quest-w4a4-seed0.safetensors")["methods"]) == {"quest"}
     assert set(plan.settings("results/finetune/digits/minmax-w4a4-seed0.safetensors")["methods"]) == {"minmax"}

@@ -14,6 +14,7 @@ from quest.config import (
     FULL_PRECISION,
     METHODS,
     UNQUANTIZED,
+    VARIANTS,
     Bits,
     Cell,
     ConfigError,
@@ -60,6 +61,7 @@ def of_cells(pattern, dataset, cells, seeds=None, shards=None):
             method=cell.method,
             bits=cell.bits,
             weight_bits=Bits.parse(cell.bits).weight,
+            variant=variant_of(cell.method) or "none",
             seed=RUN.seeds if seeds is None else seeds,
             shard=shards,
         )
@@ -71,7 +73,10 @@ def everywhere(pattern, cells=QUANTIZED):
     return list(dict.fromkeys(file for dataset in RUN.datasets for file in of_cells(pattern, dataset, cells)))
 
 
-def starts_from_reconstruction(method):
+def variant_of(method):
+    """The variant of learned rounding that a method starts from, or None."""
+    if method == FULL_PRECISION:
+        return None
     return MethodsSettings.model_fields[method.replace("-", "_")].annotation.reconstruction
 
 
@@ -85,9 +90,10 @@ def extractor(wildcards):
 
 def reconstruction(wildcards):
     """The learned rounding that the cell starts from, if it does."""
-    if not starts_from_reconstruction(wildcards.method):
+    variant = variant_of(wildcards.method)
+    if variant is None:
         return []
-    return paths.fill(paths.RECONSTRUCTION, **wildcards, weight_bits=Bits.parse(wildcards.bits).weight)
+    return paths.fill(paths.RECONSTRUCTION, **wildcards, variant=variant, weight_bits=Bits.parse(wildcards.bits).weight)
 
 
 def checkpoint_of(wildcards):

@@ -1,4 +1,4 @@
-# Learned rounding of the weights, activations in full precision: once for each weight bit-width, shared by every method that starts from it.
+# Learned rounding of the weights, activations in full precision: once for each weight bit-width, shared by every method that starts from its variant.
 rule reconstruct:
     input:
         model=model,
@@ -6,9 +6,9 @@ rule reconstruct:
     output:
         paths.RECONSTRUCTION,
     log:
-        "logs/reconstruct/{dataset}/w{weight_bits}-seed{seed}.log",
+        "logs/reconstruct/{dataset}/{variant}-w{weight_bits}-seed{seed}.log",
     benchmark:
-        "benchmarks/reconstruct/{dataset}/w{weight_bits}-seed{seed}.tsv"
+        "benchmarks/reconstruct/{dataset}/{variant}-w{weight_bits}-seed{seed}.tsv"
     resources:
         gpu=GPU,
         mem_mb=16_000,
@@ -24,7 +24,7 @@ rule reconstruct:
         code=code("quest.reconstruction"),
     shell:
         "quest reconstruct {wildcards.dataset} --settings {params.settings:q} --weight-bits {wildcards.weight_bits}"
-        " --seed {wildcards.seed} --model {input.model} --calibration {input.calibration}"
+        " --variant {wildcards.variant} --seed {wildcards.seed} --model {input.model} --calibration {input.calibration}"
         " --output {output} > {log} 2>&1"
 
 
@@ -32,5 +32,5 @@ rule reconstruct_all:
     input:
         everywhere(
             paths.RECONSTRUCTION,
-            [cell for cell in QUANTIZED if starts_from_reconstruction(cell.method)],
+            [cell for cell in QUANTIZED if variant_of(cell.method)],
         ),

@@ -62,7 +62,8 @@ def settings(**evaluation: Any) -> DatasetSettings:
             "real_images": "digits",
             "image_size": 16,
             "image_channels": 1,
-            "evaluation": {"images": IMAGES, "shards": SHARDS, "inception_splits": 2} | evaluation,
+            "evaluation": {"images": IMAGES, "shards": SHARDS, "inception_split_size": 20, "kid_block_size": 20}
+            | evaluation,
         }
     )
 
@@ -143,7 +144,13 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_reference_holds_the_statistics_of_all_real_images(files: Files):
     artifact = load_tensors(files.reference, "reference")
     features = load_extractor(files.extractor)(real_images("digits", 16))
-    assert artifact.manifest.notes == {"dataset": "digits", "extractor": "tiny", "images": 1797}
+    assert artifact.manifest.notes == {
+        "dataset": "digits",
+        "extractor": "tiny",
+        "resize": "none",
+        "images": 1797,
+        "manifold_images": 1797,
+    }
     assert artifact.manifest.inputs == {"extractor": load_tensors(files.extractor, "extractor").manifest.sha256}
     assert torch.equal(artifact.tensors["pooled"], features.pooled)
     for name, values in (("pooled", features.pooled), ("spatial", features.spatial)):
@@ -155,7 +162,7 @@ def test_reference_holds_the_statistics_of_all_real_images(files: Files):
 
 def test_reference_of_a_dataset_without_real_images_is_refused(files: Files):
     bare = files.settings.model_copy(update={"real_images": None})
-    with pytest.raises(ValueError, match="bedrooms: real_images is not set"):
+    with pytest.raises(ValueError, match="bedrooms: neither real_images nor reference_batch is set"):
         reference.run("bedrooms", bare, files.extractor, files.folder / "r.safetensors", "cpu")
 
 
@@ -322,8 +329,8 @@ def test_an_extractor_that_gives_nan_is_an_error_and_writes_nothing(files: Files
 
 
 def test_a_number_that_is_not_finite_never_reaches_the_file(files: Files, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("quest.metrics.distances.frechet_distance", lambda *_: float("nan"))
-    with pytest.raises(ValueError, match="fid is nan; expected a finite number"):
+    monkeypatch.setattr("quest.metrics.distances.distance_at_infinity", lambda *_: float("nan"))
+    with pytest.raises(ValueError, match="fid_infinity is nan; expected a finite number"):
         files.measure()
     assert not (files.folder / "metrics.json").exists()
 

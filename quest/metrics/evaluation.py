@@ -6,15 +6,17 @@ sFID, IS, precision and recall; KID stands beside them.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from quest.config import EvaluationSettings
-from quest.metrics import distances
-from quest.metrics.extractor import Extractor
-from quest.metrics.reference import CHUNK, Reference
+from quest.metrics import adm, distances
+from quest.metrics.extractor import Extractor, load_extractor
+from quest.metrics.reference import CHUNK, Reference, of_batch
 from quest.metrics.statistics import Accumulator, Plan
 
 
@@ -73,6 +75,28 @@ def numbers(
         "recall": recall.value,
         "recall_se": recall.error,
     }
+
+
+def of_batches(samples: Path, real: Path, extractor_path: Path, device: torch.device | str) -> dict[str, Any]:
+    """What ADM's evaluator prints, and the rest of `numbers`, of two batches of its layout; with their provenance.
+
+    Raises ValueError when the batches are not of one image size, and ArtifactError when one cannot be read.
+    """
+    generated, known = adm.open_batch(samples), adm.open_batch(real)
+    if generated.shape[1:] != known.shape[1:]:
+        raise ValueError(f"{real}: images are {known.shape[1:]}, those of {samples} are {generated.shape[1:]}")
+    extractor = load_extractor(extractor_path, device)
+    reference = of_batch(known, extractor, real.name)
+    count = generated.shape[0]
+    block = min(EvaluationSettings().kid_block_size, count, len(reference.pooled))
+    settings = EvaluationSettings(images=count, kid_block_size=block)
+    accumulator = start(settings, count, extractor)
+    first = 0
+    for images in tqdm(generated.images(CHUNK), desc="samples", unit="part", total=-(-count // CHUNK), mininterval=5):
+        take_in(accumulator, first, images, extractor)
+        first += len(images)
+    found = numbers(accumulator, reference, settings, device)
+    return {"images": count, **found, **provenance(extractor, reference, settings), "samples_sha256": generated.sha256}
 
 
 def provenance(extractor: Extractor, real: Reference, settings: EvaluationSettings) -> dict[str, Any]:

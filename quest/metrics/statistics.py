@@ -23,6 +23,7 @@ from quest.metrics.extractor import Features
 GROUPS = 20  # of the delete-a-group jackknife and of the extrapolation to infinitely many images
 FEATURE_IMAGES = 50_000  # ADM's evaluator compares as many generated images in precision and recall
 _SHUFFLE_SEED = 0
+_GRAM_BLOCK = 512
 
 
 class Gaussian(NamedTuple):
@@ -56,7 +57,7 @@ class Moments:
         if len(features):
             rows = features.to(self.mean.device, torch.float64)
             mean = rows.mean(0)
-            self._add(len(rows), mean, (rows - mean).T @ (rows - mean))
+            self._add(len(rows), mean, _gram(rows - mean))
 
     def merge(self, other: Moments) -> None:
         """Take in all that ``other`` has seen. Raises ValueError for another width."""
@@ -78,6 +79,19 @@ class Moments:
         self.scatter.addr_(gap, gap, alpha=self.count * count / total)
         self.mean += gap * (count / total)
         self.count = total
+
+
+def _gram(rows: Tensor) -> Tensor:
+    """rowsᵀ · rows (D, D) of rows (N, D): blocks below the diagonal are computed and mirrored."""
+    blocks = rows.split(_GRAM_BLOCK, dim=1)
+    result = rows.new_empty(rows.shape[1], rows.shape[1])
+    for i, left in enumerate(blocks):
+        for j, right in enumerate(blocks[: i + 1]):
+            product = left.T @ right
+            down, across = (slice(k * _GRAM_BLOCK, (k + 1) * _GRAM_BLOCK) for k in (i, j))
+            result[down, across] = product
+            result[across, down] = product.T
+    return result
 
 
 def total(parts: Sequence[Moments]) -> Moments:

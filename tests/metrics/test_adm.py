@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -9,17 +10,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 
 from quest.artifacts import ArtifactError, Manifest, load_tensors
+from quest.cli import main
 from quest.config import ConfigError, DatasetSettings, validate
-from quest.metrics import adm, reference
+from quest.metrics import adm, evaluation, reference
 from quest.metrics.extractor import Classifier, load_extractor, save_extractor
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (30, 16, 16, 3), dtype=np.uint8)
 
 
 def write(path: Path, **arrays: Any) -> Path:
-    np.savez(path, **({"arr_0": IMAGES} | arrays))
+    content: dict[str, Any] = {"arr_0": IMAGES} | arrays
+    np.savez(path, **content)
     return path
 
 
@@ -137,3 +141,25 @@ def test_another_batch_than_the_protocol_names_is_refused(tmp_path: Path, extrac
 def test_a_table_has_one_reference(tmp_path: Path):
     with pytest.raises(ConfigError, match="real_images and reference_batch are both set"):
         settings(tmp_path / "b.npz", real_images="digits")
+
+
+def test_the_evaluator_measures_two_batches(tmp_path: Path, extractor: Path):
+    noisy = (IMAGES // 2 * 2 + 1).astype(np.uint8)
+    real, samples = write(tmp_path / "real.npz"), write(tmp_path / "samples.npz", arr_0=noisy)
+    result = CliRunner().invoke(
+        main,
+        f"bench evaluator --samples {samples} --reference {real} --extractor {extractor} --device cpu --published",
+    )
+    assert result.exit_code == 0, result.output
+    row, end = json.JSONDecoder().raw_decode(result.stdout)
+    assert (row["images"], row["reference_images"], row["extractor"]) == (30, 30, "tiny")
+    assert row["precision"] == row["recall"] == 1
+    assert row["reference_sha256"] == adm.open_batch(real).sha256
+    assert row["samples_sha256"] == adm.open_batch(samples).sha256
+    assert re.search(r"^fid: \S+, ADM prints 3\.9426", result.stdout[end:], re.MULTILINE)
+
+
+def test_the_evaluator_refuses_batches_of_two_sizes(tmp_path: Path, extractor: Path):
+    real, samples = write(tmp_path / "real.npz"), write(tmp_path / "samples.npz", arr_0=IMAGES[:, :8, :8])
+    with pytest.raises(ValueError, match=r"images are \(16, 16, 3\), those of .* are \(8, 8, 3\)"):
+        evaluation.of_batches(samples, real, extractor, "cpu")

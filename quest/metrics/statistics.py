@@ -82,7 +82,10 @@ class Moments:
 
 
 def _gram(rows: Tensor) -> Tensor:
-    """rowsᵀ · rows (D, D) of rows (N, D): blocks below the diagonal are computed and mirrored."""
+    """rowsᵀ · rows (D, D) of rows (N, D), half of which is the mirror image of the other."""
+    if rows.device.type == "cpu":  # NumPy knows such a product and computes one half; torch computes both
+        array = rows.detach().numpy()
+        return torch.from_numpy(array.T @ array)
     blocks = rows.split(_GRAM_BLOCK, dim=1)
     result = rows.new_empty(rows.shape[1], rows.shape[1])
     for i, left in enumerate(blocks):

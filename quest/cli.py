@@ -315,6 +315,41 @@ def bench_stages() -> None:
     click.echo(benchmarks.stages(Path("benchmarks")))
 
 
+@bench.command("metrics")
+@click.option("--images", type=click.IntRange(min=64), default=512, show_default=True, help="Images of 256×256.")
+@click.option("--rows", type=click.IntRange(min=2050), default=10_000, show_default=True, help="Rows of features.")
+def bench_metrics(images: int, rows: int) -> None:
+    """Time feature extraction, FID statistics and FID beside torchmetrics and torch-fidelity, where installed."""
+    from quest.metrics import benchmark
+
+    click.echo(benchmark.run(images, rows))
+
+
+@bench.command("evaluator")
+@click.option("--samples", type=FILE, required=True, help="Images to measure, a batch of ADM's layout (.npz).")
+@click.option("--reference", "reference_file", type=FILE, required=True, help="Reference batch of the same layout.")
+@click.option(
+    "--extractor",
+    type=FILE,
+    default=Path("inception-fid"),
+    show_default=True,
+    help="inception-fid from the user's cache, a path of its weights, or an extractor artifact.",
+)
+@click.option("--published", is_flag=True, help="Beside it, what ADM prints for its upsampled ImageNet-256 samples.")
+@_device
+def bench_evaluator(samples: Path, reference_file: Path, extractor: Path, published: bool, device: str) -> None:
+    """Measure two batches as ADM's evaluator does; as JSON, or beside its published row."""
+    from quest.device import resolve
+    from quest.metrics import adm, evaluation
+
+    row = evaluation.of_batches(samples, reference_file, extractor, resolve(device))
+    click.echo(json.dumps(row, indent=1))
+    if published:
+        for name, expected in adm.PUBLISHED_ADM_G_U.items():
+            gap = row[name] - expected
+            click.echo(f"{name}: {row[name]:.4f}, ADM prints {expected:.4f} ({gap:+.4f}, {gap / expected:+.2%})")
+
+
 @main.group("config")
 def config_group() -> None:
     """Check and document the configuration."""

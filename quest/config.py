@@ -280,14 +280,25 @@ class MethodsSettings(Settings):
 METHODS: tuple[str, ...] = tuple(name.replace("_", "-") for name in MethodsSettings.model_fields)
 
 
+class ClipSettings(Settings):
+    """CLIP score of text-conditional images; needs the extra `clip`."""
+
+    model: str = Field(default="openai/clip-vit-base-patch16", description="CLIP model: a hub id, or a folder")
+    prompts: Path = Field(description="text file: line i is the prompt of image i")
+
+
 class EvaluationSettings(Settings):
-    """How many images are drawn, and what they are measured by."""
+    """How many images are drawn, and what they are measured by (the defaults are ADM's evaluator's)."""
 
     images: Annotated[int, Field(ge=2)] = 50_000
     shards: Positive = Field(default=1, description="independent sampling jobs of one cell")
     batch_size: Positive = 100
     neighbours: Positive = Field(default=3, description="k of precision and recall")
-    inception_splits: Positive = Field(default=10, description="groups over which the inception score is averaged")
+    inception_split_size: Positive = Field(
+        default=5_000, description="images of one group of the inception score, which is averaged over groups"
+    )
+    kid_block_size: Positive = Field(default=1_000, description="images of one block of KID, averaged over blocks")
+    clip: ClipSettings | None = Field(default=None, description="set for text-conditional models only")
 
 
 class UNetSettings(Settings):
@@ -318,10 +329,16 @@ class DatasetSettings(Settings):
 
     title: str = Field(description="one line for tables and the report")
     model: Path = Field(description="full-precision denoiser, an artifact of kind 'model'")
-    extractor: Path = Field(description="feature extractor of the metrics, an artifact of kind 'extractor'")
+    extractor: Path = Field(
+        description="feature extractor of the metrics: an artifact of kind 'extractor', or Inception's weights (.pth)"
+    )
     real_images: Literal["digits"] | None = Field(
         default=None, description="embedded real images; the reference of the metrics"
     )
+    reference_batch: Path | None = Field(
+        default=None, description="the reference instead: a batch of ADM's layout (.npz), with or without statistics"
+    )
+    reference_sha256: str | None = Field(default=None, description="sha256 that `reference_batch` must have")
     image_size: Positive
     image_channels: Positive
     sampler: SamplerSettings = SamplerSettings()
@@ -340,6 +357,10 @@ class DatasetSettings(Settings):
         for key, count in counts.items():
             if self.sampler.steps % count:
                 raise ValueError(f"{key} is {count}, which does not divide sampler.steps = {self.sampler.steps}")
+        if self.real_images is not None and self.reference_batch is not None:
+            raise ValueError(
+                "real_images and reference_batch are both set; a table has one reference, so leave one out"
+            )
         if self.evaluation.shards > self.evaluation.images:
             raise ValueError(
                 f"evaluation.shards is {self.evaluation.shards}, more than evaluation.images = {self.evaluation.images}"

@@ -27,16 +27,41 @@ class Column(NamedTuple):
 
 COLUMNS = (
     Column("fid", "FID ↓", 2),
+    Column("fid_infinity", "FID∞ ↓", 2),
     Column("sfid", "sFID ↓", 2),
     Column("is", "IS ↑", 2),
     Column("precision", "Precision ↑", 3),
     Column("recall", "Recall ↑", 3),
+    Column("kid", "KID (10⁻³) ↓", 2, scale=1e3),
+    Column("clip", "CLIP ↑", 2),
     Column("psnr", "PSNR to FP (dB) ↑", 2),
     Column("mse", "MSE to FP (10⁻³) ↓", 3, scale=1e3),
     Column("weight_mib", "Size (MiB)", 2),
     Column("gbops", "Cost (GBOPs/call)", 2),
 )
-METRICS = ("fid", "sfid", "is", "precision", "recall", "psnr", "mse")
+METRICS = (
+    "fid",
+    "fid_infinity",
+    "sfid",
+    "is",
+    "is_unshuffled",
+    "precision",
+    "recall",
+    "kid",
+    "clip",
+    "psnr",
+    "mse",
+)
+# How a number was computed where there is a choice; rows that differ in one do not stand in one column.
+VARIANTS = (
+    "resize",
+    "inception_split_size",
+    "kid_block_size",
+    "neighbours",
+    "manifold_images",
+    "clip_model",
+    "clip_prompts_sha256",
+)
 KEYS = ("dataset", "method", "bits", "seed")
 MISSING = "–"
 TITLES = {  # by name without hyphens
@@ -85,6 +110,7 @@ def summarize(rows: Sequence[Row]) -> list[Row]:
 
     A metric ``m`` has its spread beside it as ``m_spread``, the sample standard deviation (n − 1); None with one seed.
     A number that a seed lacks is None. What is no number stays if all seeds agree on it, else it is None.
+    Errors of a single image set (``m_se``) stay only where there is one seed; over several, the spread says more.
     """
     cells: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
@@ -122,13 +148,25 @@ def to_markdown(rows: Sequence[Row], summary: Sequence[Row]) -> str:
     named = f"{'seeds' if len(seeds) > 1 else 'seed'} {', '.join(map(str, seeds))}"
     spread = ", mean ± standard deviation over seeds" if len(seeds) > 1 else ""
     first = rows[0]
+    real = first["reference_images"]
+    against = "statistics of a published batch" if real is None else f"{real:,} real ones"
+    infinity = "FID∞ is FID extrapolated to infinitely many images. " if _has(columns, "fid_infinity") else ""
     caption = (
-        f"{first['dataset']}: {first['images']:,} images a cell against {first['reference_images']:,} real ones, "
-        f"features of {first['extractor']}, {named}{spread}. "
+        f"{first['dataset']}: {first['images']:,} images a cell against {against}, "
+        f"features of {first['extractor']}{_resized(first)}, {named}{spread}. {infinity}"
         f"PSNR and MSE compare with the full-precision (FP) images of the same seeds, values in [0, 1]. "
         f"{MISSING} is not available."
     )
     return f"{text}\n\n{caption}\n"
+
+
+def _has(columns: Sequence[Column], key: str) -> bool:
+    return any(column.key == key for column in columns)
+
+
+def _resized(row: Row) -> str:
+    resize = row.get("resize", "none")
+    return "" if resize == "none" else f" (resize {resize})"
 
 
 def title(method: str) -> str:
@@ -174,15 +212,14 @@ def _require_one_protocol(dataset: str, artifacts: dict[Path, JsonArtifact]) -> 
 
 def _protocol(artifact: JsonArtifact) -> dict[str, Any]:
     """What must be equal for two rows to be compared."""
-    manifest, evaluation = artifact.manifest, artifact.manifest.settings["evaluation"]
+    manifest, row = artifact.manifest, artifact.content
     return {
-        "extractor": artifact.content["extractor_sha256"],
+        "extractor": row["extractor_sha256"],
         "reference": manifest.inputs["reference"],
         "model": manifest.inputs["model"],
-        "images": artifact.content["images"],
-        "neighbours": evaluation["neighbours"],
-        "inception_splits": evaluation["inception_splits"],
+        "images": row["images"],
         "sampler": manifest.settings.get("sampler"),
+        **{name: row.get(name) for name in VARIANTS},
     }
 
 
@@ -191,6 +228,8 @@ def _summary_row(rows: Sequence[Row]) -> Row:
     summary: Row = {"dataset": first["dataset"], "method": first["method"], "bits": first["bits"], "seeds": len(rows)}
     for name in dict.fromkeys(name for row in rows for name in row):
         if name in KEYS or name == "is_std":  # a deviation over splits has no place among those over seeds
+            continue
+        if name.endswith("_se") and len(rows) > 1:
             continue
         values = [row.get(name) for row in rows]
         numbers = [value for value in values if isinstance(value, int | float)]

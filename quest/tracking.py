@@ -41,7 +41,7 @@ _LAYOUT = 1  # of what is logged; another number makes every run be written agai
 _SQLITE = "sqlite:///"
 _BATCH = 100  # parameters or tags in one request (a limit of MLflow's)
 _TAG_LENGTH = 5000  # that every store takes
-_PROTOCOL = ("images", "reference_images")  # numbers that say how a row was measured, not what came out
+_PROTOCOL = ("images", "reference_images", *tables.VARIANTS)  # how a row was measured, not what came out
 _log = logging.getLogger(__name__)
 
 

@@ -23,6 +23,8 @@ def row(method: str = "quest", bits: str = "w4a4", seed: int = 0, **changes: Any
         "images": 1000,
         "reference_images": 1797,
         "fid": fid,
+        "fid_se": 0.1,
+        "fid_infinity": fid - 0.5,
         "sfid": 1.5 * fid,
         "is": 9 - fid / 20,
         "is_std": 0.25,
@@ -32,6 +34,11 @@ def row(method: str = "quest", bits: str = "w4a4", seed: int = 0, **changes: Any
         "mse": 0.0 if method == "fp" else 1e-4 * fid,
         "extractor": "digits-classifier",
         "extractor_sha256": "e" * 64,
+        "resize": "none",
+        "neighbours": 3,
+        "inception_split_size": 100,
+        "kid_block_size": 100,
+        "manifold_images": 1797,
         "weight_mib": 4.0 if method == "fp" else 0.5,
         "gbops": 100.0 if method == "fp" else 1.5,
         "layers": 40,
@@ -46,7 +53,7 @@ def write_metrics(folder: Path, content: Row, manifest: dict[str, Any] | None = 
     file = folder / f"{content['method']}-{content['bits']}-seed{content['seed']}.json"
     settings = {
         "sampler": {"steps": 20, "eta": 0.0},
-        "evaluation": {"images": 1000, "neighbours": 3, "inception_splits": 10},
+        "evaluation": {"images": 1000, "neighbours": 3},
     }
     if content["method"] != "fp":
         settings["methods"] = {content["method"]: {"sets": 20}}

@@ -135,7 +135,7 @@ def test_csv_keeps_every_digit_and_integers(tmp_path: Path):
     first = next(csv.DictReader(io.StringIO(text)))
     assert float(first["fid"]) == 1 / 3
     assert first["images"] == "50000"
-    assert list(first)[:6] == ["dataset", "method", "bits", "seed", "fid", "sfid"]
+    assert list(first)[:6] == ["dataset", "method", "bits", "seed", "fid", "fid_infinity"]
 
 
 def test_the_caption_says_what_was_measured_with_what(tmp_path: Path):
@@ -151,8 +151,17 @@ def test_the_caption_says_what_was_measured_with_what(tmp_path: Path):
         ({"images": 500}, {}, "images is 500, but 1000 in"),
         ({}, {"inputs": {"reference": "0" * 64}}, "reference is '000"),
         ({}, {"inputs": {"model": "0" * 64}}, "model is '000"),
-        ({}, {"settings": {"evaluation": {"neighbours": 5, "inception_splits": 10}}}, "neighbours is 5, but 3 in"),
-        ({}, {"settings": {"evaluation": {"neighbours": 3, "inception_splits": 1}}}, "inception_splits is 1, but 10"),
+        ({"neighbours": 5}, {}, "neighbours is 5, but 3 in"),
+        ({"inception_split_size": 5000}, {}, "inception_split_size is 5000, but 100 in"),
+        ({"kid_block_size": 1000}, {}, "kid_block_size is 1000, but 100 in"),
+        ({"resize": "tf1-bilinear-299"}, {}, "resize is 'tf1-bilinear-299', but 'none' in"),
+        ({"manifold_images": 10_000}, {}, "manifold_images is 10000, but 1797 in"),
+        (
+            {"clip_model": "openai/clip-vit-large-patch14"},
+            {},
+            "clip_model is 'openai/clip-vit-large-patch14', but None",
+        ),
+        ({"clip_prompts_sha256": "0" * 64}, {}, "clip_prompts_sha256 is '000"),
         ({}, {"settings": {"sampler": {"steps": 50, "eta": 0.0}}}, "sampler is {'eta': 0.0, 'steps': 50}, but"),
     ],
 )

@@ -90,7 +90,7 @@ def test_a_run_for_each_row_and_one_for_the_table(store: MlflowClient, folder: P
     assert quest.data.metrics == {
         name: pytest.approx(value)
         for name, value in row().items()
-        if name in (*tables.METRICS, "is_std", "weight_mib", "gbops", "layers")
+        if name in (*tables.METRICS, "is_std", "fid_se", "weight_mib", "gbops", "layers")
     }
     expected = {
         "method": "quest",

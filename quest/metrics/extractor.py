@@ -1,13 +1,14 @@
-"""The small feature extractor of an embedded dataset: a classifier whose features serve FID, sFID and IS.
+"""Feature extractors: what every extractor is, and the small classifier of an embedded dataset.
 
-Stands where the Inception network stands in the papers' protocol: pooled features for FID, precision and recall,
-a spatial map for sFID, class logits for IS.
+The classifier stands where the Inception network (`quest.metrics.inception`) stands in the papers' protocol: pooled
+features for FID, KID, precision and recall, a spatial map for sFID, class logits for IS.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +19,7 @@ SPATIAL_CHANNELS = 8  # of the last map, so that its covariance stays well estim
 
 
 class Features(NamedTuple):
-    """pooled (N, 64), spatial (N, SPATIAL_CHANNELS · h · w) and logits (N, classes), float32."""
+    """pooled (N, D), spatial (N, S) and logits (N, classes), float32."""
 
     pooled: Tensor
     spatial: Tensor
@@ -54,27 +55,65 @@ class Classifier(nn.Module):
         return self.features(x).logits
 
 
-class Extractor:
-    """A loaded extractor: uint8 images in, `Features` out. ``name`` and ``sha256`` go into every result."""
+class Extractor(ABC):
+    """uint8 images in, `Features` out.
 
-    def __init__(self, classifier: Classifier, name: str, sha256: str, device: torch.device | str):
-        self.name, self.sha256 = name, sha256
-        self._classifier = classifier.eval().requires_grad_(False).to(device)
-        self._channels = classifier.body[0].in_channels
-        self._device = device
+    name, sha256: of the network and its weights; resize: how images become its input. All three go into every result.
+    channels: of the images that it takes. batch_size: images at a time unless the caller says otherwise.
+    """
+
+    name: str
+    sha256: str
+    resize: str
+    channels: int
+    batch_size: int
+    device: torch.device | str
 
     @torch.inference_mode()
-    def __call__(self, images: Tensor, batch_size: int = 256) -> Features:
-        """images (N, C, H, W) uint8 to features on the CPU. Raises ValueError for another dtype or channel count."""
-        if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != self._channels:
-            raise ValueError(
-                f"extractor {self.name}: found images {tuple(images.shape)} {images.dtype}, "
-                f"expected (N, {self._channels}, H, W) torch.uint8"
-            )
+    def __call__(self, images: Tensor, batch_size: int | None = None) -> Features:
+        """images (N, C, H, W) uint8 to features on the extractor's device.
+
+        Raises ValueError for no images, another dtype or channel count; of floating-point images it says whether
+        they hold NaN and what range they have.
+        """
+        self._check(images)
+        if torch.device(self.device).type == "cuda" and images.device.type == "cpu":
+            images = images.pin_memory()  # so that a batch travels while the one before is computed
         batches = [
-            self._classifier.features(batch.to(self._device).float() / 127.5 - 1) for batch in images.split(batch_size)
+            self._forward(batch.to(self.device, non_blocking=True))
+            for batch in images.split(batch_size or self.batch_size)
         ]
-        return Features(*(torch.cat(parts).cpu() for parts in zip(*batches, strict=True)))
+        return Features(*(torch.cat(parts) for parts in zip(*batches, strict=True)))
+
+    @abstractmethod
+    def _forward(self, images: Tensor) -> Features:
+        """Features of one batch (N, channels, H, W) uint8 on the device, in inference mode."""
+
+    def _check(self, images: Tensor) -> None:
+        if images.dtype == torch.uint8 and images.ndim == 4 and images.shape[1] == self.channels and len(images):
+            return
+        found = f"images {tuple(images.shape)} {images.dtype}"
+        if images.is_floating_point() and images.numel():
+            bad = int((~images.isfinite()).flatten(1).any(1).sum()) if images.ndim > 1 else 0
+            low, high = images.aminmax()
+            found += f" with NaN or infinite values in {bad}" if bad else f" from {low:.4g} to {high:.4g}"
+        hint = "; scale to 0 … 255, round and clip them first" if images.is_floating_point() else ""
+        raise ValueError(f"extractor {self.name}: found {found}, expected (N, {self.channels}, H, W) torch.uint8{hint}")
+
+
+class ClassifierExtractor(Extractor):
+    """A trained `Classifier`; images keep their size."""
+
+    resize = "none"
+    batch_size = 256
+
+    def __init__(self, classifier: Classifier, name: str, sha256: str, device: torch.device | str):
+        self.name, self.sha256, self.device = name, sha256, device
+        self.channels = cast(nn.Conv2d, classifier.body[0]).in_channels
+        self._classifier = classifier.eval().requires_grad_(False).to(device)
+
+    def _forward(self, images: Tensor) -> Features:
+        return self._classifier.features(images.float() / 127.5 - 1)
 
 
 def save_extractor(path: Path, classifier: Classifier, name: str, manifest: Manifest) -> Manifest:
@@ -91,7 +130,14 @@ def save_extractor(path: Path, classifier: Classifier, name: str, manifest: Mani
 
 
 def load_extractor(path: Path, device: torch.device | str = "cpu") -> Extractor:
-    """Read an extractor artifact. Raises ArtifactError when it is missing, corrupt or does not fit."""
+    """An extractor artifact; or the Inception network, for ``inception-fid`` or the path of its weights (``.pth``).
+
+    Raises ArtifactError when it is missing, corrupt or does not fit.
+    """
+    if str(path) == "inception-fid" or path.suffix == ".pth":
+        from quest.metrics import inception
+
+        return inception.load(inception.cached_weights() if str(path) == "inception-fid" else path, device)
     artifact = load_tensors(path, "extractor")
     notes = artifact.manifest.notes
     classifier = Classifier(notes["channels"], notes["classes"])
@@ -99,4 +145,4 @@ def load_extractor(path: Path, device: torch.device | str = "cpu") -> Extractor:
         classifier.load_state_dict({name: tensor.float() for name, tensor in artifact.tensors.items()})
     except RuntimeError as error:
         raise ArtifactError(f"{path}: weights do not fit the extractor: {error}") from error
-    return Extractor(classifier, notes["name"], artifact.manifest.sha256, device)
+    return ClassifierExtractor(classifier, notes["name"], artifact.manifest.sha256, device)

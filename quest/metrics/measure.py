@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,15 +15,21 @@ from tqdm import tqdm
 from quest.artifacts import Manifest, TensorArtifact, load_tensors, plain, save_json
 from quest.config import FULL_PRECISION, UNQUANTIZED, DatasetSettings
 from quest.device import resolve
-from quest.metrics import distances, reference
-from quest.metrics.extractor import Extractor, Features, load_extractor
+from quest.metrics import distances, evaluation, reference
+from quest.metrics.distances import Estimate
+from quest.metrics.extractor import Extractor, load_extractor
+from quest.metrics.statistics import Accumulator
+
+if TYPE_CHECKING:
+    from quest.metrics.clip import ClipScore
 
 
 class _Gathered(NamedTuple):
-    """What remains of a cell's images: features of all of them in order, closeness to full precision, manifests."""
+    """What remains of a cell's images: statistics, closeness to full precision, CLIP score if asked for, manifests."""
 
-    features: Features
+    statistics: Accumulator
     mse: float
+    clip: Estimate | None
     manifests: list[Manifest]
     teacher_manifests: list[Manifest]
 
@@ -45,10 +51,11 @@ def run(
     samples and full_precision: all shards of the cell, and of full precision on the same seed.
     checkpoint: the cell's, for its bit account; None for full precision, whose account is the model's.
 
-    The row: dataset, method, bits, seed, images, reference_images; fid, sfid, is, is_std, precision, recall; mse of
-    full-precision images on the [0, 1] scale, over all pixels of all images, and psnr of it in dB (null when the images
-    are identical); extractor, extractor_sha256; the bit account. Raises ValueError when files do not belong together
-    or a number is not finite.
+    The row: dataset, method, bits, seed, images; the metrics of `evaluation.numbers` with their errors, and clip and
+    clip_se where the protocol asks for them; mse of full-precision images on the [0, 1] scale, over all pixels of all
+    images, and psnr of it in dB (null when the images are identical); what `evaluation.provenance` says they were
+    measured with, and clip_model and clip_prompts_sha256; the bit account. Raises ValueError when files do not belong
+    together or a number is not finite.
     """
     where = resolve(device)
     extractor = load_extractor(extractor_path, where)
@@ -58,11 +65,16 @@ def run(
             f"{reference_file}: made with extractor {real.extractor_sha256[:12]}…, "
             f"but {extractor_path} is {extractor.sha256[:12]}…"
         )
+    if real.image_size != settings.image_size:
+        raise ValueError(
+            f"{reference_file}: of images of size {real.image_size}, but image_size is {settings.image_size}"
+        )
     origin = load_tensors(model, "model").manifest
     quantized = load_tensors(checkpoint, "checkpoint").manifest if checkpoint else None
     origins = {"model": origin.sha256} | ({"checkpoint": quantized.sha256} if quantized else {})
 
-    gathered = _gather(samples, full_precision, settings, extractor)
+    score, prompts, chosen = _clip(settings, where)
+    gathered = _gather(samples, full_precision, settings, extractor, score, prompts)
     manifest, teacher = gathered.manifests[0], gathered.teacher_manifests[0]
     _require_origin(samples[0], manifest, origins)
     _require_origin(full_precision[0], teacher, {"model": origin.sha256})
@@ -72,7 +84,7 @@ def run(
             f"expected {FULL_PRECISION} on seed {manifest.seeds['run']}"
         )
 
-    row = _row(dataset, settings, manifest, gathered, real, extractor, where)
+    row = _row(dataset, settings, manifest, gathered, real, extractor, where) | chosen
     row |= (quantized or origin).notes.get("account", {})
     for name, value in row.items():
         if isinstance(value, float) and not math.isfinite(value):
@@ -127,10 +139,27 @@ def read_shards(files: Sequence[Path], settings: DatasetSettings) -> Iterator[Te
         raise ValueError(f"{files[-1]}: ends at {position} images; evaluation.images is {settings.evaluation.images}")
 
 
+def _clip(settings: DatasetSettings, device: torch.device) -> tuple[ClipScore | None, list[str], dict[str, Any]]:
+    """The CLIP score of the protocol, the prompts, and what a row says of both; nothing where it has none."""
+    if settings.evaluation.clip is None:
+        return None, [], {}
+    from quest.metrics import clip
+
+    chosen = settings.evaluation.clip
+    prompts, digest = clip.read_prompts(chosen.prompts, settings.evaluation.images)
+    score = clip.ClipScore(chosen.model, settings.evaluation.images, device)
+    return score, prompts, {"clip_model": chosen.model, "clip_prompts_sha256": digest}
+
+
 def _gather(
-    samples: Sequence[Path], full_precision: Sequence[Path], settings: DatasetSettings, extractor: Extractor
+    samples: Sequence[Path],
+    full_precision: Sequence[Path],
+    settings: DatasetSettings,
+    extractor: Extractor,
+    score: ClipScore | None,
+    prompts: list[str],
 ) -> _Gathered:
-    features: list[Features] = []
+    statistics = evaluation.start(settings.evaluation, settings.evaluation.images, extractor)
     manifests: list[Manifest] = []
     teacher_manifests: list[Manifest] = []
     squares, values = 0.0, 0
@@ -143,11 +172,14 @@ def _gather(
             )
         squares += _squared_error(images, targets)
         values += images.numel()
-        features.append(extractor(images))
+        first = own.manifest.notes["first"]
+        evaluation.take_in(statistics, first, images, extractor)
+        if score is not None:
+            score.update(first, images, prompts[first : first + len(images)])
         manifests.append(own.manifest)
         teacher_manifests.append(teacher.manifest)
-    together = Features(*(torch.cat(parts) for parts in zip(*features, strict=True)))
-    return _Gathered(together, squares / values, manifests, teacher_manifests)
+    estimate = score.compute() if score is not None else None
+    return _Gathered(statistics, squares / values, estimate, manifests, teacher_manifests)
 
 
 def _row(
@@ -159,26 +191,18 @@ def _row(
     extractor: Extractor,
     device: torch.device,
 ) -> dict[str, Any]:
-    features, evaluation = gathered.features, settings.evaluation
-    score, deviation = distances.inception_score(features.logits, evaluation.inception_splits)
-    precision, recall = distances.precision_recall(real.pooled, features.pooled, evaluation.neighbours, device)
+    clip = {} if gathered.clip is None else {"clip": gathered.clip.value, "clip_se": gathered.clip.error}
     return {
         "dataset": dataset,
         "method": manifest.notes["method"],
         "bits": manifest.notes["bits"],
         "seed": manifest.seeds["run"],
-        "images": len(features.pooled),
-        "reference_images": real.images,
-        "fid": distances.frechet_distance(real.gaussians["pooled"], features.pooled),
-        "sfid": distances.frechet_distance(real.gaussians["spatial"], features.spatial),
-        "is": score,
-        "is_std": deviation,
-        "precision": precision,
-        "recall": recall,
+        "images": gathered.statistics.count,
+        **evaluation.numbers(gathered.statistics, real, settings.evaluation, device),
+        **clip,
         "psnr": distances.psnr(gathered.mse),
         "mse": gathered.mse,
-        "extractor": extractor.name,
-        "extractor_sha256": extractor.sha256,
+        **evaluation.provenance(extractor, real, settings.evaluation),
     }
 
 

@@ -10,9 +10,22 @@ import pytest
 import scipy.linalg
 import torch
 from torch import Tensor, nn
+from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.inception import InceptionScore
+from torchmetrics.image.kid import KernelInceptionDistance
 
-from quest.metrics.distances import Gaussian, fit, frechet_distance, inception_score, precision_recall, psnr
+from quest.metrics import distances
+from quest.metrics.distances import (
+    FrechetDistance,
+    distance_at_infinity,
+    fit,
+    frechet_distance,
+    jackknifed_distance,
+    kernel_distance,
+    psnr,
+    split_scores,
+)
+from quest.metrics.statistics import ClassSums, Gaussian, Moments, Plan
 from quest.models import embedded
 
 
@@ -27,6 +40,34 @@ def digits(*labels: int) -> Tensor:
     """Real data with modes: 8×8 digits of the given labels as 64 numbers in [0, 1]."""
     images, targets = embedded.digits(size=8)
     return images.flatten(1).float()[torch.isin(targets, torch.tensor(labels or range(10)))] / 255
+
+
+def precision_recall(real: Tensor, generated: Tensor, neighbours: int) -> tuple[float, float]:
+    """The values alone."""
+    precision, recall = distances.precision_recall(real, generated, neighbours)
+    return precision.value, recall.value
+
+
+def class_sums(logits: Tensor, split_size: int, shuffled: bool = True) -> ClassSums:
+    """The sums that images with ``logits`` leave, in their own or the shuffled order."""
+    plan = Plan(len(logits), split_size)
+    sums = ClassSums(plan.splits, logits.shape[1])
+    sums.update(logits, (plan.places() if shuffled else torch.arange(len(logits))) // split_size)
+    return sums
+
+
+def inception_score(logits: Tensor, split_size: int, shuffled: bool = True) -> tuple[float, float | None]:
+    """Mean and deviation over splits."""
+    return split_scores(class_sums(logits, split_size, shuffled))[:2]
+
+
+def grouped(features: Tensor, groups: int = 20) -> list[Moments]:
+    """Moments of every ``groups``-th row."""
+    result = []
+    for group in range(groups):
+        result.append(Moments(features.shape[1]))
+        result[-1].update(features[group::groups])
+    return result
 
 
 def test_frechet_distance_is_the_closed_form_of_diagonal_gaussians():
@@ -48,7 +89,107 @@ def test_frechet_distance_equals_its_definition_by_matrix_square_root(rows: int,
     mean_2, cov_2 = generated.double().mean(0).numpy(), torch.cov(generated.double().T).numpy()
     root = np.real(np.asarray(scipy.linalg.sqrtm(cov_1 @ cov_2)))
     expected = ((mean_1 - mean_2) ** 2).sum() + (cov_1 + cov_2 - 2 * root).trace()
-    assert frechet_distance(fit(real), generated) == pytest.approx(expected, rel=1e-5)
+    # SciPy's root of a singular product is itself only good to some digits.
+    assert frechet_distance(fit(real), generated) == pytest.approx(expected, rel=1e-9 if rows > width else 1e-5)
+
+
+@pytest.mark.parametrize(("rows", "width"), [(500, 8), (300, 64), (40, 64)], ids=["tall", "wide", "rank-deficient"])
+def test_frechet_distance_equals_torchmetrics(rows: int, width: int):
+    real, generated = random_features(rows + 100, width), random_features(rows, width, seed=1)
+    given = nn.Identity()
+    given.num_features = width  # pyright: ignore[reportArgumentType]
+    metric = FrechetInceptionDistance(feature=given).set_dtype(torch.float64)
+    metric.update(real.double(), real=True)
+    metric.update(generated.double(), real=False)
+    # Its eigenvalues of a singular product are rounding errors whose roots add up.
+    expected = pytest.approx(metric.compute().item(), rel=1e-9 if rows > width else 1e-7)
+    assert frechet_distance(fit(real), generated) == expected
+
+
+def test_features_that_are_always_zero_do_not_blur_the_distance():
+    real, generated = random_features(300, 16), random_features(300, 16, seed=1)
+    dead = torch.zeros(300, 16)
+    expected = frechet_distance(fit(real), generated)
+    padded = frechet_distance(fit(torch.cat([dead, real], 1)), torch.cat([dead, generated], 1))
+    assert padded == pytest.approx(expected, rel=1e-10)
+
+
+def test_jackknife_error_is_the_deviation_that_repeated_sets_show():
+    reference = FrechetDistance(Gaussian(torch.zeros(4).double(), torch.eye(4).double(), 10**6))
+    generator = torch.Generator().manual_seed(0)
+    estimates = [
+        jackknifed_distance(reference, grouped(torch.randn(1000, 4, generator=generator) * 1.2 + 0.3))
+        for _ in range(60)
+    ]
+    deviation = torch.tensor([estimate.value for estimate in estimates]).std().item()
+    errors = torch.tensor([estimate.error or 0 for estimate in estimates])
+    assert errors.mean().item() == pytest.approx(deviation, rel=0.25)
+
+
+def test_jackknife_of_too_few_images_has_no_error():
+    value, error = jackknifed_distance(FrechetDistance(fit(random_features(50, 2))), grouped(random_features(2, 2), 1))
+    assert value > 0
+    assert error is None
+
+
+def test_fid_at_infinity_takes_most_of_the_bias_away():
+    # The true distance to the reference is 0, and FID of N images is about proportional to 1/N above it.
+    reference = FrechetDistance(Gaussian(torch.zeros(32).double(), torch.eye(32).double(), 10**6))
+    groups = grouped(torch.randn(4000, 32, generator=torch.Generator().manual_seed(0)))
+    plain = jackknifed_distance(reference, groups).value
+    infinity = distance_at_infinity(reference, groups)
+    assert plain > 0.05
+    assert infinity is not None
+    assert abs(infinity) < 0.1 * plain
+
+
+def test_fid_at_infinity_needs_full_rank(caplog: pytest.LogCaptureFixture):
+    reference = FrechetDistance(fit(random_features(500, 64)))
+    assert distance_at_infinity(reference, grouped(random_features(60, 64, seed=1))) is None
+    assert "60 images for 64 features: too few to extrapolate" in caplog.text
+
+
+def test_kid_of_one_block_is_torchmetrics():
+    real, generated = random_features(50, 8), random_features(50, 8, seed=1)
+    metric = KernelInceptionDistance(feature=nn.Identity(), subsets=1, subset_size=50)
+    metric.update(real.double(), real=True)
+    metric.update(generated.double(), real=False)
+    value, error = kernel_distance(real, generated, 50)
+    assert value == pytest.approx(metric.compute()[0].item(), rel=1e-6)
+    assert error is None
+
+
+def test_kid_is_unbiased_and_grows_with_noise():
+    real, held_out = digits()[::2], digits()[1::2]
+    noise = torch.randn(held_out.shape, generator=torch.Generator().manual_seed(0))
+    estimates = [kernel_distance(real, held_out + scale * noise, 100) for scale in (0, 0.5, 1, 2)]
+    assert [value for value, _ in estimates] == sorted(value for value, _ in estimates)
+    first, error = estimates[0]
+    assert error is not None
+    assert abs(first) < 4 * error
+
+
+def test_kid_uses_every_block_of_images_and_leaves_the_generator_alone():
+    real, generated = random_features(100, 4), random_features(400, 4, seed=1)
+    generated[350:] += 10
+    state = torch.get_rng_state()
+    assert kernel_distance(real, generated, 50).value > 2 * kernel_distance(real, generated[:350], 50).value
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_kid_of_sorted_real_images_is_that_of_shuffled_ones():
+    real = torch.cat([random_features(200, 4), random_features(200, 4, seed=2) + 20])
+    generated = real[torch.randperm(400, generator=torch.Generator().manual_seed(5))]
+    value, error = kernel_distance(real, generated, 50)
+    assert error is not None
+    assert abs(value) < 4 * error
+
+
+def test_kid_needs_a_block_of_images():
+    with pytest.raises(ValueError, match="kid_block_size is 50, more than the 40 images"):
+        kernel_distance(random_features(50, 2), random_features(40, 2), 50)
+    with pytest.raises(ValueError, match="kid_block_size is 50, more than the 40 reference images"):
+        kernel_distance(random_features(40, 2), random_features(50, 2), 50)
 
 
 def test_frechet_distance_of_a_set_to_itself_is_zero():
@@ -105,6 +246,7 @@ def test_features_that_are_not_finite_are_refused(bad: float):
         lambda: fit(features),
         lambda: frechet_distance(fit(random_features(10, 4)), features),
         lambda: inception_score(features, 2),
+        lambda: kernel_distance(random_features(10, 4), features, 5),
         lambda: precision_recall(features, random_features(10, 4), 3),
     ):
         with pytest.raises(ValueError, match="NaN or infinite"):
@@ -117,14 +259,14 @@ def test_one_row_has_no_covariance():
 
 
 def test_inception_score_of_undecided_logits_is_one():
-    mean, deviation = inception_score(torch.zeros(100, 10), splits=10)
+    mean, deviation = inception_score(torch.zeros(100, 10), split_size=10)
     assert mean == pytest.approx(1)
     assert deviation == pytest.approx(0, abs=1e-12)
 
 
 def test_inception_score_of_sure_and_balanced_logits_is_the_number_of_classes():
     logits = 50 * torch.eye(10).repeat(20, 1)
-    mean, deviation = inception_score(logits, splits=1)
+    mean, deviation = inception_score(logits, split_size=200)
     assert mean == pytest.approx(10, rel=1e-6)
     assert deviation is None
 
@@ -134,49 +276,55 @@ def test_inception_score_is_its_definition():
     logits = 3 * torch.randn(60, 5, generator=torch.Generator().manual_seed(0))
     probabilities = logits.double().softmax(1)
     divergence = (probabilities * (probabilities / probabilities.mean(0)).log()).sum(1)
-    assert inception_score(logits, 1)[0] == pytest.approx(divergence.mean().exp().item(), rel=1e-9)
+    assert inception_score(logits, 60)[0] == pytest.approx(divergence.mean().exp().item(), rel=1e-9)
     whole = InceptionScore(feature=nn.Identity(), splits=1)
     whole.update(logits)
-    assert inception_score(logits, 1)[0] == pytest.approx(whole.compute()[0].item(), rel=1e-5)
+    assert inception_score(logits, 60)[0] == pytest.approx(whole.compute()[0].item(), rel=1e-5)
 
 
 def test_inception_score_is_repeatable_and_leaves_the_generator_alone():
     logits = 3 * torch.randn(60, 5, generator=torch.Generator().manual_seed(0))
     state = torch.get_rng_state()
-    first = inception_score(logits, 6)
+    first = inception_score(logits, 10)
     torch.manual_seed(123)
-    assert inception_score(logits, 6) == first
+    assert inception_score(logits, 10) == first
     torch.set_rng_state(state)
-    inception_score(logits, 6)
+    inception_score(logits, 10)
     assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_inception_score_of_images_sorted_by_class_is_that_of_shuffled_ones():
-    mean, deviation = inception_score(50 * torch.eye(4).repeat_interleave(100, 0), splits=4)
+    mean, deviation = inception_score(50 * torch.eye(4).repeat_interleave(100, 0), split_size=100)
     assert deviation is not None
     assert mean == pytest.approx(4, rel=0.02)  # 1 for groups in the order of the images
 
 
-def test_inception_splits_are_as_even_as_can_be():
-    # 66 balanced images in 8 groups of 8 or 9; a group of one image would have a score of 1.
-    mean, _ = inception_score(50 * torch.eye(2).repeat(33, 1), splits=8)
-    assert mean > 1.8
+def test_the_unshuffled_variant_sees_one_class_a_split_where_images_are_sorted():
+    mean, deviation = inception_score(50 * torch.eye(4).repeat_interleave(100, 0), split_size=100, shuffled=False)
+    assert mean == pytest.approx(1)
+    assert deviation == pytest.approx(0, abs=1e-9)
+
+
+def test_splits_are_consecutive_groups_of_the_given_size():
+    logits = 3 * torch.randn(25, 5, generator=torch.Generator().manual_seed(0))
+    expected = [inception_score(part, 10, shuffled=False)[0] for part in logits.split(10)]
+    assert inception_score(logits, 10, shuffled=False)[0] == pytest.approx(sum(expected) / 3, rel=1e-12)
+
+
+def test_a_short_last_split_is_warned_about(caplog: pytest.LogCaptureFixture):
+    inception_score(torch.zeros(23, 5), 10)
+    assert "the last inception split has 3 images, the others 10" in caplog.text
 
 
 def test_inception_score_survives_classes_without_any_probability():
     logits = torch.tensor([[2000.0, 0, -2000], [0, 2000, -2000]]).repeat(10, 1)
-    assert inception_score(logits, 1)[0] == pytest.approx(2)
+    assert inception_score(logits, 20)[0] == pytest.approx(2)
 
 
 def test_inception_score_falls_when_classes_are_missing():
     whole, two_classes = 50 * torch.eye(10).repeat(20, 1), 50 * torch.eye(10)[:2].repeat(100, 1)
-    assert inception_score(two_classes, 1)[0] == pytest.approx(2, rel=1e-6)
-    assert inception_score(two_classes, 1)[0] < inception_score(whole, 1)[0]
-
-
-def test_inception_score_needs_an_image_a_split():
-    with pytest.raises(ValueError, match=r"inception_splits is 10, more than the 5 images"):
-        inception_score(torch.zeros(5, 10), 10)
+    assert inception_score(two_classes, 200)[0] == pytest.approx(2, rel=1e-6)
+    assert inception_score(two_classes, 200)[0] < inception_score(whole, 200)[0]
 
 
 def brute_precision_recall(real: Tensor, generated: Tensor, neighbours: int) -> tuple[float, float]:
@@ -201,8 +349,14 @@ def test_precision_recall_is_the_papers_definition(neighbours: int, monkeypatch:
     expected = brute_precision_recall(real, generated, neighbours)
     assert 0 < expected[0] < 1  # else the comparison would say little
     assert precision_recall(real, generated, neighbours) == expected
-    monkeypatch.setattr("quest.metrics.distances._CHUNK", 7)
+    monkeypatch.setattr("quest.metrics.distances._BLOCK_BYTES", 8 * 40 * 7)
     assert precision_recall(real, generated, neighbours) == expected
+
+
+def test_precision_and_recall_errors_are_those_of_a_share():
+    precision, recall = distances.precision_recall(random_features(40, 3), random_features(30, 3, seed=1), 3)
+    assert precision.error == pytest.approx(math.sqrt(precision.value * (1 - precision.value) / 30))
+    assert recall.error == pytest.approx(math.sqrt(recall.value * (1 - recall.value) / 40))
 
 
 def test_precision_and_recall_of_the_same_set_are_one():

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from quest.artifacts import ArtifactError, Manifest, save_tensors
-from quest.metrics.extractor import SPATIAL_CHANNELS, Classifier, Extractor, load_extractor, save_extractor
+from quest.metrics.extractor import SPATIAL_CHANNELS, Classifier, ClassifierExtractor, load_extractor, save_extractor
 
 
 @pytest.fixture
@@ -22,7 +22,7 @@ def images(count: int, size: int = 16) -> torch.Tensor:
 
 
 def test_features(classifier: Classifier) -> None:
-    features = Extractor(classifier, "digits", "", "cpu")(images(5))
+    features = ClassifierExtractor(classifier, "digits", "", "cpu")(images(5))
     assert features.pooled.shape == (5, 64)
     assert features.spatial.shape == (5, SPATIAL_CHANNELS * 4 * 4)
     assert features.logits.shape == (5, 10)
@@ -33,7 +33,7 @@ def test_features(classifier: Classifier) -> None:
 
 
 def test_batches_do_not_matter(classifier: Classifier) -> None:
-    extractor = Extractor(classifier, "digits", "", "cpu")
+    extractor = ClassifierExtractor(classifier, "digits", "", "cpu")
     whole = extractor(images(11))
     for batch_size in (1, 4, 11):
         for part, expected in zip(extractor(images(11), batch_size), whole, strict=True):
@@ -51,7 +51,7 @@ def test_batches_do_not_matter(classifier: Classifier) -> None:
 )
 def test_other_images(classifier: Classifier, wrong: torch.Tensor) -> None:
     with pytest.raises(ValueError, match=r"extractor digits: found images .*, expected \(N, 1, H, W\) torch.uint8"):
-        Extractor(classifier, "digits", "", "cpu")(wrong)
+        ClassifierExtractor(classifier, "digits", "", "cpu")(wrong)
 
 
 def test_round_trip(classifier: Classifier, tmp_path: Path) -> None:
@@ -61,7 +61,7 @@ def test_round_trip(classifier: Classifier, tmp_path: Path) -> None:
     loaded = load_extractor(path)
     assert (loaded.name, loaded.sha256) == ("digits", manifest.sha256)
     assert manifest.notes["accuracy"] == 0.9
-    expected = Extractor(classifier, "digits", "", "cpu")(images(3))
+    expected = ClassifierExtractor(classifier, "digits", "", "cpu")(images(3))
     assert all(torch.equal(*pair) for pair in zip(loaded(images(3)), expected, strict=True))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -12,10 +13,10 @@ import torch
 from torch import Tensor
 
 from quest import artifacts
-from quest.artifacts import Manifest, load_json, load_tensors, save_tensors
+from quest.artifacts import ArtifactError, Manifest, load_json, load_tensors, save_tensors
 from quest.config import DatasetSettings
 from quest.metrics import measure, reference
-from quest.metrics.distances import fit
+from quest.metrics.distances import Estimate, fit
 from quest.metrics.extractor import Classifier, load_extractor, save_extractor
 from quest.models.embedded import real_images
 
@@ -62,7 +63,8 @@ def settings(**evaluation: Any) -> DatasetSettings:
             "real_images": "digits",
             "image_size": 16,
             "image_channels": 1,
-            "evaluation": {"images": IMAGES, "shards": SHARDS, "inception_splits": 2} | evaluation,
+            "evaluation": {"images": IMAGES, "shards": SHARDS, "inception_split_size": 20, "kid_block_size": 20}
+            | evaluation,
         }
     )
 
@@ -143,7 +145,13 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_reference_holds_the_statistics_of_all_real_images(files: Files):
     artifact = load_tensors(files.reference, "reference")
     features = load_extractor(files.extractor)(real_images("digits", 16))
-    assert artifact.manifest.notes == {"dataset": "digits", "extractor": "tiny", "images": 1797}
+    assert artifact.manifest.notes == {
+        "dataset": "digits",
+        "extractor": "tiny",
+        "resize": "none",
+        "images": 1797,
+        "manifold_images": 1797,
+    }
     assert artifact.manifest.inputs == {"extractor": load_tensors(files.extractor, "extractor").manifest.sha256}
     assert torch.equal(artifact.tensors["pooled"], features.pooled)
     for name, values in (("pooled", features.pooled), ("spatial", features.spatial)):
@@ -155,7 +163,7 @@ def test_reference_holds_the_statistics_of_all_real_images(files: Files):
 
 def test_reference_of_a_dataset_without_real_images_is_refused(files: Files):
     bare = files.settings.model_copy(update={"real_images": None})
-    with pytest.raises(ValueError, match="bedrooms: real_images is not set"):
+    with pytest.raises(ValueError, match="bedrooms: neither real_images nor reference_batch is set"):
         reference.run("bedrooms", bare, files.extractor, files.folder / "r.safetensors", "cpu")
 
 
@@ -175,6 +183,65 @@ def test_row_of_a_quantized_cell(files: Files):
     assert 0 <= row["precision"] <= 1
     assert 0 <= row["recall"] <= 1
     assert 1 <= row["is"] <= 10
+
+
+def test_every_number_carries_its_error_and_its_protocol(files: Files):
+    row = files.measure()
+    for name in ("fid", "sfid", "is", "kid", "precision", "recall"):
+        assert row[f"{name}_se"] >= 0
+    assert row["fid_infinity"] is None  # 40 images, 64 features
+    manifest = load_json(files.folder / "metrics.json", "metrics").manifest
+    assert row["reference_sha256"] == manifest.inputs["reference"]
+    assert (row["resize"], row["neighbours"], row["manifold_images"]) == ("none", 3, 1797)
+    assert (row["inception_split_size"], row["kid_block_size"]) == (20, 20)
+
+
+def test_clip_score_is_measured_where_the_protocol_asks_for_it(files: Files, monkeypatch: pytest.MonkeyPatch):
+    class Score:
+        def __init__(self, model: str, images: int, device: torch.device):
+            assert (model, images) == ("openai/clip-vit-base-patch16", IMAGES)
+            self.prompts: dict[int, str] = {}
+
+        def update(self, first: int, images: Tensor, prompts: list[str]) -> None:
+            assert len(images) == len(prompts)
+            self.prompts |= dict(enumerate(prompts, first))
+
+        def compute(self) -> Estimate:
+            assert self.prompts == {i: f"prompt {i}" for i in range(IMAGES)}
+            return Estimate(31.5, 0.1)
+
+    monkeypatch.setattr("quest.metrics.clip.ClipScore", Score)
+    prompts = files.folder / "prompts.txt"
+    prompts.write_text("".join(f"prompt {i}\n" for i in range(IMAGES)))
+    row = files.measure(settings=settings(clip={"prompts": str(prompts)}))
+    assert (row["clip"], row["clip_se"], row["clip_model"]) == (31.5, 0.1, "openai/clip-vit-base-patch16")
+    assert row["clip_prompts_sha256"] == hashlib.sha256(prompts.read_bytes()).hexdigest()
+    assert "clip" not in files.measure()
+
+
+def test_a_reference_of_another_size_is_found(files: Files):
+    reference.run("digits", settings().model_copy(update={"image_size": 8}), files.extractor, files.reference, "cpu")
+    with pytest.raises(ValueError, match=r"reference.safetensors: of images of size 8, but image_size is 16"):
+        files.measure()
+    assert not (files.folder / "metrics.json").exists()
+
+
+def test_a_corrupt_shard_is_found_and_leaves_an_earlier_result(files: Files):
+    files.measure()
+    before = (files.folder / "metrics.json").read_bytes()
+    data = bytearray(files.samples[1].read_bytes())
+    data[-1] ^= 1
+    files.samples[1].write_bytes(data)
+    with pytest.raises(ArtifactError, match=r"quest-w4a4-seed0.1.safetensors: corrupt"):
+        files.measure()
+    assert (files.folder / "metrics.json").read_bytes() == before
+
+
+def test_an_empty_shard_is_found(files: Files):
+    inputs = load_tensors(files.samples[0], "samples").manifest.inputs
+    images = torch.zeros(0, 1, 16, 16, dtype=torch.uint8)
+    with pytest.raises(ValueError, match=r"found images \(0, 1, 16, 16\)"):
+        files.measure(samples=write_shards(files.folder, images, inputs))
 
 
 def test_row_of_full_precision_has_the_models_account_and_no_psnr(files: Files):
@@ -322,8 +389,8 @@ def test_an_extractor_that_gives_nan_is_an_error_and_writes_nothing(files: Files
 
 
 def test_a_number_that_is_not_finite_never_reaches_the_file(files: Files, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("quest.metrics.distances.frechet_distance", lambda *_: float("nan"))
-    with pytest.raises(ValueError, match="fid is nan; expected a finite number"):
+    monkeypatch.setattr("quest.metrics.distances.distance_at_infinity", lambda *_: float("nan"))
+    with pytest.raises(ValueError, match="fid_infinity is nan; expected a finite number"):
         files.measure()
     assert not (files.folder / "metrics.json").exists()
 

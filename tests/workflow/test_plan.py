@@ -106,7 +106,7 @@ def test_each_stage_is_given_the_settings_that_it_depends_on(project: Project) -
     plan = Plan(project)
     always = {"title", "model", "extractor", "image_size", "image_channels"}
     expected = {
-        "results/reference/digits/reference.safetensors": {"real_images"},
+        "results/reference/digits/reference.safetensors": {"real_images", "reference_batch", "reference_sha256"},
         "results/calibration/digits/seed0.safetensors": {"sampler", "calibration"},
         "results/reconstruction/digits/blocks-w4-seed0.safetensors": {
             *("sampler", "calibration", "quantizer", "reconstruction"),

@@ -88,6 +88,18 @@ def extractor(wildcards):
     return str(CONFIG.datasets[wildcards.dataset].extractor)
 
 
+def reference_batch(wildcards):
+    """The published batch that the dataset is compared with, if it is not with images of its own."""
+    batch = CONFIG.datasets[wildcards.dataset].reference_batch
+    return [] if batch is None else str(batch)
+
+
+def prompts(wildcards):
+    """The prompts of the CLIP score, for datasets that have one."""
+    clip = CONFIG.datasets[wildcards.dataset].evaluation.clip
+    return [] if clip is None else str(clip.prompts)
+
+
 def reconstruction(wildcards):
     """The learned rounding that the cell starts from, if it does."""
     variant = variant_of(wildcards.method)

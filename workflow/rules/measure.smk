@@ -7,6 +7,7 @@ rule measure:
         extractor=extractor,
         checkpoint=checkpoint_of,
         model=model,
+        prompts=prompts,
     output:
         paths.METRICS,
     log:

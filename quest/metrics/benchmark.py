@@ -1,0 +1,202 @@
+"""Speed of the metrics beside torchmetrics and torch-fidelity, in one run: features, statistics, and the distance.
+
+Features are float32 and statistics float64, TF32 and bfloat16 are off. Implementations take turns, and the median of
+the rounds counts. Inception has random weights: its speed does not depend on them.
+"""
+
+from __future__ import annotations
+
+import platform
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torchmetrics.image.fid import FrechetInceptionDistance
+
+from quest.artifacts import ArtifactError
+from quest.metrics import inception
+from quest.metrics.distances import FrechetDistance, fit
+from quest.metrics.reference import CHUNK
+from quest.metrics.statistics import Moments
+
+WIDTH = 2048  # Inception's pooled features
+SIZE = 256  # of the images
+_BATCH = 64
+
+
+class Timing(NamedTuple):
+    """What was timed, where and by whom; its seconds, and images per second where that says more."""
+
+    task: str
+    device: str
+    implementation: str
+    seconds: float
+    rate: float | None = None
+
+
+def run(images: int, rows: int, rounds: int = 3) -> str:
+    """A text table of timings: features of ``images`` on a GPU and an eighth on the CPU, statistics of ``rows``."""
+    devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+    lines = [_machine()]
+    with inception.without_tf32(), torch.inference_mode():
+        timings: list[Timing] = []
+        for device in devices:
+            try:
+                timings += _extraction(device, images if device == "cuda" else max(_BATCH, images // 8), rounds)
+            except ArtifactError as error:
+                lines.append(f"features not timed: {error}")
+            timings += _statistics(device, rows, rounds)
+            found, agreement = _distance(device, rows, rounds)
+            timings += found
+            lines.append(agreement)
+    return "\n".join([*lines, "", *_table(timings)])
+
+
+def _extraction(device: str, images: int, rounds: int) -> list[Timing]:
+    """Inception features of uint8 images on the CPU; ours with those of sFID and IS, as torch-fidelity's with IS."""
+    generator = torch.Generator().manual_seed(0)
+    pictures = torch.randint(0, 256, (images, 3, SIZE, SIZE), generator=generator, dtype=torch.uint8)
+    with tempfile.TemporaryDirectory() as folder:
+        own = inception.untrained(Path(folder), device)
+        weights = Path(folder) / "weights.pth"
+        torch.save(own._network.state_dict(), weights)
+        network = inception.network_class()("theirs", inception.LAYERS, feature_extractor_weights_path=str(weights))
+        metric: Any = FrechetInceptionDistance(
+            feature=WIDTH, feature_extractor_weights_path=str(weights), antialias=False
+        )
+    network, other = network.to(device), metric.inception.to(device)
+
+    def batched(function: Callable[[Tensor], Any]) -> Callable[[], Any]:
+        return lambda: [function(batch.to(device)) for batch in pictures.split(_BATCH)]
+
+    seconds = _take_turns(
+        {
+            "quest": lambda: own(pictures, _BATCH),
+            "torch-fidelity": batched(network),
+            "torchmetrics": batched(other),
+        },
+        device,
+        rounds,
+    )
+    task = f"features of {images} images of {SIZE}×{SIZE}, images/s"
+    return [Timing(task, device, name, value, images / value) for name, value in seconds.items()]
+
+
+def _statistics(device: str, rows: int, rounds: int) -> list[Timing]:
+    features = _features(rows, 0).to(device)
+
+    def own() -> None:
+        moments = Moments(WIDTH, device)
+        for part in features.split(CHUNK):
+            moments.update(part)
+
+    def theirs() -> None:
+        metric = _given()
+        for part in features.split(CHUNK):
+            metric.update(part, real=True)
+
+    contestants: dict[str, Callable[[], Any]] = {"quest": own, "torchmetrics": theirs}
+    if device == "cpu" and (functions := _torch_fidelity()) is not None:
+        contestants["torch-fidelity"] = lambda: functions[0](features.double())
+    seconds = _take_turns(contestants, device, rounds)
+    return [Timing(f"FID statistics of {rows:,} × {WIDTH}, s", device, name, value) for name, value in seconds.items()]
+
+
+def _distance(device: str, rows: int, rounds: int) -> tuple[list[Timing], str]:
+    """The distance from two means and covariances, and how far the implementations agree."""
+    real, generated = (_features(max(rows, WIDTH + 2), seed).to(device) for seed in (1, 2))
+    a, b = fit(real), fit(generated)
+    metric = _given().to(device)
+    for features, is_real in ((real, True), (generated, False)):
+        for part in features.split(CHUNK):
+            metric.update(part.double(), real=is_real)  # its result has the dtype of what it was given
+
+    def theirs() -> float:
+        metric._computed = None  # it keeps what it computed before
+        return metric.compute().item()
+
+    values: dict[str, float] = {}
+
+    def noting(name: str, function: Callable[[], float]) -> Callable[[], None]:
+        return lambda: values.__setitem__(name, function())
+
+    contestants = {
+        "quest": noting("quest", lambda: FrechetDistance(a, device)(b)),
+        "torchmetrics": noting("torchmetrics", theirs),
+    }
+    if device == "cpu" and (functions := _torch_fidelity()) is not None:
+        pair = [{"mu": each.mean.numpy(), "sigma": each.covariance.numpy()} for each in (a, b)]
+        contestants["torch-fidelity"] = noting("torch-fidelity", lambda: functions[1](pair))
+    seconds = _take_turns(contestants, device, min(rounds, 2))
+    gaps = [f"{name} {abs(value / values['quest'] - 1):.1e}" for name, value in values.items() if name != "quest"]
+    timings = [Timing(f"FID from statistics, D = {WIDTH}, s", device, name, value) for name, value in seconds.items()]
+    return timings, f"FID on {device}: {values['quest']:.12g}; relative difference of {', '.join(gaps)}"
+
+
+def _take_turns(contestants: dict[str, Callable[[], Any]], device: str, rounds: int) -> dict[str, float]:
+    """Median seconds of each over ``rounds``, after one round that is not counted."""
+    seconds: dict[str, list[float]] = {name: [] for name in contestants}
+    for number in range(rounds + 1):
+        for name, function in contestants.items():
+            _wait(device)
+            begin = time.perf_counter()
+            function()
+            _wait(device)
+            if number:
+                seconds[name].append(time.perf_counter() - begin)
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def _wait(device: str) -> None:
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def _features(rows: int, seed: int) -> Tensor:
+    """Correlated features (rows, WIDTH) float32 with variances over several orders, as Inception's are."""
+    generator = torch.Generator().manual_seed(seed)
+    mixing = torch.randn(WIDTH, WIDTH, generator=torch.Generator().manual_seed(9)) / WIDTH**0.5
+    return torch.randn(rows, WIDTH, generator=generator) * torch.logspace(0, -2, WIDTH) @ mixing + 0.4
+
+
+class _Given(nn.Identity):
+    """Stands where torchmetrics expects a network: the features are given, so it returns them."""
+
+    num_features = WIDTH
+
+
+def _given() -> Any:
+    return FrechetInceptionDistance(feature=_Given()).set_dtype(torch.float64)
+
+
+def _torch_fidelity() -> tuple[Callable[..., Any], Callable[..., float]] | None:
+    """Its functions from features to statistics, and from two statistics to FID; None where it is not installed."""
+    try:
+        from torch_fidelity import metric_fid  # pyright: ignore[reportMissingImports]
+    except (ImportError, RuntimeError):
+        return None
+    return metric_fid.fid_features_to_statistics, lambda pair: metric_fid.fid_statistics_to_metric(
+        *pair, verbose=False
+    )[metric_fid.KEY_METRIC_FID]
+
+
+def _machine() -> str:
+    where = f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
+    if torch.cuda.is_available():
+        where += f"; {torch.cuda.get_device_name()}"
+    return f"torch {torch.__version__}, torch-fidelity {inception.library_version()}; {where}; TF32 off, bfloat16 off"
+
+
+def _table(timings: list[Timing]) -> list[str]:
+    rows = [("task", "device", "by", "value", "of quest's time")]
+    base = {(t.task, t.device): t.seconds for t in timings if t.implementation == "quest"}
+    for t in timings:
+        value = f"{t.rate:,.1f}" if t.rate is not None else f"{t.seconds:.3f}"
+        rows.append((t.task, t.device, t.implementation, value, f"{t.seconds / base[t.task, t.device]:.2f}×"))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]

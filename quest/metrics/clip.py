@@ -1,0 +1,117 @@
+"""CLIP score of images and their prompts: 100 times the mean cosine of CLIP embeddings (Hessel et al. 2021, w = 1).
+
+torchmetrics' ``CLIPScore``, one for each resampling group, so that the mean has a standard error. The model comes from
+transformers, an extra: ``pip install 'quest-diffusion[clip]'``. It sees images through its own processor.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchmetrics.multimodal.clip_score import CLIPScore
+
+from quest.metrics.distances import Estimate
+from quest.metrics.statistics import Plan
+
+Loader = Callable[[], tuple[Any, Any]]  # a CLIP model and its processor, as torchmetrics takes them
+_BATCH = 64
+
+
+class ClipScore:
+    """Accumulates the score of ``images`` pairs.
+
+    model: a hub id or folder that transformers knows (the paper's table: openai/clip-vit-base-patch16), or a loader.
+    Raises ValueError when transformers is not installed or does not find the model.
+    """
+
+    def __init__(self, model: str | Loader, images: int, device: torch.device | str = "cpu"):
+        plan = Plan(images, images)
+        loaded = _load(model) if isinstance(model, str) else model()
+        self._places, self._device = plan.places(), device
+        self._seen = torch.zeros(images, dtype=torch.bool)
+        # One model for all; torchmetrics takes a name or a callable.
+        self._groups = [CLIPScore(model_name_or_path=lambda: loaded).to(device) for _ in range(plan.groups)]  # pyright: ignore[reportArgumentType]
+
+    def update(self, first: int, images: Tensor, prompts: list[str]) -> None:
+        """Take in images ``first``, ``first`` + 1, …: (n, 3, H, W) uint8 with their n prompts.
+
+        Raises ValueError for another dtype or channel count, unequal numbers, or images that came before.
+        """
+        if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3 or len(images) != len(prompts):
+            raise ValueError(
+                f"CLIP score: found images {tuple(images.shape)} {images.dtype} and {len(prompts)} prompts, "
+                "expected (n, 3, H, W) torch.uint8 and n prompts"
+            )
+        span = slice(first, first + len(images))
+        if first + len(images) > len(self._seen) or self._seen[span].any():
+            raise ValueError(f"CLIP score: images {first} to {first + len(images) - 1} do not fit or came before")
+        groups = self._places[span] % len(self._groups)
+        for group, metric in enumerate(self._groups):
+            for rows in (groups == group).nonzero()[:, 0].split(_BATCH):
+                if len(rows):
+                    with torch.inference_mode():
+                        metric.update(images[rows].to(self._device), [prompts[row] for row in rows.tolist()])
+        self._seen[span] = True
+
+    def compute(self) -> Estimate:
+        """Mean of all pairs; its error is the deviation of group means over √groups. Raises ValueError if some miss."""
+        if not self._seen.all():
+            raise ValueError(f"CLIP score: found {int(self._seen.sum())} of {len(self._seen)} images")
+        counts = torch.bincount(self._places % len(self._groups), minlength=len(self._groups)).double()
+        means = torch.stack([metric.compute() for metric in self._groups]).double().cpu()
+        error = means.std().item() / math.sqrt(len(means)) if len(means) > 1 else None
+        return Estimate(((means * counts).sum() / counts.sum()).item(), error)
+
+
+def read_prompts(path: Path, images: int) -> tuple[list[str], str]:
+    """The prompts of ``path``, line i for image i, and its sha256. Raises ValueError unless there are ``images``."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise ValueError(f"evaluation.clip.prompts: {path}: {error.strerror}") from error
+    prompts = data.decode().splitlines()
+    if len(prompts) != images or not all(prompt.strip() for prompt in prompts):
+        raise ValueError(
+            f"{path}: found {sum(bool(prompt.strip()) for prompt in prompts)} prompts in {len(prompts)} lines, "
+            f"expected one for each of {images} images"
+        )
+    return prompts, hashlib.sha256(data).hexdigest()
+
+
+def _load(name: str) -> tuple[Any, Any]:
+    try:
+        from transformers import CLIPModel, CLIPProcessor  # pyright: ignore[reportMissingImports]
+    except ImportError as error:
+        raise ValueError(
+            f"evaluation.clip needs transformers ({error}); pip install 'quest-diffusion[clip]', or leave it out"
+        ) from error
+    try:
+        return _Tensors(CLIPModel.from_pretrained(name)).eval(), CLIPProcessor.from_pretrained(name)
+    except OSError as error:
+        raise ValueError(f"evaluation.clip.model: {name!r} was not found: {error}") from error
+
+
+class _Tensors(torch.nn.Module):
+    """A CLIP model whose features are tensors, as torchmetrics expects; transformers 5 returns output objects."""
+
+    def __init__(self, model: Any):
+        super().__init__()
+        self.model, self.config = model, model.config
+
+    def get_image_features(self, *inputs: Tensor) -> Tensor:
+        """Image embeddings (n, D)."""
+        return _pooled(self.model.get_image_features(*inputs))
+
+    def get_text_features(self, *inputs: Tensor) -> Tensor:
+        """Text embeddings (n, D)."""
+        return _pooled(self.model.get_text_features(*inputs))
+
+
+def _pooled(output: Any) -> Tensor:
+    return output if isinstance(output, Tensor) else output.pooler_output

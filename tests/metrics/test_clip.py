@@ -1,0 +1,116 @@
+"""CLIP score with a stand-in for the model, as torchmetrics takes one: no transformers is needed."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from quest.metrics import clip
+from quest.metrics.clip import ClipScore, read_prompts
+
+
+class Colours(nn.Module):
+    """Embeds an image as its mean colour and a prompt as the colour that it names."""
+
+    config = SimpleNamespace()
+
+    def get_image_features(self, pixels: Tensor) -> Tensor:
+        return pixels.float().mean((2, 3))
+
+    def get_text_features(self, ids: Tensor, mask: Tensor) -> Tensor:
+        return torch.eye(3)[ids]
+
+
+class Reader:
+    def __call__(self, text: list[str] | None = None, images: list[Tensor] | None = None, **_: Any) -> dict[str, Any]:
+        if images is not None:
+            return {"pixel_values": torch.stack(images)}
+        assert text is not None
+        return {
+            "input_ids": torch.tensor([("red", "green", "blue").index(t) for t in text]),
+            "attention_mask": torch.ones(1),
+        }
+
+
+def loader() -> tuple[Any, Any]:
+    return Colours(), Reader()
+
+
+def coloured(*channels: int) -> Tensor:
+    images = torch.zeros(len(channels), 3, 8, 8, dtype=torch.uint8)
+    for image, channel in zip(images, channels, strict=True):
+        image[channel] = 200
+    return images
+
+
+def test_the_score_is_the_mean_cosine_times_100():
+    score = ClipScore(loader, 4)
+    score.update(0, coloured(0, 1, 2, 0), ["red", "green", "blue", "blue"])
+    value, error = score.compute()
+    assert value == pytest.approx(75)
+    assert error is not None
+    assert error > 0
+
+
+def test_shards_and_their_order_do_not_matter():
+    channels = torch.randint(0, 3, (50,), generator=torch.Generator().manual_seed(0)).tolist()
+    prompts = ["red"] * 50
+    whole = ClipScore(loader, 50)
+    whole.update(0, coloured(*channels), prompts)
+    parts = ClipScore(loader, 50)
+    for first in (30, 0, 10):
+        stop = {30: 50, 0: 10, 10: 30}[first]
+        parts.update(first, coloured(*channels[first:stop]), prompts[first:stop])
+    assert parts.compute() == pytest.approx(whole.compute(), rel=1e-9)
+    assert whole.compute().value == pytest.approx(100 * channels.count(0) / 50)
+
+
+def test_wrong_images_and_gaps_are_refused():
+    score = ClipScore(loader, 4)
+    with pytest.raises(ValueError, match=r"found images \(1, 3, 8, 8\) torch.float32 and 1 prompts"):
+        score.update(0, coloured(0).float(), ["red"])
+    with pytest.raises(ValueError, match="and 2 prompts, expected"):
+        score.update(0, coloured(0), ["red", "red"])
+    score.update(0, coloured(0), ["red"])
+    with pytest.raises(ValueError, match="images 0 to 0 do not fit or came before"):
+        score.update(0, coloured(0), ["red"])
+    with pytest.raises(ValueError, match="found 1 of 4 images"):
+        score.compute()
+
+
+def test_prompts_are_read_with_their_hash(tmp_path: Path):
+    file = tmp_path / "prompts.txt"
+    file.write_text("a red square\na blue circle\n")
+    assert read_prompts(file, 2) == (["a red square", "a blue circle"], hashlib.sha256(file.read_bytes()).hexdigest())
+    with pytest.raises(ValueError, match="found 2 prompts in 2 lines, expected one for each of 3 images"):
+        read_prompts(file, 3)
+    file.write_text("a\n\n")
+    with pytest.raises(ValueError, match="found 1 prompts in 2 lines"):
+        read_prompts(file, 2)
+    with pytest.raises(ValueError, match=r"evaluation\.clip\.prompts: .*none\.txt: No such file"):
+        read_prompts(tmp_path / "none.txt", 2)
+
+
+def test_without_transformers_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(ValueError, match=r"needs transformers .*quest-diffusion\[clip\]"):
+        ClipScore("openai/clip-vit-base-patch16", 4)
+
+
+def test_features_of_newer_transformers_are_unwrapped():
+    tensor = torch.ones(2, 3)
+    model = SimpleNamespace(
+        config=None,
+        get_image_features=lambda *_: SimpleNamespace(pooler_output=tensor),
+        get_text_features=lambda *_: tensor,
+    )
+    wrapped = clip._Tensors(model)
+    assert wrapped.get_image_features(tensor) is tensor
+    assert wrapped.get_text_features(tensor) is tensor

@@ -176,7 +176,7 @@ def test_a_learned_zero_point_keeps_the_number_of_levels(make_quantized: Make) -
 def test_it_trains_what_it_says_and_learns_something(
     make_quantized: Make, calibration: Calibration, make_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = make_settings(methods={"efficientdm": FAST | {"trajectories": 12}}).methods.efficientdm
+    settings = make_settings(methods={"efficientdm": FAST | {"trajectories": 40}}).methods.efficientdm
     network = make_quantized("w4a4", calibrated=False, sets=4)
     full = {name: layer.weight.clone() for name, layer in network.layers().items()}
     biases = {name: tensor.clone() for name, tensor in network.named_parameters() if name.endswith("bias")}
@@ -185,8 +185,8 @@ def test_it_trains_what_it_says_and_learns_something(
     monkeypatch.setattr(efficientdm, "parameter_groups", lambda *a: groups.extend(record(*a)) or groups)
     notes = efficientdm.quantize(network, calibration, settings, 0).notes
     assert notes["loss"]["after"] < 0.95 * notes["loss"]["before"]
-    assert len(notes["loss"]["trajectories"]) == 12
-    samples = 12 * 4 * 8
+    assert len(notes["loss"]["trajectories"]) == 40
+    samples = 40 * 4 * 8
     assert notes["passes"] == dict.fromkeys(("teacher_forward", "student_forward", "student_backward"), samples)
 
     layers, sites = network.layers(), network.sites()

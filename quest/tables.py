@@ -154,10 +154,22 @@ def to_markdown(rows: Sequence[Row], summary: Sequence[Row]) -> str:
     caption = (
         f"{first['dataset']}: {first['images']:,} images a cell against {against}, "
         f"features of {first['extractor']}{_resized(first)}, {named}{spread}. {infinity}"
-        f"PSNR and MSE compare with the full-precision (FP) images of the same seeds, values in [0, 1]. "
+        f"PSNR and MSE compare with the full-precision (FP) images of the same seeds, values in [0, 1]. {_grids(rows)}"
         f"{MISSING} is not available."
     )
     return f"{text}\n\n{caption}\n"
+
+
+def _grids(rows: Sequence[Row]) -> str:
+    """What shares an activation scale at each bit-width, and which layers each method quantizes."""
+    quantized = [row for row in rows if row.get("activation_granularity")]
+    if not quantized:
+        return ""
+    shared = {row["bits"].upper(): row["activation_granularity"].replace("_", " ") for row in quantized}
+    policies = {title(row["method"]): row.get("policy", "common") for row in quantized}
+    named = {*policies.values()}
+    policy = named.pop() if len(named) == 1 else ", ".join(f"{each} for {name}" for name, each in policies.items())
+    return f"Activation scales: {', '.join(f'{each} at {bits}' for bits, each in shared.items())}; layers: {policy}. "
 
 
 def _has(columns: Sequence[Column], key: str) -> bool:

@@ -218,3 +218,13 @@ def test_score_is_the_numbers_of_a_row(tmp_path: Path):
     content = load_json(metrics, "metrics").content
     assert numbers["fid"] == content["fid"]
     assert set(numbers) == {name for name, value in content.items() if isinstance(value, int | float)}
+
+
+def test_caption_says_what_shares_a_scale_and_which_layers_are_quantized(tmp_path: Path):
+    rows = [row("quest", "w8a8", activation_granularity="per_tensor", policy="common"), row("quest", "w4a4")]
+    _, _, markdown = make(tmp_path, [write_metrics(tmp_path, each) for each in rows])
+    assert "Activation scales: per tensor at W8A8, per channel at W4A4; layers: common." in markdown
+    rows.append(row("minmax", "w4a4", policy="paper"))
+    _, _, markdown = make(tmp_path, [write_metrics(tmp_path, each) for each in rows])
+    assert "paper for MinMax" in markdown
+    assert "common for QuEST" in markdown

@@ -214,7 +214,7 @@ def test_both_losses_off(
         quest.quantize(make_quantized("w4a4"), calibration, settings.methods.quest, 0)
 
 
-@pytest.mark.parametrize("method", ["minmax", "quest"])
+@pytest.mark.parametrize("method", METHODS)
 def test_stage_writes_a_checkpoint(
     method: str,
     settings: DatasetSettings,
@@ -224,19 +224,20 @@ def test_stage_writes_a_checkpoint(
     calibration: Calibration,
     tmp_path: Path,
 ) -> None:
+    variant = settings.method(method).reconstruction
     weights, output = tmp_path / "w4.safetensors", tmp_path / "checkpoint.safetensors"
-    reconstruction.run(settings, model_file, 4, 0, calibration_file, weights, "cpu")
+    reconstruction.run(settings, model_file, 4, 0, calibration_file, weights, "cpu", variant or "blocks")
     methods.run(settings, model_file, method, Bits(4, 4), 0, calibration_file, weights, output, "cpu")
     manifest = load_tensors(output, "checkpoint").manifest
     expected = {"model": denoiser.sha256, "calibration": calibration.sha256}
-    if method == "quest":
+    if variant:
         expected["reconstruction"] = load_tensors(weights, "reconstruction").manifest.sha256
     assert manifest.inputs == expected
     assert manifest.settings["method"] == settings.method(method).model_dump(mode="json")
     loaded = checkpoints.load(output, denoiser, settings)
     assert loaded.method == method
     assert loaded.network.recipe.bits == Bits(4, 4)
-    assert loaded.network.recipe.sets == 2
+    assert loaded.network.recipe.sets == settings.method(method).sets
     again = tmp_path / "again.safetensors"
     methods.run(settings, model_file, method, Bits(4, 4), 0, calibration_file, weights, again, "cpu")
     assert again.read_bytes() == output.read_bytes()

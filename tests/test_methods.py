@@ -234,7 +234,7 @@ def test_stage_without_layers(
         quest.quantize(rounded(make_quantized()), calibration, chosen, 0)
 
 
-@pytest.mark.parametrize("method", ["minmax", "q-diffusion", "ptqd", "quest"])
+@pytest.mark.parametrize("method", METHODS)
 def test_stage_writes_a_checkpoint(
     method: str,
     settings: DatasetSettings,
@@ -244,12 +244,13 @@ def test_stage_writes_a_checkpoint(
     calibration: Calibration,
     tmp_path: Path,
 ) -> None:
+    variant = settings.method(method).reconstruction
     weights, output = tmp_path / "w4.safetensors", tmp_path / "checkpoint.safetensors"
-    reconstruction.run(settings, model_file, 4, 0, calibration_file, weights, "cpu")
+    reconstruction.run(settings, model_file, 4, 0, calibration_file, weights, "cpu", variant or "blocks")
     methods.run(settings, model_file, method, Bits(4, 4), 0, calibration_file, weights, output, "cpu")
     manifest = load_tensors(output, "checkpoint").manifest
     expected = {"model": denoiser.sha256, "calibration": calibration.sha256}
-    if method != "minmax":
+    if variant:
         expected["reconstruction"] = load_tensors(weights, "reconstruction").manifest.sha256
     assert manifest.inputs == expected
     assert manifest.settings["method"] == settings.method(method).model_dump(mode="json")

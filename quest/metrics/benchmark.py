@@ -96,7 +96,7 @@ def _statistics(device: str, rows: int, rounds: int) -> list[Timing]:
             moments.update(part)
 
     def theirs() -> None:
-        metric = _given()
+        metric = _given().to(device)
         for part in features.split(CHUNK):
             metric.update(part, real=True)
 

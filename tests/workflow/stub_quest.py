@@ -29,7 +29,9 @@ def main(arguments: list[str]) -> None:
             file.write_text("half of it")
             time.sleep(60)
         content = {"fid": int(digest.hexdigest()[:6], 16), "title": "not a number"}
-        document = content if arguments[0] == "score" else {"manifest": {"schema_version": 1}, "content": content}
+        document = {"manifest": {"schema_version": 1}, "content": content}
+        if arguments[0] == "score":
+            document = {"fid": content["fid"]}
         file.write_text(json.dumps(document))
 
 

@@ -63,7 +63,7 @@ def test_a_new_bit_width_runs_its_own_cells(finished: Project) -> None:
 @pytest.mark.parametrize(
     ("module", "rules"),
     [
-        ("tables", ENDS),
+        ("tables", {"score": 7, **ENDS}),
         ("methods/quest", QUEST),
         ("methods/minmax", {"finetune": 3, "sample": 6, "measure": 3, "score": 3, **ENDS}),
         ("metrics/measure", ALL_MEASURED),

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers.models.unets.unet_2d import UNet2DModel
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 
 from quest import calibration as calibrations
@@ -163,3 +164,23 @@ def make_quantized(
         return network
 
     return make
+
+
+@pytest.fixture(scope="session")
+def published_unet() -> Callable[[str], Any]:
+    """The architecture of a published model, by name, without weights (on the meta device)."""
+
+    def build(name: str) -> Any:
+        with torch.device("meta"):
+            if name == "stable-diffusion-v1.4":
+                return UNet2DConditionModel(cross_attention_dim=768)
+            assert name == "ddpm-cifar10"
+            return UNet2DModel(
+                sample_size=32,
+                block_out_channels=(128, 256, 256, 256),
+                layers_per_block=2,
+                down_block_types=("DownBlock2D", "AttnDownBlock2D", "DownBlock2D", "DownBlock2D"),
+                up_block_types=("UpBlock2D", "UpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
+            )
+
+    return build

@@ -9,8 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers.models.unets.unet_2d import UNet2DModel
-from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor
 from torch.nn.utils import parametrize
 
@@ -274,33 +272,12 @@ def test_weights_may_start_from_the_common_search(
     assert found == {"quantizer": True, "max": False}
 
 
-@pytest.mark.parametrize(
-    ("network", "candidates", "full"),
-    [
-        (  # Stable Diffusion v1.4
-            lambda: UNet2DConditionModel(cross_attention_dim=768),
-            265,
-            17,
-        ),
-        (  # DDPM on CIFAR-10
-            lambda: UNet2DModel(
-                sample_size=32,
-                block_out_channels=(128, 256, 256, 256),
-                layers_per_block=2,
-                down_block_types=("DownBlock2D", "AttnDownBlock2D", "DownBlock2D", "DownBlock2D"),
-                up_block_types=("UpBlock2D", "UpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
-            ),
-            97,
-            16,
-        ),
-    ],
-)
-def test_layers_of_the_paper(network: Callable[[], Any], candidates: int, full: int) -> None:
+@pytest.mark.parametrize(("name", "candidates", "full"), [("stable-diffusion-v1.4", 265, 17), ("ddpm-cifar10", 97, 16)])
+def test_layers_of_the_paper(name: str, candidates: int, full: int, published_unet: Callable[[str], Any]) -> None:
     """The counts of the released code's layer filter; four of the layers have 8 bits."""
-    with torch.device("meta"):
-        found = roles.find(network())
+    found = roles.find(published_unet(name))
     policy = efficientdm.paper_policy(Bits(4, 4))
-    bits = {name: policy.bits(name, role, Bits(4, 4)) for name, role in found.items()}
+    bits = {layer: policy.bits(layer, role, Bits(4, 4)) for layer, role in found.items()}
     assert sum(each != FULL for each in bits.values()) == candidates
     assert {found[name] for name, each in bits.items() if each == FULL} == {Role.SHORTCUT, Role.DOWNSAMPLE}
     assert sum(each == FULL for each in bits.values()) == full

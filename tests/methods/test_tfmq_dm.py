@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 from diffusers.models.unets.unet_2d import UNet2DModel
-from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor
 from torch.nn.functional import cosine_similarity, silu
 
@@ -271,26 +270,11 @@ def test_policy_of_the_paper(paper_network: QuantizedNetwork) -> None:
 
 
 @pytest.mark.parametrize(
-    ("network", "candidates", "heads"),
-    [
-        (lambda: UNet2DConditionModel(cross_attention_dim=768), 265, 22),  # Stable Diffusion v1.4
-        (  # DDPM on CIFAR-10
-            lambda: UNet2DModel(
-                sample_size=32,
-                block_out_channels=(128, 256, 256, 256),
-                layers_per_block=2,
-                down_block_types=("DownBlock2D", "AttnDownBlock2D", "DownBlock2D", "DownBlock2D"),
-                up_block_types=("UpBlock2D", "UpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
-            ),
-            97,
-            22,
-        ),
-    ],
+    ("name", "candidates", "heads"), [("stable-diffusion-v1.4", 265, 22), ("ddpm-cifar10", 97, 22)]
 )
-def test_layers_of_the_paper(network: Callable[[], Any], candidates: int, heads: int) -> None:
+def test_layers_of_the_paper(name: str, candidates: int, heads: int, published_unet: Callable[[str], Any]) -> None:
     """The counts of the released code, of which three layers are left out again."""
-    with torch.device("meta"):
-        model = network()
+    model = published_unet(name)
     policy = tfmq_dm.paper_policy(Bits(4, 8))
     bits = {name: policy.bits(name, role, Bits(4, 8)) for name, role in roles.find(model).items()}
     assert sum(each != FULL for each in bits.values()) == candidates - 3

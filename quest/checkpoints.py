@@ -6,8 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from quest import artifacts
 from quest.config import DatasetSettings
 from quest.models.correction import PREFIX, Correction
@@ -24,12 +22,6 @@ class Checkpoint:
     method: str
     sha256: str
     correction: Correction | None = None
-
-
-def example(denoiser: Denoiser) -> tuple[torch.Tensor, torch.Tensor]:
-    """Arguments of one call of a denoiser's network with a batch of 1."""
-    device = next(denoiser.network.parameters()).device
-    return torch.zeros(1, *denoiser.shape, device=device), torch.zeros(1, dtype=torch.long, device=device)
 
 
 def save(
@@ -74,7 +66,7 @@ def load(path: Path, denoiser: Denoiser, settings: DatasetSettings) -> Checkpoin
         raise ValueError(
             f"{path}: quantized for {recipe.steps} sampling steps, but sampler.steps is {settings.sampler.steps}"
         )
-    network = QuantizedNetwork(denoiser.network, recipe, example(denoiser), search=False)
+    network = QuantizedNetwork(denoiser.network, recipe, denoiser.example(), search=False)
     tables = {name: tensor for name, tensor in artifact.tensors.items() if name.startswith(PREFIX)}
     network.restore({name: tensor for name, tensor in artifact.tensors.items() if name not in tables})
     correction = None

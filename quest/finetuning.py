@@ -30,7 +30,7 @@ def calibrate_activations(network: QuantizedNetwork, calibration: Calibration) -
 
     One call a group: a layer is calibrated on inputs that the layers before it already quantize.
     """
-    data = calibration.samples(calibration.x.shape[1])
+    data = calibration.samples(len(calibration))
     with calibrating(network):
         for members in sets_of(network, data):
             # Evenly from all steps of the group.
@@ -85,7 +85,7 @@ def sets_of(network: QuantizedNetwork, data: Samples) -> list[Tensor]:
 def predict(network: QuantizedNetwork, data: Samples, batch: Tensor) -> Tensor:
     """Predicted noise of samples ``batch`` (positions in ``data``, all of one group of sampling steps)."""
     network.set_step(int(data.steps[batch[0]]))
-    return network(data.x[batch], data.timesteps[batch]).sample
+    return network(*data.arguments(batch)).sample
 
 
 @dataclass(frozen=True)

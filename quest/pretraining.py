@@ -19,6 +19,7 @@ from quest.config import DatasetSettings, PretrainSettings
 from quest.device import resolve
 from quest.metrics.extractor import Classifier, save_extractor
 from quest.models import denoiser, embedded
+from quest.models.denoiser import Denoiser
 from quest.quantization.account import account
 
 log = logging.getLogger(__name__)
@@ -49,7 +50,8 @@ def run(settings: DatasetSettings, model: Path, extractor: Path, device: str, al
     shape = (1, settings.image_channels, settings.image_size, settings.image_size)
     example = torch.zeros(shape, device=where), torch.zeros(1, dtype=torch.long, device=where)
     # The account stands with the model, so that the row of full precision has its size and cost beside the others'.
-    denoiser.save(model, network, scheduler, _with_note(manifest, loss=loss, account=account(network, example)))
+    notes = _with_note(manifest, loss=loss, account=account(network, example))
+    denoiser.save(model, Denoiser(network, scheduler), notes, torch.float16)
 
 
 def train_classifier(

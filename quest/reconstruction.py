@@ -26,7 +26,7 @@ from diffusers.models.resnet import ResnetBlock2D
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from quest import artifacts, checkpoints
+from quest import artifacts
 from quest import calibration as calibrations
 from quest.calibration import Calibration, Samples
 from quest.config import Bits, DatasetSettings, ReconstructionSettings, Variant
@@ -193,9 +193,7 @@ def run(
     where = resolve(device)
     denoiser = denoisers.load(model, where)
     calibration = calibrations.load(calibration_file, denoiser, settings).to(where)
-    network = QuantizedNetwork(
-        denoiser.network, Recipe.of(settings, Bits(weight_bits, 8)), checkpoints.example(denoiser)
-    )
+    network = QuantizedNetwork(denoiser.network, Recipe.of(settings, Bits(weight_bits, 8)), denoiser.example())
     manifest = artifacts.Manifest(
         kind="reconstruction",
         settings={
@@ -286,7 +284,7 @@ def record(network: QuantizedNetwork, unit: Unit, data: Samples, cache_mib: int,
 
         handle = entry.register_forward_pre_hook(stop, with_kwargs=True)
         try:
-            network(data.x[batch], data.timesteps[batch])
+            network(*data.arguments(batch))
         except _Reached as found:
             return found.args, found.named
         finally:

@@ -13,6 +13,7 @@ from quest import artifacts, checkpoints
 from quest.config import FULL_PRECISION, UNQUANTIZED, DatasetSettings
 from quest.device import resolve
 from quest.models import denoiser as denoisers
+from quest.models.conditions import EVALUATION, conditions
 from quest.models.correction import Correction
 from quest.models.denoiser import Denoiser
 from quest.noise import SampleNoise
@@ -27,18 +28,18 @@ def draw(
     device: torch.device,
     correction: Correction | None = None,
 ) -> Tensor:
-    """Images ``indices`` of ``seed`` by ``network``, (len(indices), C, H, W) uint8 on the CPU."""
+    """Images ``indices`` of ``seed`` by ``network``, (len(indices), channels, H, W) uint8 on the CPU."""
     sampler = model.sampler(settings.sampler)
-    predict = denoisers.predictor(network, sampler.timesteps)
     images = []
     batches = [
         indices[i : i + settings.evaluation.batch_size] for i in range(0, len(indices), settings.evaluation.batch_size)
     ]
     for batch in tqdm(batches, desc="sample", unit="batch", mininterval=5):
-        noise = SampleNoise("evaluation", seed, batch, model.shape)
+        noise = SampleNoise(EVALUATION, seed, batch, model.shape)
+        guidance = model.guidance(conditions(settings.condition, EVALUATION, seed, batch), sampler.guidance_scale)
         with torch.inference_mode():
-            finished = deque(sampler.trajectory(predict, noise, device, correction), maxlen=1).pop()
-        images.append(to_uint8(finished))
+            trajectory = sampler.trajectory(denoisers.predictor(network, guidance), noise, device, correction)
+            images.append(to_uint8(model.decode(deque(trajectory, maxlen=1).pop())))
     return torch.cat(images)
 
 
@@ -74,7 +75,10 @@ def run(
             images = draw(denoiser, loaded.network, settings, seed, indices, where, loaded.correction)
     manifest = artifacts.Manifest(
         kind="samples",
-        settings={"sampler": artifacts.plain(settings.sampler)},
+        settings={
+            "sampler": artifacts.plain(settings.sampler),
+            "condition": None if settings.condition is None else artifacts.plain(settings.condition),
+        },
         seeds={"run": seed},
         inputs=inputs,
         notes={"method": method, "bits": bits, "first": indices.start, "shard": shard, "shards": evaluation.shards},

@@ -14,7 +14,6 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 
 from quest import calibration as calibrations
-from quest import checkpoints
 from quest.artifacts import Manifest
 from quest.calibration import Calibration
 from quest.config import Bits, DatasetSettings, validate
@@ -106,7 +105,7 @@ def model_file(tmp_path_factory: pytest.TempPathFactory, make_unet: Callable[...
     """A model artifact with the tiny UNet."""
     path = tmp_path_factory.mktemp("model") / "model.safetensors"
     scheduler = DDIMScheduler(beta_schedule="linear", clip_sample=False, steps_offset=1)
-    denoisers.save(path, make_unet(dropout=0.5), scheduler, Manifest(kind="model"))
+    denoisers.save(path, Denoiser(make_unet(dropout=0.5), scheduler), Manifest(kind="model"), torch.float16)
     return path
 
 
@@ -116,7 +115,8 @@ def other_model_file(tmp_path_factory: pytest.TempPathFactory, make_unet: Callab
     path = tmp_path_factory.mktemp("other") / "model.safetensors"
     network = make_unet(dropout=0.5)
     network.conv_in.weight.data.mul_(2)
-    denoisers.save(path, network, DDIMScheduler(beta_schedule="linear", clip_sample=False), Manifest(kind="model"))
+    scheduler = DDIMScheduler(beta_schedule="linear", clip_sample=False)
+    denoisers.save(path, Denoiser(network, scheduler), Manifest(kind="model"), torch.float16)
     return path
 
 
@@ -158,7 +158,7 @@ def make_quantized(
         settings = make_settings(quantizer=quantizer)
         denoiser = denoisers.load(model_file)
         recipe = Recipe.of(settings, Bits.parse(bits), sets)
-        network = QuantizedNetwork(denoiser.network, recipe, checkpoints.example(denoiser))
+        network = QuantizedNetwork(denoiser.network, recipe, denoiser.example())
         if calibrated:
             calibrate_activations(network, calibrations.load(calibration_file, denoiser, settings))
         return network

@@ -27,13 +27,14 @@ def test_states_are_paired_with_their_steps(
     assert calibration.x.shape == (4, 8, 1, 8, 8)
     assert calibration.steps == [0, 1, 2, 3]
     assert calibration.timesteps.tolist() == [751, 501, 251, 1]
-    sampler = denoiser.sampler(settings.sampler)
+    scheduler: Any = denoiser.scheduler
+    scheduler.set_timesteps(settings.sampler.steps)
     for index in range(3):
         timestep = int(calibration.timesteps[calibration.steps[index]])
         x = calibration.x[index]
         with torch.no_grad():
             noise = denoiser.network(x, torch.full((len(x),), timestep)).sample
-            following: Any = sampler._scheduler.step(noise, timestep, x, eta=0.0)
+            following: Any = scheduler.step(noise, timestep, x, eta=0.0)
         torch.testing.assert_close(following.prev_sample, calibration.x[index + 1], atol=1e-5, rtol=1e-5)
 
 

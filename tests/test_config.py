@@ -112,7 +112,10 @@ def test_a_file_that_is_no_mapping_is_an_error_of_configuration(tmp_path: Path, 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"sampler": {"step": 4}}, "sampler.step: unknown 'step' (did you mean 'steps'?); known are steps, eta"),
+        (
+            {"sampler": {"step": 4}},
+            "sampler.step: unknown 'step' (did you mean 'steps'?); known are kind, steps, eta, spacing",
+        ),
         ({"samplr": {}}, "samplr: unknown 'samplr' (did you mean 'sampler'?)"),
         ({"methods": {"qest": {}}}, "methods.qest: unknown 'qest' (did you mean 'quest'?)"),
         ({"methods": {"quest": {"tla_epoch": 1}}}, "methods.quest.tla_epoch: unknown 'tla_epoch' (did you mean"),

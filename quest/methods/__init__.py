@@ -62,7 +62,7 @@ def run(
     inputs = {"model": denoiser.sha256, "calibration": data.sha256}
     policy = COMMON if method_settings.policy == "common" else module.paper_policy(bits)
     recipe = Recipe.of(settings, bits, method_settings.sets, policy)
-    network = QuantizedNetwork(denoiser.network, recipe, checkpoints.example(denoiser))
+    network = QuantizedNetwork(denoiser.network, recipe, denoiser.example())
     if method_settings.reconstruction:
         if reconstruction_file is None:
             raise ValueError(f"{method} starts from reconstructed weights; give them with --reconstruction")

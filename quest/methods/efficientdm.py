@@ -29,6 +29,7 @@ from quest.config import Bits, EfficientDMSettings
 from quest.finetuning import calibrate_activations, predict, sets_of
 from quest.methods import Outcome
 from quest.models.denoiser import predictor
+from quest.models.samplers import Call
 from quest.noise import SampleNoise
 from quest.quantization import grid
 from quest.quantization.layers import QuantizedLayer
@@ -58,7 +59,7 @@ def quantize(network: QuantizedNetwork, calibration: Calibration, settings: Effi
         for site in sites.values():
             site.zero_point.round_()
         after = noise_error(network, teacher, calibration)
-    passes = settings.trajectories * len(calibration.timesteps) * settings.batch_size
+    passes = settings.trajectories * len(calibration.sampler.calls()) * settings.batch_size
     notes = {
         "loss": {"before": before, "after": after, "trajectories": history},
         "passes": {"teacher_forward": passes, "student_forward": passes, "student_backward": passes},
@@ -194,17 +195,16 @@ def distil(
     optimizer = torch.optim.AdamW(groups, weight_decay=settings.weight_decay)
     scales = [scale for group in groups if group["floor"] for scale in group["params"]]
     sampler, device = calibration.sampler, calibration.x.device
-    total = settings.trajectories * len(sampler.timesteps)
+    total = settings.trajectories * len(sampler.calls())
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / total)
-    teach, study = (predictor(each, sampler.timesteps) for each in (teacher, network))
     losses: list[float] = []
     floored = torch.zeros((), dtype=torch.long, device=device)
 
-    def lesson(x: Tensor, index: int) -> Tensor:
+    def lesson(x: Tensor, call: Call) -> Tensor:
         """The teacher's prediction, which the trajectory goes on with, after the student has learned from it."""
         with torch.no_grad():
-            noise = teach(x, index)
-        loss = (study(x, index) - noise).square().sum()
+            noise = predictor(teacher, guidance)(x, call)
+        loss = (predictor(network, guidance)(x, call) - noise).square().sum()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -223,6 +223,7 @@ def distil(
         for trajectory in progress:
             samples = range(trajectory * settings.batch_size, (trajectory + 1) * settings.batch_size)
             noise = SampleNoise("efficientdm", seed, samples, calibration.x.shape[2:])
+            guidance = calibration.guidance(samples)
             deque(sampler.trajectory(lesson, noise, device), maxlen=0)
             progress.set_postfix(loss=f"{losses[-1]:.3g}")
     finally:
@@ -236,7 +237,7 @@ def distil(
 @torch.no_grad()
 def noise_error(network: QuantizedNetwork, teacher: QuantizedNetwork, calibration: Calibration) -> float:
     """Σ (ε̂ - ε)² of a sample, averaged over the calibration samples."""
-    data = calibration.samples(min(calibration.x.shape[1], 16))
+    data = calibration.samples(16)
     total = 0.0
     for members in sets_of(network, data):
         total += (predict(network, data, members) - predict(teacher, data, members)).square().sum().item()

@@ -21,7 +21,7 @@ from quest.config import Bits, PtqdSettings
 from quest.methods import Outcome, q_diffusion
 from quest.models import denoiser as denoisers
 from quest.models.correction import Correction
-from quest.models.denoiser import Sampler
+from quest.models.samplers import Call, Sampler
 from quest.noise import SampleNoise
 from quest.quantization.network import QuantizedNetwork
 from quest.quantization.policy import EIGHT, FULL, Policy
@@ -41,7 +41,7 @@ def quantize(network: QuantizedNetwork, calibration: Calibration, settings: Ptqd
     measured = measure(network, calibration, seed, everyone[: settings.trajectories])
     held_out = measure(network, calibration, seed, everyone[settings.trajectories :])
     correction = measured.correction(settings)
-    cost = {"side_by_side": len(everyone) * len(calibration.timesteps)}
+    cost = {"side_by_side": len(everyone) * calibration.sampler.steps}
     checked = {
         "statistics": statistics(measured, correction, calibration.sampler),
         "held_out": {"error": held_out.error().tolist(), "corrected": held_out.error(correction).tolist()},
@@ -123,19 +123,20 @@ class Moments:
 def measure(network: QuantizedNetwork, calibration: Calibration, seed: int, trajectories: range) -> Moments:
     """ε and Δ on full-precision trajectories, which are drawn from noise of their own."""
     sampler = calibration.sampler
-    predict = denoisers.predictor(network, sampler.timesteps)
     batches = []
 
-    def side_by_side(x: Tensor, step: int) -> Tensor:
+    def side_by_side(x: Tensor, call: Call) -> Tensor:
         with network.quantizing(weights=False, activations=False):
-            noise = predict(x, step)
-        moments.append(Moments.of(noise, predict(x, step) - noise))
+            noise = predict(x, call)
+        if len(moments) == call.step:  # one entry a step, also where PLMS calls twice
+            moments.append(Moments.of(noise, predict(x, call) - noise))
         return noise
 
     with network.frozen():
         for batch in tqdm(torch.tensor(trajectories).split(_BATCH), desc="measure noise", unit="batch", mininterval=5):
             moments: list[Moments] = []
             noise = SampleNoise("correction", seed, batch.tolist(), calibration.x.shape[2:])
+            predict = denoisers.predictor(network, calibration.guidance(batch.tolist()))
             for _ in sampler.trajectory(side_by_side, noise, calibration.x.device):
                 pass
             batches.append(torch.cat([each.sums for each in moments], 1).cpu())
@@ -144,7 +145,7 @@ def measure(network: QuantizedNetwork, calibration: Calibration, seed: int, traj
 
 def statistics(moments: Moments, correction: Correction, sampler: Sampler) -> dict[str, list[Any]]:
     """What was found at each sampling step, noisiest first, and what becomes of the sampler's own noise."""
-    updates = [sampler.update(step) for step in range(len(sampler.timesteps))]
+    updates = [sampler.update(step) for step in range(sampler.steps)]
     shrinks = [correction.shrink(step, update) for step, update in enumerate(updates)]
     return {
         "slope": moments.slope().tolist(),

@@ -128,7 +128,7 @@ def _enter(network: QuantizedNetwork, index: int) -> None:
 @torch.no_grad()
 def follow_ranges(network: QuantizedNetwork, calibration: Calibration, seed: int) -> None:
     """Replace all activation ranges by running means of the extremes over the calibration samples, in random order."""
-    data = calibration.samples(calibration.x.shape[1])
+    data = calibration.samples(len(calibration))
     order = torch.Generator().manual_seed(seed)
     with running_ranges(network, MOMENTUM):
         for members in sets_of(network, data):

@@ -56,7 +56,7 @@ def calibrate_finite_set(
     A range starts from one random batch and then follows all samples of its step in random order as a moving average
     of their extremes; each batch is quantized with the range that includes it.
     """
-    data = calibration.samples(calibration.x.shape[1])
+    data = calibration.samples(len(calibration))
     order = torch.Generator().manual_seed(seed)
     passes = 0
     for members in sets_of(network, data):

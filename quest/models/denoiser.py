@@ -1,138 +1,210 @@
-"""The denoiser: a network that predicts noise, with its own noise schedule and DDIM sampler.
+"""The denoiser: one interface over pixel-space and latent models, unconditional, class- and text-conditional.
 
-Networks and schedules are diffusers'. What is added here is that a sampling *step index* (0 is the noisiest) travels
-with every prediction, because a quantized network keeps activation scales for groups of steps.
+Networks, schedules and autoencoders are diffusers'. What is added here is that a sampling step travels with every
+prediction, because a quantized network keeps activation scales for groups of steps, and classifier-free guidance.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers.models.attention_processor import Attention
 from diffusers.models.unets.unet_2d import UNet2DModel
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from torch import Tensor, nn
 
 from quest.artifacts import ArtifactError, Manifest, load_tensors, save_tensors
 from quest.config import SamplerSettings
-from quest.models.correction import Correction, Update
-from quest.noise import SampleNoise
+from quest.models import conditioners, first_stage
+from quest.models.conditioners import Conditioner
+from quest.models.first_stage import FirstStage
+from quest.models.samplers import Call, Predict, Sampler
 
-_ARCHITECTURES = {"UNet2DModel": UNet2DModel}
+ARCHITECTURES = {"UNet2DModel": UNet2DModel, "UNet2DConditionModel": UNet2DConditionModel}
 
 
 @dataclass
 class Denoiser:
-    """A full-precision pixel-space model.
+    """A full-precision model.
 
-    network: noise predictor, called as network(x (N, C, H, W), timestep (N,)).sample, in eval mode.
+    network: noise predictor in eval mode, called as network(x (N, C, H, W), timestep (N,)[, context (N, L, d)]).sample.
     scheduler: diffusers' DDIM scheduler on the model's training schedule.
-    shape: (C, H, W) of one sample, values in [-1, 1].
+    first_stage: decodes the latents of a latent model. conditioner: makes the context of a conditional one.
     sha256: of the model artifact, recorded by everything made from it.
     """
 
     network: nn.Module
     scheduler: DDIMScheduler
-    shape: tuple[int, int, int]
-    sha256: str
+    first_stage: FirstStage | None = None
+    conditioner: Conditioner | None = None
+    sha256: str = ""
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of what the network denoises: an image in [-1, 1], or latents."""
+        config: Any = self.network.config
+        return config.in_channels, config.sample_size, config.sample_size
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.network.parameters()).device
 
     def sampler(self, settings: SamplerSettings) -> Sampler:
         """The sampler on this model's schedule."""
-        scheduler: Any = DDIMScheduler.from_config(self.scheduler.config)
-        return Sampler(scheduler, settings)
+        return Sampler(self.scheduler, settings)
 
+    @torch.no_grad()
+    def guidance(self, conditions: Sequence[Any] | None, scale: float) -> Guidance | None:
+        """What the network is told beside the timestep for samples of these ``conditions``; None if unconditional.
 
-class Sampler:
-    """DDIM with ``settings.steps`` steps; ``timesteps`` (steps,) int64, noisiest first."""
-
-    def __init__(self, scheduler: DDIMScheduler, settings: SamplerSettings):
-        scheduler.set_timesteps(settings.steps)
-        self.timesteps: Tensor = scheduler.timesteps
-        self._scheduler = scheduler
-        self._eta = settings.eta
-
-    def trajectory(
-        self,
-        predict: Callable[[Tensor, int], Tensor],
-        noise: SampleNoise,
-        device: torch.device,
-        correction: Correction | None = None,
-    ) -> Iterator[Tensor]:
-        """Yield the states x before each step, noisiest first, and last the finished sample: steps + 1 tensors.
-
-        predict: (x (N, C, H, W), step index) to predicted noise of the same shape. correction: for the noise that a
-        quantized network adds to it.
+        Raises ValueError when the model needs conditions and there are none, or the other way round.
         """
-        x = noise.draw(device)
-        for index, timestep in enumerate(self.timesteps.tolist()):
-            yield x
-            fresh = noise.draw(device) if self._eta > 0 else None
-            noise_in_x, eta = predict(x, index), self._eta
-            if correction is not None:
-                noise_in_x = correction.noise(noise_in_x, index)
-                eta, fresh = correction.randomness(index, self.update(index), eta, fresh)
-            step: Any = self._scheduler.step(noise_in_x, timestep, x, eta=eta, variance_noise=fresh)
-            x = step.prev_sample
-        yield x
+        if (conditions is None) != (self.conditioner is None):
+            found, expected = ("no condition", "one") if conditions is None else ("a condition", "none")
+            raise ValueError(f"condition: found {found} in the protocol, but the model takes {expected}")
+        if conditions is None or self.conditioner is None:
+            return None
+        return Guidance(self.conditioner(conditions), self.conditioner([None]), scale)
 
-    def update(self, index: int) -> Update:
-        """What step ``index`` multiplies the predicted noise and its fresh noise by (Song et al. 2021, eq. 12, 16)."""
-        scheduler: Any = self._scheduler
-        timestep = int(self.timesteps[index])
-        before = timestep - scheduler.config.num_train_timesteps // len(self.timesteps)
-        a = float(scheduler.alphas_cumprod[timestep])
-        a_before = float(scheduler.alphas_cumprod[before] if before >= 0 else scheduler.final_alpha_cumprod)
-        deviation = self._eta * math.sqrt((1 - a_before) / (1 - a) * (1 - a / a_before))
-        return Update(math.sqrt(1 - a_before - deviation**2) - math.sqrt(a_before * (1 - a) / a), deviation)
+    def decode(self, x: Tensor) -> Tensor:
+        """Finished samples to images (N, channels, H, W) around [-1, 1]."""
+        return x if self.first_stage is None else self.first_stage.decode(x)
+
+    def example(self) -> tuple[Tensor, ...]:
+        """Arguments of one call of the network with a batch of 1."""
+        x = torch.zeros(1, *self.shape, device=self.device)
+        timestep = torch.zeros(1, dtype=torch.long, device=self.device)
+        if self.conditioner is None:
+            return x, timestep
+        with torch.no_grad():
+            return x, timestep, self.conditioner([None])
 
 
-def predictor(network: nn.Module, timesteps: Tensor) -> Callable[[Tensor, int], Tensor]:
-    """``network`` as a function of (x, step index); tells a quantized network its step first."""
+@dataclass(frozen=True)
+class Guidance:
+    """Classifier-free guidance (Ho and Salimans 2022): ε = ε(null) + scale · (ε(context) - ε(null)).
+
+    context: (N, L, d), of each sample. null: (1, L, d), of no condition. At scale 1 only the condition is used.
+    """
+
+    context: Tensor
+    null: Tensor
+    scale: float = 1.0
+
+    def halves(self) -> list[Tensor]:
+        """The contexts that one prediction needs, each (N, L, d)."""
+        return [self.context] if self.scale == 1 else [self.null.expand_as(self.context), self.context]
+
+    def join(self, predicted: Sequence[Tensor]) -> Tensor:
+        """The guided prediction from those under each of `halves`."""
+        if len(predicted) == 1:
+            return predicted[0]
+        null, conditional = predicted
+        return null + self.scale * (conditional - null)
+
+
+def predictor(network: nn.Module, guidance: Guidance | None = None) -> Predict:
+    """``network`` as a function of (x, call), guided in one batch; tells a quantized network its step first."""
     set_step = getattr(network, "set_step", None)
 
-    def predict(x: Tensor, index: int) -> Tensor:
+    def predict(x: Tensor, call: Call) -> Tensor:
         if set_step is not None:
-            set_step(index)
-        return network(x, timesteps[index].to(x.device).expand(len(x))).sample
+            set_step(call.step)
+        if guidance is None:
+            return network(x, torch.full((len(x),), call.timestep, device=x.device)).sample
+        halves = guidance.halves()
+        timesteps = torch.full((len(x) * len(halves),), call.timestep, device=x.device)
+        predicted = network(torch.cat([x] * len(halves)), timesteps, torch.cat(halves)).sample
+        return guidance.join(predicted.chunk(len(halves)))
 
     return predict
 
 
-def save(path: Path, network: UNet2DModel, scheduler: DDIMScheduler, manifest: Manifest) -> Manifest:
-    """Write a model artifact, weights in half precision; the architecture goes into the manifest's notes."""
-    notes = manifest.notes | {
+def save(path: Path, model: Denoiser, manifest: Manifest, dtype: torch.dtype | None = None) -> Manifest:
+    """Write a model artifact, its weights as ``dtype`` or as they are; the architecture goes into the notes."""
+    network: Any = model.network
+    described: dict[str, Any] = {
         "architecture": type(network).__name__,
         "config": _plain(network.config),
-        "scheduler": _plain(scheduler.config),
+        "scheduler": _plain(model.scheduler.config),
+        "heads": {name: module.heads for name, module in network.named_modules() if isinstance(module, Attention)},
     }
-    tensors = {name: tensor.half() for name, tensor in network.state_dict().items()}
+    tensors = {f"network.{name}": tensor for name, tensor in network.state_dict().items()}
+    if model.first_stage is not None:
+        autoencoder: Any = model.first_stage.network
+        described["first_stage"] = {
+            "architecture": type(autoencoder).__name__,
+            "config": _plain(autoencoder.config),
+            "scale_factor": model.first_stage.scale_factor,
+        }
+        tensors |= {f"first_stage.{name}": tensor for name, tensor in autoencoder.state_dict().items()}
+    if model.conditioner is not None:
+        described["conditioner"] = model.conditioner.describe()
+        tensors |= {
+            f"conditioner.{name}": tensor for name, tensor in conditioners.tensors_of(model.conditioner).items()
+        }
+    if dtype is not None:
+        tensors = {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
+    notes = manifest.notes | described
     return save_tensors(
-        path, tensors, Manifest(kind="model", settings=manifest.settings, seeds=manifest.seeds, notes=notes)
+        path,
+        tensors,
+        Manifest(kind="model", settings=manifest.settings, seeds=manifest.seeds, inputs=manifest.inputs, notes=notes),
     )
 
 
 def load(path: Path, device: torch.device | str = "cpu") -> Denoiser:
-    """Read a model artifact into a float32 network in eval mode. Raises ArtifactError when it does not fit."""
+    """Read a model artifact as float32 in eval mode. Raises ArtifactError when it does not fit."""
     artifact = load_tensors(path, "model")
     notes = artifact.manifest.notes
-    if notes["architecture"] not in _ARCHITECTURES:
-        raise ArtifactError(f"{path}: architecture {notes['architecture']!r}; known are {', '.join(_ARCHITECTURES)}")
-    network: Any = _ARCHITECTURES[notes["architecture"]].from_config(notes["config"])
+    tensors = {
+        name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in artifact.tensors.items()
+    }
     try:
-        network.load_state_dict({name: tensor.float() for name, tensor in artifact.tensors.items()})
-    except RuntimeError as error:
-        raise ArtifactError(f"{path}: weights do not fit its own architecture: {error}") from error
-    network.eval().requires_grad_(False).to(device)
+        network = _build(ARCHITECTURES, notes, _part(tensors, "network"))
+        for name, heads in notes["heads"].items():  # which no config can say where levels differ
+            set_heads(network.get_submodule(name), heads)
+        stage = conditioner = None
+        if described := notes.get("first_stage"):
+            autoencoder = _build(first_stage.ARCHITECTURES, described, _part(tensors, "first_stage"))
+            stage = FirstStage(_ready(autoencoder, device), described["scale_factor"])
+        if described := notes.get("conditioner"):
+            conditioner = _ready(conditioners.build(described, _part(tensors, "conditioner")), device)
+    except (RuntimeError, KeyError) as error:
+        raise ArtifactError(f"{path}: weights do not fit their own architecture: {error}") from error
+    except ValueError as error:
+        raise ArtifactError(f"{path}: {error}") from error
     scheduler: Any = DDIMScheduler.from_config(notes["scheduler"])
-    return Denoiser(network, scheduler, _shape(network), artifact.manifest.sha256)
+    return Denoiser(_ready(network, device), scheduler, stage, conditioner, artifact.manifest.sha256)
 
 
-def _shape(network: Any) -> tuple[int, int, int]:
-    return network.config.in_channels, network.config.sample_size, network.config.sample_size
+def set_heads(attention: nn.Module, heads: int) -> None:
+    """Split the channels of an attention layer into ``heads``, whatever its network's config says."""
+    assert isinstance(attention, Attention)
+    attention.heads = attention.sliceable_head_dim = heads
+    attention.scale = (attention.inner_dim // heads) ** -0.5 if attention.scale_qk else 1.0
+
+
+def _build(architectures: dict[str, Any], described: dict[str, Any], tensors: dict[str, Tensor]) -> nn.Module:
+    name = described["architecture"]
+    if name not in architectures:
+        raise ValueError(f"architecture {name!r}; known are {', '.join(architectures)}")
+    network = architectures[name].from_config(described["config"])
+    network.load_state_dict(tensors)
+    return network
+
+
+def _ready(module: Any, device: torch.device | str) -> Any:
+    return module.eval().requires_grad_(False).to(device)
+
+
+def _part(tensors: dict[str, Tensor], part: str) -> dict[str, Tensor]:
+    return {name.removeprefix(f"{part}."): tensor for name, tensor in tensors.items() if name.startswith(f"{part}.")}
 
 
 def _plain(config: Any) -> dict[str, Any]:

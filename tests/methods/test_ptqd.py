@@ -142,7 +142,7 @@ def test_corrected_step_has_the_mean_and_the_variance_of_full_precision(denoiser
 
 def alpha(sampler: denoisers.Sampler, earlier: int) -> float:
     """ᾱ at the first step, or so many timesteps before it."""
-    return sampler._scheduler.alphas_cumprod[int(sampler.timesteps[0]) - earlier].item()
+    return sampler._schedule.alphas_cumprod[int(sampler.timesteps[0]) - earlier].item()
 
 
 def test_measured_on_the_full_precision_trajectory(
@@ -154,13 +154,11 @@ def test_measured_on_the_full_precision_trajectory(
     assert measured.sums.shape == (5, 4, 5, 1)
     noise = SampleNoise("correction", 0, range(2, 7), denoiser.shape)
     with torch.no_grad():
-        states = list(
-            calibration.sampler.trajectory(denoisers.predictor(denoiser.network, calibration.timesteps), noise, CPU)
-        )
+        states = list(calibration.sampler.trajectory(denoisers.predictor(denoiser.network), noise, CPU))
         expected = []
         for step in range(4):
             full, low = (
-                denoisers.predictor(each, calibration.timesteps)(states[step], step)
+                denoisers.predictor(each)(states[step], calibration.sampler.calls()[step])
                 for each in (denoiser.network, network)
             )
             expected.append(Moments.of(full, low - full).sums)

@@ -12,7 +12,7 @@ from diffusers.models.unets.unet_2d import UNet2DModel
 from torch import Tensor
 from torch.nn.functional import cosine_similarity, silu
 
-from quest import checkpoints, reconstruction
+from quest import reconstruction
 from quest.artifacts import load_tensors
 from quest.calibration import Calibration
 from quest.config import Bits, DatasetSettings
@@ -38,7 +38,7 @@ def paper_network(denoiser: Denoiser, settings: DatasetSettings) -> QuantizedNet
     """The tiny network as the paper quantizes it."""
     bits = Bits(4, 4)
     recipe = Recipe.of(settings, bits, 4, tfmq_dm.paper_policy(bits))
-    return QuantizedNetwork(denoiser.network, recipe, checkpoints.example(denoiser))
+    return QuantizedNetwork(denoiser.network, recipe, denoiser.example())
 
 
 def codes(network: QuantizedNetwork, *roles: Role) -> dict[str, Tensor]:
@@ -80,9 +80,9 @@ def test_the_temporal_block_is_what_the_network_adds_to_its_features(
     for name, layer in network.layers().items():
         if name.endswith("time_emb_proj"):
             layer.register_forward_hook(keep)
-    predict = denoisers.predictor(network, calibration.timesteps)
+    predict = denoisers.predictor(network)
     with torch.no_grad():
-        predict(calibration.x[1], 1)
+        predict(calibration.x[1], calibration.sampler.calls()[1])
     found = features(network, calibration.timesteps[1:2])
     # The network's order of registration is not that of its calls.
     assert sorted(torch.cat(seen[: len(seen) // 2], 1)[0].tolist()) == pytest.approx(sorted(found[0].tolist()))

@@ -47,7 +47,7 @@ def steps(denoiser: Denoiser, eta: float, corrected: Correction | None) -> list[
     sampler = denoiser.sampler(SamplerSettings(steps=STEPS, eta=eta))
     noise, same = (SampleNoise("evaluation", 0, range(2), denoiser.shape) for _ in range(2))
     predicted = torch.randn(STEPS, 2, *denoiser.shape, generator=torch.Generator().manual_seed(0))
-    states = list(sampler.trajectory(lambda _x, index: predicted[index], noise, CPU, corrected))
+    states = list(sampler.trajectory(lambda _x, call: predicted[call.step], noise, CPU, corrected))
     same.draw()
     z = [same.draw() if eta else torch.zeros_like(states[0]) for _ in range(STEPS)]
     alphas = torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64), 0)
@@ -79,7 +79,7 @@ def test_coefficients_are_those_of_the_step(denoiser: Denoiser, eta: float) -> N
 @pytest.mark.parametrize("eta", [0.0, 1.0])
 def test_empty_tables_change_no_bit(denoiser: Denoiser, eta: float, direction: Direction) -> None:
     sampler = denoiser.sampler(SamplerSettings(steps=STEPS, eta=eta))
-    predict = denoisers.predictor(denoiser.network, sampler.timesteps)
+    predict = denoisers.predictor(denoiser.network)
     results = []
     for given in (None, correction(direction=direction)):
         noise = SampleNoise("evaluation", 0, range(3), denoiser.shape)

@@ -15,6 +15,7 @@ from quest.artifacts import ArtifactError, Manifest, save_tensors
 from quest.config import SamplerSettings
 from quest.models import denoiser as denoisers
 from quest.models.denoiser import Denoiser
+from quest.models.samplers import Call
 from quest.noise import SampleNoise
 from quest.quantization.network import QuantizedNetwork
 
@@ -25,7 +26,7 @@ def sample(denoiser: Denoiser, steps: int, eta: float, indices: range = range(3)
     sampler = denoiser.sampler(SamplerSettings(steps=steps, eta=eta))
     noise = SampleNoise("evaluation", 0, indices, denoiser.shape)
     with torch.inference_mode():
-        return list(sampler.trajectory(denoisers.predictor(denoiser.network, sampler.timesteps), noise, CPU))
+        return list(sampler.trajectory(denoisers.predictor(denoiser.network), noise, CPU))
 
 
 @pytest.mark.parametrize(("steps", "timesteps"), [(4, [751, 501, 251, 1]), (20, [951 - 50 * i for i in range(20)])])
@@ -71,16 +72,16 @@ def test_samplers_do_not_share_state(denoiser: Denoiser) -> None:
     denoiser.sampler(SamplerSettings(steps=10))
     noise = SampleNoise("evaluation", 0, range(3), denoiser.shape)
     with torch.inference_mode():
-        *_, last = first.trajectory(denoisers.predictor(denoiser.network, first.timesteps), noise, CPU)
+        *_, last = first.trajectory(denoisers.predictor(denoiser.network), noise, CPU)
     assert torch.equal(last, expected)
 
 
 def test_predictor_tells_a_quantized_network_its_step(make_quantized: Callable[..., QuantizedNetwork]) -> None:
     network = make_quantized()
-    predict = denoisers.predictor(network, torch.tensor([751, 501, 251, 1]))
+    predict = denoisers.predictor(network)
     x = torch.randn(2, 1, 8, 8)
     with torch.no_grad():
-        found = predict(x, 3)
+        found = predict(x, Call(3, 1))
         assert network.step.index == 1
         network.set_step(3)
         assert torch.equal(found, network(x, torch.tensor([1, 1])).sample)
@@ -92,9 +93,8 @@ def test_save_and_load(make_unet: Callable[..., UNet2DModel], tmp_path: Path) ->
     network = make_unet()
     scheduler = DDIMScheduler(beta_schedule="scaled_linear", clip_sample=False, steps_offset=1, set_alpha_to_one=False)
     path = tmp_path / "model.safetensors"
-    manifest = denoisers.save(
-        path, network, scheduler, Manifest(kind="model", seeds={"pretrain": 1}, notes={"loss": 0.5})
-    )
+    manifest = Manifest(kind="model", seeds={"pretrain": 1}, notes={"loss": 0.5})
+    manifest = denoisers.save(path, Denoiser(network, scheduler), manifest, torch.float16)
     assert manifest.notes["loss"] == 0.5
     assert manifest.seeds == {"pretrain": 1}
     loaded = denoisers.load(path)
@@ -136,13 +136,14 @@ def test_unknown_architecture_and_weights_that_do_not_fit(
     make_unet: Callable[..., UNet2DModel], tmp_path: Path
 ) -> None:
     path = tmp_path / "model.safetensors"
-    save_tensors(path, {}, Manifest(kind="model", notes={"architecture": "Transformer", "config": {}}))
+    save_tensors(path, {}, Manifest(kind="model", notes={"architecture": "Transformer", "config": {}, "heads": {}}))
     with pytest.raises(ArtifactError, match="architecture 'Transformer'; known are UNet2DModel"):
         denoisers.load(path)
     state = make_unet().state_dict()
     state.pop("conv_in.weight")
     config = {key: value for key, value in make_unet().config.items() if not key.startswith("_")}
-    notes = {"architecture": "UNet2DModel", "config": config, "scheduler": {}}
+    notes = {"architecture": "UNet2DModel", "config": config, "scheduler": {}, "heads": {}}
+    state = {f"network.{name}": tensor for name, tensor in state.items()}
     save_tensors(path, state, Manifest(kind="model", notes=notes))
-    with pytest.raises(ArtifactError, match=r"(?s)weights do not fit its own architecture.*conv_in\.weight"):
+    with pytest.raises(ArtifactError, match=r"(?s)weights do not fit their own architecture.*conv_in\.weight"):
         denoisers.load(path)

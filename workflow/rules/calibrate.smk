@@ -2,6 +2,7 @@
 rule calibrate:
     input:
         model=model,
+        prompts=prompts,
     output:
         paths.CALIBRATION,
     log:
@@ -14,7 +15,7 @@ rule calibrate:
         mem_mb=8_000,
         runtime=240,
     params:
-        settings=protocol("sampler", "calibration"),
+        settings=protocol("sampler", "condition", "calibration"),
         code=code("quest.calibration"),
     shell:
         "quest calibrate {wildcards.dataset} --settings {params.settings:q} --seed {wildcards.seed}"

@@ -95,6 +95,12 @@ def reference_batch(wildcards):
 
 
 def prompts(wildcards):
+    """The prompts that the dataset's images are drawn for, if they are drawn for any."""
+    condition = CONFIG.datasets[wildcards.dataset].condition
+    return [] if condition is None or condition.prompts is None else str(condition.prompts)
+
+
+def clip_prompts(wildcards):
     """The prompts of the CLIP score, for datasets that have one."""
     clip = CONFIG.datasets[wildcards.dataset].evaluation.clip
     return [] if clip is None else str(clip.prompts)

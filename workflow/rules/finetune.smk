@@ -17,7 +17,7 @@ rule finetune:
         mem_mb=16_000,
         runtime=1_440,
     params:
-        settings=protocol("sampler", "calibration", "quantizer", "methods.{method}"),
+        settings=protocol("sampler", "condition", "calibration", "quantizer", "methods.{method}"),
         code=code("quest.methods", "quest.methods.{method}"),
         reconstruction=option("reconstruction"),
     shell:

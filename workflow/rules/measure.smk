@@ -7,7 +7,7 @@ rule measure:
         extractor=extractor,
         checkpoint=checkpoint_of,
         model=model,
-        prompts=prompts,
+        prompts=clip_prompts,
     output:
         paths.METRICS,
     log:

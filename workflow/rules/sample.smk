@@ -3,6 +3,7 @@ rule sample:
     input:
         model=model,
         checkpoint=checkpoint_of,
+        prompts=prompts,
     output:
         paths.SAMPLES,
     log:
@@ -16,6 +17,7 @@ rule sample:
     params:
         settings=protocol(
             "sampler",
+            "condition",
             "evaluation.images",
             "evaluation.shards",
             "evaluation.batch_size",

@@ -1,0 +1,82 @@
+"""What a conditional model makes of its condition: a context (N, tokens, channels) for cross-attention."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+TOKENIZER = "tokenizer"
+"""Name of the tensor (uint8) that holds a text encoder's tokenizer, JSON as the library `tokenizers` writes it."""
+
+
+class ClassEmbedder(nn.Module):
+    """One learned vector for each class, the last of which stands for no class (latent diffusion's cin256 models)."""
+
+    def __init__(self, classes: int, channels: int):
+        super().__init__()
+        self.embedding = nn.Embedding(classes, channels)
+
+    def forward(self, conditions: Sequence[int | None]) -> Tensor:
+        """Classes, None for no class, to (n, 1, channels). Raises ValueError for a class that the model has not."""
+        null = self.embedding.num_embeddings - 1
+        for label in conditions:
+            if label is not None and not 0 <= label < null:
+                raise ValueError(f"condition: class {label}; the model has classes 0 to {null - 1}")
+        labels = torch.tensor([null if label is None else label for label in conditions])
+        return self.embedding(labels.to(self.embedding.weight.device)).unsqueeze(1)
+
+    def describe(self) -> dict[str, Any]:
+        """What `build` makes the module from, as JSON."""
+        return {"kind": "class", "classes": self.embedding.num_embeddings, "channels": self.embedding.embedding_dim}
+
+
+class TextEncoder(nn.Module):
+    """A CLIP text model with its tokenizer; the empty text stands for none (Stable Diffusion).
+
+    model: transformers' CLIPTextModel. tokenizer: of the library `tokenizers`, padding and truncating to the model's
+    length.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any):
+        super().__init__()
+        self.model = model
+        self.tokenizer = tokenizer
+
+    def forward(self, conditions: Sequence[str | None]) -> Tensor:
+        """Texts, None for no text, to (n, tokens, channels)."""
+        encoded = self.tokenizer.encode_batch([text or "" for text in conditions])
+        ids = torch.tensor([each.ids for each in encoded], device=self.model.device)
+        return self.model(ids).last_hidden_state
+
+    def describe(self) -> dict[str, Any]:
+        """What `build` makes the module from, as JSON; the tokenizer is stored as a tensor."""
+        return {"kind": "text", "config": self.model.config.to_diff_dict()}
+
+
+Conditioner = ClassEmbedder | TextEncoder
+
+
+def build(description: dict[str, Any], tensors: dict[str, Tensor]) -> Conditioner:
+    """The conditioner that `tensors_of` took apart. Raises RuntimeError when the tensors do not fit."""
+    tensors = dict(tensors)
+    if description["kind"] == "class":
+        conditioner: Conditioner = ClassEmbedder(description["classes"], description["channels"])
+    else:
+        from tokenizers import Tokenizer
+        from transformers import CLIPTextConfig, CLIPTextModel
+
+        tokenizer = Tokenizer.from_str(tensors.pop(TOKENIZER).numpy().tobytes().decode())
+        conditioner = TextEncoder(CLIPTextModel(CLIPTextConfig(**description["config"])), tokenizer)
+    conditioner.load_state_dict(tensors)
+    return conditioner
+
+
+def tensors_of(conditioner: Conditioner) -> dict[str, Tensor]:
+    """Weights of a conditioner, and its tokenizer where it has one."""
+    tensors = dict(conditioner.state_dict())
+    if isinstance(conditioner, TextEncoder):
+        tensors[TOKENIZER] = torch.frombuffer(bytearray(conditioner.tokenizer.to_str().encode()), dtype=torch.uint8)
+    return tensors

@@ -1,0 +1,35 @@
+"""The first stage of a latent model: an autoencoder between images and the latents that the denoiser works on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.models.autoencoders.vq_model import VQModel
+from torch import Tensor, nn
+
+ARCHITECTURES = {"AutoencoderKL": AutoencoderKL, "VQModel": VQModel}
+
+
+@dataclass
+class FirstStage:
+    """network: diffusers' AutoencoderKL or VQModel. scale_factor: what the denoiser's latents are multiplied by."""
+
+    network: nn.Module
+    scale_factor: float = 1.0
+
+    def decode(self, z: Tensor) -> Tensor:
+        """Latents as the sampler leaves them, (N, C, h, w), to images (N, channels, H, W) around [-1, 1].
+
+        A VQ model moves them to its codebook first (Rombach et al. 2022, section 3.2).
+        """
+        network: Any = self.network
+        return network.decode(z / self.scale_factor).sample
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Images in [-1, 1] to latents for the denoiser: the mean of a KL model, a VQ model's before its codebook."""
+        network: Any = self.network
+        encoded = network.encode(images)
+        latents = encoded.latent_dist.mean if isinstance(network, AutoencoderKL) else encoded.latents
+        return latents * self.scale_factor

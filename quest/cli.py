@@ -176,6 +176,42 @@ def finetune(
 
 
 @main.command()
+@_stage(_model, click.option("--method", required=True), click.option("--bits", required=True), _seed)
+@click.option("--calibration", "calibration_file", type=FILE, required=True)
+@click.option("--reconstruction", "reconstruction_file", type=FILE)
+@click.option("--vary", multiple=True, required=True, help="<key>=<value>,<value>,…; every combination is tried.")
+@_device
+def tune(
+    dataset: str,
+    settings: str | None,
+    model: Path,
+    method: str,
+    bits: str,
+    seed: int,
+    calibration_file: Path,
+    reconstruction_file: Path | None,
+    vary: tuple[str, ...],
+    device: str,
+) -> None:
+    """Finetune a cell with every combination of settings; print their losses on calibration data not seen."""
+    from quest import tuning
+
+    varied = dict(map(tuning.parse, vary))
+    done = tuning.trials(
+        _settings(dataset, settings),
+        model,
+        method,
+        config.Bits.parse(bits),
+        seed,
+        calibration_file,
+        reconstruction_file,
+        varied,
+        device,
+    )
+    click.echo(tuning.markdown(list(done)))
+
+
+@main.command()
 @_stage(_model, click.option("--checkpoint", type=FILE, help="Low-bit checkpoint; full precision without."), _seed)
 @click.option(
     "--shard",

@@ -19,6 +19,7 @@ from quest.config import METHODS, Bits, DatasetSettings, unknown
 from quest.device import resolve
 from quest.models import denoiser as denoisers
 from quest.models.correction import Correction
+from quest.models.denoiser import Denoiser
 from quest.quantization.network import QuantizedNetwork, Recipe
 from quest.quantization.policy import COMMON
 
@@ -41,6 +42,23 @@ def get(name: str) -> Any:
     return importlib.import_module(f"quest.methods.{name.replace('-', '_')}")
 
 
+def start(
+    settings: DatasetSettings, denoiser: Denoiser, method: str, bits: Bits, reconstruction_file: Path | None
+) -> tuple[QuantizedNetwork, dict[str, str]]:
+    """The network that a method starts from, weights on their grids, made of ``denoiser``'s, which is taken over;
+    and the sha256 of the reconstruction that it has them from, by the name "reconstruction". Raises ValueError."""
+    method_settings = settings.method(method)
+    policy = COMMON if method_settings.policy == "common" else get(method).paper_policy(bits)
+    recipe = Recipe.of(settings, bits, method_settings.sets, policy)
+    network = QuantizedNetwork(denoiser.network, recipe, denoiser.example())
+    variant = method_settings.reconstruction
+    if variant is None:
+        return network, {}
+    if reconstruction_file is None:
+        raise ValueError(f"{method} starts from reconstructed weights; give them with --reconstruction")
+    return network, {"reconstruction": reconstruction.apply(reconstruction_file, network, denoiser, variant)}
+
+
 def run(
     settings: DatasetSettings,
     model: Path,
@@ -59,15 +77,8 @@ def run(
     torch.manual_seed(seed)
     denoiser = denoisers.load(model, where)
     data = calibration.load(calibration_file, denoiser, settings).to(where)
-    inputs = {"model": denoiser.sha256, "calibration": data.sha256}
-    policy = COMMON if method_settings.policy == "common" else module.paper_policy(bits)
-    recipe = Recipe.of(settings, bits, method_settings.sets, policy)
-    network = QuantizedNetwork(denoiser.network, recipe, denoiser.example())
-    if method_settings.reconstruction:
-        if reconstruction_file is None:
-            raise ValueError(f"{method} starts from reconstructed weights; give them with --reconstruction")
-        variant = method_settings.reconstruction
-        inputs["reconstruction"] = reconstruction.apply(reconstruction_file, network, denoiser, variant)
+    network, inputs = start(settings, denoiser, method, bits, reconstruction_file)
+    inputs |= {"model": denoiser.sha256, "calibration": data.sha256}
     outcome: Outcome = module.quantize(network, data, method_settings, seed)
     recorded = {"method": artifacts.plain(method_settings), "quantizer": artifacts.plain(settings.quantizer)}
     checkpoints.save(output, network, method, recorded, seed, inputs, *outcome)

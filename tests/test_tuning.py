@@ -1,0 +1,62 @@
+"""Trials are scored on calibration data that they have not seen, and a wrong key costs nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from quest import tuning
+from quest.calibration import Calibration
+from quest.config import Bits, ConfigError, DatasetSettings
+from quest.models.correction import Correction
+from quest.models.denoiser import Denoiser
+
+
+def test_values_are_numbers_where_they_can_be() -> None:
+    assert tuning.parse("methods.quest.cma_weight_lr=1e-5,0.1") == ("methods.quest.cma_weight_lr", [1e-5, 0.1])
+    assert tuning.parse("methods.quest.local_loss=true,false") == ("methods.quest.local_loss", [True, False])
+    assert tuning.parse("quantizer.weight_search=max,mse") == ("quantizer.weight_search", ["max", "mse"])
+    with pytest.raises(ValueError, match="'lr' is not <key>=<value>"):
+        tuning.parse("lr")
+
+
+def run(settings: DatasetSettings, model: Path, calibration: Path, vary: dict[str, Any]) -> list[tuning.Trial]:
+    return list(tuning.trials(settings, model, "minmax", Bits(4, 4), 0, calibration, None, vary, "cpu"))
+
+
+def test_every_combination_is_tried_and_more_sets_fit_better(
+    settings: DatasetSettings, model_file: Path, calibration_file: Path
+) -> None:
+    search = {"quantizer.activation_search": ["max", "percentile"], "methods.minmax.sets": [1, 4]}
+    done = run(settings, model_file, calibration_file, search)
+    assert [list(trial.changes.values()) for trial in done] == [
+        ["max", 1],
+        ["max", 4],
+        ["percentile", 1],
+        ["percentile", 4],
+    ]
+    assert len({trial.loss for trial in done}) == 4
+    assert all(trial.loss > 0 for trial in done)
+    best = min(done, key=lambda trial: trial.loss)
+    assert tuning.markdown(done).splitlines()[2].startswith(f"| {' | '.join(map(str, best.changes.values()))} |")
+
+
+def test_the_loss_is_that_of_the_predicted_noise(
+    denoiser: Denoiser, calibration: Calibration, make_quantized: Any
+) -> None:
+    samples = calibration.samples(2)
+    wanted = tuning.full_precision_noise(denoiser.network, samples)
+    network = make_quantized("w4a4")
+    with network.quantizing(weights=False, activations=False):
+        assert tuning.noise_error(network, samples, wanted) == pytest.approx(0, abs=1e-12)
+        bias = Correction(torch.zeros(4), torch.full((4, 1), 0.5), torch.zeros(4))
+        assert tuning.noise_error(network, samples, wanted, bias) == pytest.approx(0.25, rel=1e-5)
+    assert tuning.noise_error(network, samples, wanted) > 1e-6
+
+
+def test_a_key_that_is_not_there_is_named_before_anything_runs(settings: DatasetSettings, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"--vary: methods\.minmax\.set: unknown 'set' \(did you mean 'sets'\?\)"):
+        run(settings, tmp_path / "none", tmp_path / "none", {"methods.minmax.set": [1]})

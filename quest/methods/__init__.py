@@ -15,12 +15,12 @@ from typing import Any, NamedTuple
 import torch
 
 from quest import artifacts, calibration, checkpoints, reconstruction
-from quest.config import METHODS, Bits, DatasetSettings, unknown
+from quest.config import METHODS, Bits, DatasetSettings, base_method, unknown
 from quest.device import resolve
 from quest.models import denoiser as denoisers
 from quest.models.correction import Correction
 from quest.quantization.network import QuantizedNetwork, Recipe
-from quest.quantization.policy import COMMON
+from quest.quantization.policy import COMMON, TIME_FULL_PRECISION
 
 
 class Outcome(NamedTuple):
@@ -35,10 +35,11 @@ class Outcome(NamedTuple):
 
 
 def get(name: str) -> Any:
-    """The module of a method. Raises ValueError for an unknown name."""
-    if name not in METHODS:
-        raise ValueError(f"--method: {unknown(name, METHODS)}")
-    return importlib.import_module(f"quest.methods.{name.replace('-', '_')}")
+    """The module of a method, or of a variant's method. Raises ValueError for an unknown name."""
+    base = base_method(name)
+    if base not in METHODS:
+        raise ValueError(f"--method: {unknown(base, METHODS)}")
+    return importlib.import_module(f"quest.methods.{base.replace('-', '_')}")
 
 
 def run(
@@ -52,7 +53,10 @@ def run(
     output: Path,
     device: str,
 ) -> None:
-    """The `finetune` stage: quantize the model by ``method`` and write its low-bit checkpoint."""
+    """The `finetune` stage: quantize the model by ``method`` and write its low-bit checkpoint.
+
+    method: or a variant of one, whose overrides ``settings`` has already; the checkpoint carries its name.
+    """
     module = get(method)
     method_settings = settings.method(method)
     where = resolve(device)
@@ -60,13 +64,13 @@ def run(
     denoiser = denoisers.load(model, where)
     data = calibration.load(calibration_file, denoiser, settings).to(where)
     inputs = {"model": denoiser.sha256, "calibration": data.sha256}
-    policy = COMMON if method_settings.policy == "common" else module.paper_policy(bits)
+    named = {"common": COMMON, "time_full_precision": TIME_FULL_PRECISION}
+    policy = named.get(method_settings.policy) or module.paper_policy(bits)
     recipe = Recipe.of(settings, bits, method_settings.sets, policy)
     network = QuantizedNetwork(denoiser.network, recipe, denoiser.example())
-    if method_settings.reconstruction:
+    if variant := method_settings.starts_from:
         if reconstruction_file is None:
             raise ValueError(f"{method} starts from reconstructed weights; give them with --reconstruction")
-        variant = method_settings.reconstruction
         inputs["reconstruction"] = reconstruction.apply(reconstruction_file, network, denoiser, variant)
     outcome: Outcome = module.quantize(network, data, method_settings, seed)
     recorded = {"method": artifacts.plain(method_settings), "quantizer": artifacts.plain(settings.quantizer)}

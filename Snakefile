@@ -18,7 +18,7 @@ include: "workflow/rules/common.smk"
 
 wildcard_constraints:
     dataset=one_of(CONFIG.datasets),
-    method=one_of([FULL_PRECISION, *METHODS]),
+    method=one_of([FULL_PRECISION, *METHODS, *CONFIG.variants]),
     bits=r"w\d+a\d+",
     weight_bits=r"\d+",
     variant=one_of(VARIANTS),

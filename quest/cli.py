@@ -47,10 +47,10 @@ def main(debug: bool) -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
 
 
-def _settings(dataset: str, given: str | None) -> config.DatasetSettings:
-    """The dataset's protocol; ``given`` is the JSON that a rule passes (the parts that it depends on)."""
+def _settings(dataset: str, given: str | None, method: str = config.FULL_PRECISION) -> config.DatasetSettings:
+    """The protocol of a cell; ``given`` is the JSON that a rule passes (the parts that it depends on)."""
     if given is None:
-        return config.load_dataset(dataset)
+        return config.of_cell(config.load_dataset(dataset), method, config.load_variants())
     return config.validate(config.DatasetSettings, json.loads(given), "--settings")
 
 
@@ -140,7 +140,12 @@ def reconstruct(
 
 
 @main.command()
-@_stage(_model, click.option("--method", required=True), click.option("--bits", required=True), _seed)
+@_stage(
+    _model,
+    click.option("--method", required=True, help="A method, or a variant of one (config/variants.yaml)."),
+    click.option("--bits", required=True),
+    _seed,
+)
 @click.option("--calibration", "calibration_file", type=FILE, required=True)
 @click.option(
     "--reconstruction", "reconstruction_file", type=FILE, help="Learned rounding; for the methods that start from it."
@@ -163,7 +168,7 @@ def finetune(
     from quest import methods
 
     methods.run(
-        _settings(dataset, settings),
+        _settings(dataset, settings, method),
         model,
         method,
         config.Bits.parse(bits),

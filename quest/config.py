@@ -1,15 +1,16 @@
 """Typed configuration: the one source of the schema, of every default and of docs/config.md.
 
 ``config/config.yaml`` holds the axes of a run (which datasets, methods, bit-widths and seeds);
-``config/datasets/<dataset>.yaml`` holds the protocol of one dataset. A key that is left out has the default below;
-a wrong key or value raises ConfigError naming the file, the key, what was found and what is allowed.
+``config/datasets/<dataset>.yaml`` holds the protocol of one dataset; ``config/variants.yaml`` names methods with some
+settings changed. A key that is left out has the default below; a wrong key or value raises ConfigError naming the
+file, the key, what was found and what is allowed.
 """
 
 from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, TypeVar, get_args
 
@@ -144,6 +145,11 @@ class QuantizerSettings(Settings):
     split_shortcuts: bool = Field(
         default=False, description="quantize the two halves of a concatenated shortcut separately (Q-Diffusion)"
     )
+    legacy_symmetric_levels: bool = Field(
+        default=False,
+        description="codes -2^b to 2^b of symmetric activations: 33 at 4 bits, which is 5.04 bits and counted as such "
+        "(QuEST's released code until August 2024)",
+    )
 
     @field_validator("activation_granularity", mode="before")
     @classmethod
@@ -153,6 +159,12 @@ class QuantizerSettings(Settings):
             return given
         default = cls.model_fields["activation_granularity"].default
         return default | {str(bits): granularity for bits, granularity in given.items()}
+
+    @model_validator(mode="after")
+    def _legacy_is_symmetric(self) -> QuantizerSettings:
+        if self.legacy_symmetric_levels and not self.activation_symmetric:
+            raise ValueError("legacy_symmetric_levels is of symmetric grids; set activation_symmetric too")
+        return self
 
     def granularity(self, activation_bits: int) -> str:
         """The activation granularity at a bit-width."""
@@ -192,9 +204,16 @@ class MethodSettings(Settings):
         default=20,
         description="groups of sampling steps with activation scales of their own (T' of QuEST); divides sampler.steps",
     )
-    policy: Literal["common", "paper"] = Field(
-        default="common", description="which layers are quantized: everything, or what the method's paper quantizes"
+    policy: Literal["common", "paper", "time_full_precision"] = Field(
+        default="common",
+        description="which layers are quantized: everything, what the method's paper quantizes, or everything but the "
+        "time embedding",
     )
+
+    @property
+    def starts_from(self) -> Variant | None:
+        """The reconstruction that a cell with these settings needs, if any."""
+        return self.reconstruction
 
 
 class MinmaxSettings(MethodSettings):
@@ -246,6 +265,15 @@ class QuestSettings(MethodSettings):
     """QuEST: time-embedding alignment (TLA), then attention-related alignment (CMA); paper section 3.3."""
 
     reconstruction: ClassVar[Variant | None] = "blocks"
+    rounding: Literal["learned", "nearest"] = Field(
+        default="learned", description="rounding of the weights that finetuning starts from"
+    )
+    stages: tuple[Literal["tla", "cma", "full"], ...] = Field(
+        default=("tla", "cma"),
+        description="what is finetuned, in this order; full: every layer and activation scale at once, on the schedule "
+        "of stage 2",
+    )
+    passes: Rate = Field(default=1.0, description="multiplies the passes of every stage")
     tla_epochs: Positive = Field(default=200, description="passes of stage 1 over its samples")
     tla_samples: Positive = Field(default=8, description="samples of each recorded step used in stage 1")
     tla_batch_size: Positive = 2
@@ -260,8 +288,16 @@ class QuestSettings(MethodSettings):
         default=("attention_q", "attention_k", "attention_v", "feed_forward"),
         description="roles of the layers whose weights stage 2 trains",
     )
+    adapter_rank: Positive | None = Field(
+        default=None,
+        description="rank of the adapters that stage 2 trains instead of weights (QALoRA), merged when it ends",
+    )
     local_loss: bool = Field(default=True, description="match the outputs of the trained layers")
     global_loss: bool = Field(default=True, description="match the predicted noise (L_G)")
+
+    @property
+    def starts_from(self) -> Variant | None:
+        return self.reconstruction if self.rounding == "learned" else None
 
 
 class EfficientDMSettings(MethodSettings):
@@ -406,8 +442,26 @@ class DatasetSettings(Settings):
         return self
 
     def method(self, name: str) -> MethodSettings:
-        """Settings of one method by the name that people use, like ``q-diffusion``."""
-        return getattr(self.methods, name.replace("-", "_"))
+        """Settings of one method, or of a variant's method, by the name that people use, like ``q-diffusion``."""
+        return getattr(self.methods, base_method(name).replace("-", "_"))
+
+
+class MethodVariant(Settings):
+    """A method with some settings changed. It is named ``<method>+<what is changed>`` and stands wherever a method's
+    name does. The keys are those of a dataset's protocol, which they override."""
+
+    methods: dict[str, dict[str, Any]] = Field(default={}, description="settings of the method")
+    quantizer: dict[str, Any] = Field(default={}, description="what the cell's activation grids change")
+
+    def applied(self, settings: DatasetSettings, source: str) -> DatasetSettings:
+        """``settings`` with the overrides. Raises ConfigError that begins with ``source``."""
+        given = settings.model_dump(mode="json", exclude_unset=True)
+        return validate(DatasetSettings, _merged(given, self.model_dump(exclude_unset=True)), source)
+
+
+def base_method(name: str) -> str:
+    """The method of a variant; a method itself is its own."""
+    return name.partition("+")[0]
 
 
 class RunSettings(Settings):
@@ -424,10 +478,15 @@ class RunSettings(Settings):
 
 
 class Config(NamedTuple):
-    """A validated run: its axes and the protocol of each of its datasets."""
+    """A validated run: its axes, the protocol of each of its datasets, and all variants of methods by name."""
 
     run: RunSettings
     datasets: dict[str, DatasetSettings]
+    variants: dict[str, MethodVariant]
+
+    def settings(self, dataset: str, method: str = FULL_PRECISION) -> DatasetSettings:
+        """The settings of a cell: its dataset's, with what its variant overrides."""
+        return of_cell(self.datasets[dataset], method, self.variants)
 
     def cells(self) -> Iterator[Cell]:
         """Full precision first, then every method at every bit-width."""
@@ -447,9 +506,10 @@ def load(source: Path | dict[str, Any] = CONFIG_FILE, folder: Path | None = None
     folder = folder or (source.parent if isinstance(source, Path) else CONFIG_FILE.parent)
     name = str(source) if isinstance(source, Path) else str(CONFIG_FILE)
     run = validate(RunSettings, _read(source) if isinstance(source, Path) else source, name)
+    variants = load_variants(folder)
     for method in run.methods:
-        if method not in METHODS:
-            raise ConfigError(f"{name}: methods: {unknown(method, METHODS)}")
+        if method not in METHODS and method not in variants:
+            raise ConfigError(f"{name}: methods: {unknown(method, [*METHODS, *variants])}")
     for bits in run.bits:
         try:
             parsed = Bits.parse(bits)
@@ -463,15 +523,17 @@ def load(source: Path | dict[str, Any] = CONFIG_FILE, folder: Path | None = None
         values = getattr(run, axis)
         if len(set(values)) < len(values):
             raise ConfigError(f"{name}: {axis}: {values} names a value twice")
-    datasets = {dataset: load_dataset(dataset, folder) for dataset in run.datasets}
-    for dataset, settings in datasets.items():
+    config = Config(run, {dataset: load_dataset(dataset, folder) for dataset in run.datasets}, variants)
+    for dataset, settings in config.datasets.items():
         counts = {"calibration.steps": settings.calibration.steps}
-        counts |= {f"methods.{method}.sets": settings.method(method).sets for method in run.methods}
+        counts |= {
+            f"methods.{method}.sets": config.settings(dataset, method).method(method).sets for method in run.methods
+        }
         for key, count in counts.items():  # also those that the protocol leaves at their defaults
             if settings.sampler.steps % count:
                 where = f"{folder}/datasets/{dataset}.yaml: {key}"
                 raise ConfigError(f"{where} is {count}, which does not divide sampler.steps = {settings.sampler.steps}")
-    return Config(run, datasets)
+    return config
 
 
 def load_dataset(dataset: str, folder: Path = CONFIG_FILE.parent) -> DatasetSettings:
@@ -481,6 +543,41 @@ def load_dataset(dataset: str, folder: Path = CONFIG_FILE.parent) -> DatasetSett
         raise ConfigError(f"datasets: {unknown(dataset, known)} (the files of {folder / 'datasets'})")
     path = folder / "datasets" / f"{dataset}.yaml"
     return validate(DatasetSettings, _read(path), str(path))
+
+
+def load_variants(folder: Path = CONFIG_FILE.parent) -> dict[str, MethodVariant]:
+    """Read ``<folder>/variants.yaml``: the variants of methods by name; none where there is no such file.
+
+    Raises ConfigError for a name that is not ``<method>+<what is changed>`` of a known method, or an override of
+    another method or of what all cells share through the reconstruction.
+    """
+    path = folder / "variants.yaml"
+    content = (_read(path) or {}) if path.exists() else {}
+    variants = {}
+    for name, overrides in content.items():
+        where = f"{path}: {name}"
+        if not re.fullmatch(r"[a-z-]+\+[a-z0-9-]+", name):
+            raise ConfigError(f"{where}: a variant is named <method>+<what is changed>, like quest+no-local-loss")
+        if (base := base_method(name)) not in METHODS:
+            raise ConfigError(f"{where}: {unknown(base, METHODS)}")
+        variants[name] = variant = validate(MethodVariant, overrides, where)
+        if others := set(variant.methods) - {base.replace("-", "_")}:
+            raise ConfigError(f"{where}: methods.{min(others)}: a variant of {base} overrides its settings alone")
+        if shared := set(variant.quantizer) & {"weight_search", "split_shortcuts"}:
+            raise ConfigError(f"{where}: quantizer.{min(shared)}: weights are reconstructed once for all cells")
+    return variants
+
+
+def of_cell(settings: DatasetSettings, method: str, variants: Mapping[str, MethodVariant]) -> DatasetSettings:
+    """A dataset's settings as the cells of ``method`` have them: with the overrides, where it is a variant.
+
+    Raises ConfigError, naming the known methods and variants.
+    """
+    if method in (FULL_PRECISION, *METHODS):
+        return settings
+    if method not in variants:
+        raise ConfigError(f"method: {unknown(method, [*METHODS, *variants])}")
+    return variants[method].applied(settings, f"variants.yaml: {method}")
 
 
 def validate(cls: type[S], content: Any, source: str) -> S:
@@ -497,6 +594,12 @@ def unknown(name: str, known: Iterable[str]) -> str:
     near = difflib.get_close_matches(name, known, n=1)
     hint = f" (did you mean {near[0]!r}?)" if near else ""
     return f"unknown {name!r}{hint}; known are {', '.join(known)}"
+
+
+def _merged(content: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """``content`` with ``changes`` put in, branch by branch."""
+    below = {key: _merged(content.get(key) or {}, value) for key, value in changes.items() if isinstance(value, dict)}
+    return {**content, **changes, **below}
 
 
 def _read(path: Path) -> Any:

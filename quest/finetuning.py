@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss
+from torch.nn.utils import parametrize
 from tqdm import tqdm
 
 from quest.calibration import Calibration, Samples
@@ -123,8 +124,13 @@ class Stage:
             raise ValueError(f"{self.name}: the network has no layer of the roles that this stage trains")
 
     def weights(self) -> list[nn.Parameter]:
-        """Weights and biases that are trained."""
-        return [p for layer in self.layers.values() for p in (layer.weight, layer.bias) if p is not None]
+        """Weights and biases that are trained; of a layer with an adapter, the adapter alone."""
+        return [parameter for layer in self.layers.values() for parameter in _trained(layer)]
+
+    def steps(self, network: QuantizedNetwork, calibration: Calibration) -> int:
+        """How often the optimizers step."""
+        groups = sets_of(network, calibration.samples(self.samples))
+        return self.epochs * sum(len(members.split(self.batch_size)) for members in groups)
 
     @torch.no_grad()
     def record(self, network: QuantizedNetwork, calibration: Calibration) -> Targets:
@@ -138,6 +144,12 @@ class Stage:
                     noise.append(predict(network, data, batch))
                 layers.append(outputs)
         return Targets(torch.cat(noise), {name: torch.cat([part[name] for part in layers]) for name in layers[0]})
+
+
+def _trained(layer: QuantizedLayer) -> list[nn.Parameter]:
+    if parametrize.is_parametrized(layer, "weight"):
+        return list(layer.parametrizations["weight"][0].parameters())  # type: ignore[index]
+    return [parameter for parameter in (layer.weight, layer.bias) if parameter is not None]
 
 
 def finetune(

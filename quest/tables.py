@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from quest.artifacts import JsonArtifact, Manifest, load_json, save_json, write_bytes
-from quest.config import FULL_PRECISION, METHODS, Bits
+from quest.config import FULL_PRECISION, METHODS, Bits, base_method
 
 Row = dict[str, Any]
 
@@ -169,7 +169,21 @@ def _grids(rows: Sequence[Row]) -> str:
     policies = {title(row["method"]): row.get("policy", "common") for row in quantized}
     named = {*policies.values()}
     policy = named.pop() if len(named) == 1 else ", ".join(f"{each} for {name}" for name, each in policies.items())
-    return f"Activation scales: {', '.join(f'{each} at {bits}' for bits, each in shared.items())}; layers: {policy}. "
+    return (
+        f"Activation scales: {', '.join(f'{each} at {bits}' for bits, each in shared.items())}; layers: {policy}. "
+        f"{_too_many_levels(quantized)}"
+    )
+
+
+def _too_many_levels(rows: Sequence[Row]) -> str:
+    """Which cells have more activation levels than their bits hold, and how many."""
+    allowed = {row_key(row): 2 ** Bits.parse(row["bits"]).activation for row in rows}
+    found = {
+        label(row["method"], row["bits"]): (row["activation_levels"], allowed[row_key(row)])
+        for row in rows
+        if row.get("activation_levels", 0) > allowed[row_key(row)]
+    }
+    return "".join(f"{name} has {has} activation levels, not {most}. " for name, (has, most) in found.items())
 
 
 def _has(columns: Sequence[Column], key: str) -> bool:
@@ -182,8 +196,10 @@ def _resized(row: Row) -> str:
 
 
 def title(method: str) -> str:
-    """A method's name as its authors write it."""
-    return TITLES.get(method.replace("-", ""), method)
+    """A method's name as its authors write it; for a variant also what it changes: "QuEST (no global loss)"."""
+    base, _, change = method.partition("+")
+    name = TITLES.get(base.replace("-", ""), base)
+    return f"{name} ({change.replace('-', ' ')})" if change else name
 
 
 def label(method: str, bits: str) -> str:
@@ -199,7 +215,8 @@ def row_key(row: Row) -> str:
 def order(row: Row) -> tuple[Any, ...]:
     """Sort key of rows: full precision, then from many bits to few; methods as `quest.config` lists them; seeds."""
     bits, method = Bits.parse(row["bits"]), row["method"]
-    place = METHODS.index(method) if method in METHODS else len(METHODS)
+    base = base_method(method)
+    place = METHODS.index(base) if base in METHODS else len(METHODS)
     return method != FULL_PRECISION, -bits.weight, -bits.activation, place, method, row.get("seed")
 
 

@@ -18,6 +18,8 @@ from quest.config import (
     QuantizerSettings,
     load,
     load_dataset,
+    load_variants,
+    of_cell,
     unknown,
     validate,
 )
@@ -195,7 +197,10 @@ def test_settings_survive_a_round_trip_through_json():
     assert validate(DatasetSettings, settings.model_dump(mode="json"), "again") == settings
 
 
-@pytest.mark.parametrize("file", sorted((ROOT / "config").glob("*.yaml")), ids=lambda file: file.name)
+RUNS = [file for file in sorted((ROOT / "config").glob("*.yaml")) if "methods" in yaml.safe_load(file.read_text())]
+
+
+@pytest.mark.parametrize("file", RUNS, ids=lambda file: file.name)
 def test_the_runs_in_the_repository_are_valid(file: Path):
     assert len(list(load(file).cells())) > 1
 
@@ -214,6 +219,88 @@ def test_granularity_by_activation_bits_keeps_the_defaults_of_other_widths():
 @pytest.mark.parametrize("text", ["w8a8", "w4a8", "w4a4", "w2a8", "w32a32"])
 def test_bits_are_written_as_they_are_read(text: str):
     assert str(Bits.parse(text)) == text
+
+
+VARIANTS = {
+    "quest+no-global-loss": {"methods": {"quest": {"global_loss": False}}},
+    "minmax+per-token": {"quantizer": {"activation_granularity": {4: "per_token"}}},
+}
+
+
+def with_variants(folder: Path, variants: dict[str, Any], methods: list[str]) -> Path:
+    file = write(folder, RUN | {"methods": methods})
+    (folder / "variants.yaml").write_text(yaml.safe_dump(variants))
+    return file
+
+
+def test_a_variant_overrides_settings_of_its_cells_alone(tmp_path: Path):
+    config = load(with_variants(tmp_path, VARIANTS, ["quest", *VARIANTS]))
+    assert Cell("quest+no-global-loss", "w4a4") in config.cells()
+    dataset = config.datasets["digits"]
+    assert config.settings("digits") == config.settings("digits", "quest") == dataset
+
+    changed = config.settings("digits", "quest+no-global-loss")
+    assert changed.method("quest+no-global-loss") == dataset.methods.quest.model_copy(update={"global_loss": False})
+    assert changed.quantizer == dataset.quantizer
+
+    changed = config.settings("digits", "minmax+per-token")
+    assert [changed.quantizer.granularity(bits) for bits in (4, 8)] == ["per_token", "per_tensor"]
+    assert changed.methods == dataset.methods
+
+
+def test_overrides_keep_what_the_protocol_says_beside_them():
+    dataset = load_dataset("digits", ROOT / "config")
+    for name, variant in load_variants(ROOT / "config").items():
+        changed = of_cell(dataset, name, {name: variant})
+        again = changed.model_dump(include={"sampler", "calibration", "reconstruction", "evaluation"})
+        assert again == dataset.model_dump(include={"sampler", "calibration", "reconstruction", "evaluation"})
+        method, before = changed.method(name).model_dump(), dataset.method(name).model_dump()
+        overrides = next(iter(variant.methods.values()), {})
+        assert {key for key in method if method[key] != before[key]} <= set(overrides), name
+
+
+def test_quest_needs_no_reconstruction_where_it_starts_from_nearest_weights():
+    dataset, variants = load_dataset("digits", ROOT / "config"), load_variants(ROOT / "config")
+    needed = {
+        name: of_cell(dataset, name, variants).method(name).starts_from
+        for name in ("quest", "quest+nearest-rounding", "quest+tla-only", "minmax+per-token", "tfmq-dm")
+    }
+    assert list(needed.values()) == ["blocks", None, "blocks", None, "temporal"]
+
+
+@pytest.mark.parametrize(
+    ("variants", "methods", "message"),
+    [
+        (VARIANTS, ["quest+no-globl-loss"], r"config.yaml: methods: unknown 'quest\+no-globl-loss' \(did you mean "),
+        ({"no-loss": {}}, ["quest"], "variants.yaml: no-loss: a variant is named <method>\\+<what is changed>, like"),
+        ({"quset+x": {}}, ["quest"], r"variants.yaml: quset\+x: unknown 'quset' \(did you mean 'quest'\?\)"),
+        ({"quest+x": {"methods": {"minmax": {"sets": 1}}}}, ["quest"], r"quest\+x: methods.minmax: a variant of quest"),
+        (
+            {"quest+x": {"quantizer": {"weight_search": "max"}}},
+            ["quest"],
+            "weight_search: weights are reconstructed once",
+        ),
+        ({"quest+x": {"method": {}}}, ["quest"], r"quest\+x: method: unknown 'method' \(did you mean 'methods'\?\)"),
+        (
+            {"quest+x": {"methods": {"quest": {"global_los": False}}}},
+            ["quest+x"],
+            r"variants.yaml: quest\+x: methods.quest.global_los: unknown 'global_los' \(did you mean 'global_loss'\?\)",
+        ),
+        (
+            {"quest+x": {"quantizer": {"legacy_symmetric_levels": True}}},
+            ["quest+x"],
+            "quantizer: legacy_symmetric_levels is of symmetric grids; set activation_symmetric too",
+        ),
+        (
+            {"quest+x": {"methods": {"quest": {"sets": 7}}}},
+            ["quest+x"],
+            "sets is 7, which does not divide sampler.steps",
+        ),
+    ],
+)
+def test_a_wrong_variant(tmp_path: Path, variants: dict[str, Any], methods: list[str], message: str):
+    with pytest.raises(ConfigError, match=message):
+        load(with_variants(tmp_path, variants, methods))
 
 
 def test_no_suggestion_where_nothing_is_near():

@@ -174,6 +174,71 @@ def test_quest_is_deterministic_and_says_what_it_did(
     assert notes["trained_share"] == pytest.approx(trained / total)
 
 
+def test_steps_of_the_optimizer(make_quantized: Make, calibration: Calibration, settings: DatasetSettings) -> None:
+    notes = quest.quantize(rounded(make_quantized("w4a4")), calibration, settings.methods.quest, 0).notes
+    # 2 epochs over 2 sets of 2 steps, of which 2 samples each in batches of 2, and 4 each in batches of 4.
+    assert notes["optimizer_steps"] == {"tla": 2 * 2 * 2, "cma": 2 * 2 * 2}
+    doubled = settings.methods.quest.model_copy(update={"passes": 2.0})
+    notes = quest.quantize(rounded(make_quantized("w4a4")), calibration, doubled, 0).notes
+    assert notes["optimizer_steps"] == {"tla": 16, "cma": 16}
+
+
+@pytest.mark.parametrize("stages", [(), ("tla",), ("cma",), ("cma", "tla")])
+def test_stages_can_be_left_out_and_exchanged(
+    stages: tuple[str, ...],
+    monkeypatch: pytest.MonkeyPatch,
+    make_quantized: Make,
+    calibration: Calibration,
+    settings: DatasetSettings,
+) -> None:
+    trace = Trace(monkeypatch)
+    network = rounded(make_quantized("w4a4", calibrated=False))
+    weights = {name: layer.weight.clone() for name, layer in network.layers().items()}
+    notes = quest.quantize(network, calibration, settings.methods.quest.model_copy(update={"stages": stages}), 0).notes
+    assert trace.events == [*(f"record {name}" for name in stages), *(f"train {name}" for name in stages)]
+    assert list(notes["loss"]) == list(stages)
+    changed = {layer.role for name, layer in network.layers().items() if not torch.equal(layer.weight, weights[name])}
+    attention = {Role.ATTENTION_Q, Role.ATTENTION_K, Role.ATTENTION_V}
+    expected = {"tla": {Role.TIME_PROJECTION}, "cma": attention}
+    assert changed == {role for name in stages for role in expected[name]}
+    assert (notes["trained_share"] == 0) == (not stages)
+    assert all(bool(site.calibrated.all()) for site in network.sites().values())
+
+
+def test_full_finetuning_trains_every_layer_and_every_scale(
+    make_quantized: Make, calibration: Calibration, settings: DatasetSettings
+) -> None:
+    network = rounded(make_quantized("w4a4", calibrated=False))
+    chosen = settings.methods.quest.model_copy(update={"stages": ("full",)})
+    stage = quest.full_finetuning(network, chosen)
+    assert stage.layers == network.layers()
+    assert {id(site) for site in stage.sites} == {id(site) for site in network.sites().values()}
+    weights = {name: layer.weight.clone() for name, layer in network.layers().items()}
+    notes = quest.quantize(network, calibration, chosen, 0).notes
+    assert not [name for name, layer in network.layers().items() if torch.equal(layer.weight, weights[name])]
+    assert notes["trained_share"] > 0.9  # norms are left
+
+
+def test_adapters_stand_in_for_the_weights_of_the_second_stage(
+    make_quantized: Make, calibration: Calibration, settings: DatasetSettings
+) -> None:
+    network = rounded(make_quantized("w4a4", calibrated=False))
+    before = {name: layer.weight.clone() for name, layer in network.layers().items()}
+    biases = {name: layer.bias.clone() for name, layer in network.layers().items() if layer.bias is not None}
+    names = set(state(network))
+    chosen = settings.methods.quest.model_copy(update={"stages": ("cma",), "adapter_rank": 2})
+    notes = quest.quantize(network, calibration, chosen, 0).notes
+    assert set(state(network)) == names, "no adapter is left"
+    trained = quest.attention_alignment(network, chosen).layers
+    for name, layer in network.layers().items():
+        change = layer.weight - before[name]
+        assert torch.linalg.matrix_rank(change.flatten(1)) == (2 if name in trained else 0)
+        if layer.bias is not None:
+            assert torch.equal(layer.bias, biases[name])
+    adapters = sum(2 * sum(layer.weight.shape) for layer in trained.values())
+    assert notes["trained_share"] * quest._parameters(network) == pytest.approx(adapters)
+
+
 def test_quest_comes_closer_to_full_precision(
     make_quantized: Make, calibration: Calibration, make_settings: Callable[..., DatasetSettings]
 ) -> None:
@@ -262,6 +327,48 @@ def test_stage_writes_a_checkpoint(
     again = tmp_path / "again.safetensors"
     methods.run(settings, model_file, method, Bits(4, 4), 0, calibration_file, weights, again, "cpu")
     assert again.read_bytes() == output.read_bytes()
+
+
+def test_a_variant_writes_a_checkpoint_of_its_name(
+    make_settings: Callable[..., DatasetSettings],
+    model_file: Path,
+    calibration_file: Path,
+    denoiser: Denoiser,
+    tmp_path: Path,
+) -> None:
+    changes = {
+        "methods": {"quest": {"rounding": "nearest", "stages": ["cma"], "policy": "time_full_precision"}},
+        "quantizer": {"activation_symmetric": True, "legacy_symmetric_levels": True},
+    }
+    settings, output, name = make_settings(**changes), tmp_path / "checkpoint.safetensors", "quest+everything"
+    methods.run(settings, model_file, name, Bits(4, 4), 0, calibration_file, None, output, "cpu")
+    manifest = load_tensors(output, "checkpoint").manifest
+    assert "reconstruction" not in manifest.inputs
+    account = manifest.notes["account"]
+    assert account["activation_levels"] == 33
+    assert account["mean_activation_bits"] > 5  # the time embedding's are at 32
+    assert account["policy"] == "time_full_precision"
+    loaded = checkpoints.load(output, denoiser, settings)
+    assert loaded.method == name
+    assert not [layer for layer in loaded.network.layers().values() if layer.role in TIME]
+
+
+def test_levels_beyond_the_bits_are_counted(make_quantized: Make) -> None:
+    honest = make_quantized("w4a4", activation_symmetric=True)
+    legacy = make_quantized("w4a4", activation_symmetric=True, legacy_symmetric_levels=True)
+    name = "down_blocks.0.resnets.0.conv1"
+    x = torch.randn(4, 8, 8, 8)
+    codes = []
+    for network in (honest, legacy):
+        network.set_step(0)
+        site = network.sites()[f"{name}.input_quantizer"]
+        with torch.no_grad():
+            codes.append((site(x * site.scale[0] * site.grid.high / 2) / site.scale[0]).round().unique())
+    assert len(codes[0]) <= 16 < len(codes[1]) <= 33
+    accounts = [network.account() for network in (honest, legacy)]
+    assert accounts[1]["mean_activation_bits"] > 1.1 * accounts[0]["mean_activation_bits"]
+    assert accounts[1]["gbops"] > 1.1 * accounts[0]["gbops"]
+    assert [account["activation_levels"] for account in accounts] == [16, 33]
 
 
 def test_reconstruction_is_missing(

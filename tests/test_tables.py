@@ -58,6 +58,21 @@ def test_order_of_uneven_bits_and_of_unknown_methods():
     ]
 
 
+def test_variants_stand_beside_their_method():
+    methods = ["quest+1-set", "tfmq-dm", "quest", "minmax+per-token", "minmax"]
+    rows = [{"method": method, "bits": "w4a4"} for method in methods]
+    assert [r["method"] for r in sorted(rows, key=tables.order)] == [
+        *("minmax", "minmax+per-token", "quest", "quest+1-set", "tfmq-dm"),
+    ]
+
+
+def test_more_levels_than_the_bits_hold_are_named(tmp_path: Path):
+    rows = [row("quest", "w4a4", activation_levels=16), row("quest+33-levels", "w4a4", activation_levels=33)]
+    _, _, markdown = make(tmp_path, [write_metrics(tmp_path, each) for each in rows])
+    assert "QuEST (33 levels) W4A4 has 33 activation levels, not 16." in markdown
+    assert "QuEST W4A4 has" not in markdown
+
+
 def test_rows_are_the_metrics_as_measured(tmp_path: Path):
     content, _, _ = make(tmp_path, write_all(tmp_path, seeds=2))
     assert len(content["rows"]) == 2 * len(CELLS)
@@ -200,6 +215,7 @@ def test_equal_metrics_give_equal_bytes_in_any_order(tmp_path: Path):
         ("quest", "w4a4", "QuEST W4A4"),
         ("q-diffusion", "w4a8", "Q-Diffusion W4A8"),
         ("mine", "w8a8", "mine W8A8"),
+        ("quest+no-global-loss", "w4a4", "QuEST (no global loss) W4A4"),
     ],
 )
 def test_cells_are_named_as_people_write_them(method: str, bits: str, expected: str):

@@ -15,13 +15,13 @@ from typing import Any, NamedTuple
 import torch
 
 from quest import artifacts, calibration, checkpoints, reconstruction
-from quest.config import METHODS, Bits, DatasetSettings, unknown
+from quest.config import METHODS, Bits, DatasetSettings, base_method, unknown
 from quest.device import resolve
 from quest.models import denoiser as denoisers
 from quest.models.correction import Correction
 from quest.models.denoiser import Denoiser
 from quest.quantization.network import QuantizedNetwork, Recipe
-from quest.quantization.policy import COMMON
+from quest.quantization.policy import COMMON, TIME_FULL_PRECISION
 
 
 class Outcome(NamedTuple):
@@ -36,10 +36,11 @@ class Outcome(NamedTuple):
 
 
 def get(name: str) -> Any:
-    """The module of a method. Raises ValueError for an unknown name."""
-    if name not in METHODS:
-        raise ValueError(f"--method: {unknown(name, METHODS)}")
-    return importlib.import_module(f"quest.methods.{name.replace('-', '_')}")
+    """The module of a method, or of a variant's method. Raises ValueError for an unknown name."""
+    base = base_method(name)
+    if base not in METHODS:
+        raise ValueError(f"--method: {unknown(base, METHODS)}")
+    return importlib.import_module(f"quest.methods.{base.replace('-', '_')}")
 
 
 def start(
@@ -48,10 +49,11 @@ def start(
     """The network that a method starts from, weights on their grids, made of ``denoiser``'s, which is taken over;
     and the sha256 of the reconstruction that it has them from, by the name "reconstruction". Raises ValueError."""
     method_settings = settings.method(method)
-    policy = COMMON if method_settings.policy == "common" else get(method).paper_policy(bits)
+    named = {"common": COMMON, "time_full_precision": TIME_FULL_PRECISION}
+    policy = named.get(method_settings.policy) or get(method).paper_policy(bits)
     recipe = Recipe.of(settings, bits, method_settings.sets, policy)
     network = QuantizedNetwork(denoiser.network, recipe, denoiser.example())
-    variant = method_settings.reconstruction
+    variant = method_settings.starts_from
     if variant is None:
         return network, {}
     if reconstruction_file is None:
@@ -70,7 +72,10 @@ def run(
     output: Path,
     device: str,
 ) -> None:
-    """The `finetune` stage: quantize the model by ``method`` and write its low-bit checkpoint."""
+    """The `finetune` stage: quantize the model by ``method`` and write its low-bit checkpoint.
+
+    method: or a variant of one, whose overrides ``settings`` has already; the checkpoint carries its name.
+    """
     module = get(method)
     method_settings = settings.method(method)
     where = resolve(device)

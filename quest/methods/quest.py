@@ -6,21 +6,26 @@ full-precision network as teacher and its own sampling states as data,
 2. attention-related channel alignment (CMA) trains attention-related layers and all other activation scales.
 Each stage minimises  L = Σ_l ‖O_l − Ô_l‖² + L_G, with L_G on the predicted noise (eq. 2–7; both terms as means over
 elements, the local ones averaged over layers, as in the released code). Everything else stays frozen: the other
-weights, and the scales, zero points and learned rounding of all weights.
+weights, and the scales, zero points and learned rounding of all weights. For the paper's ablations, stages can be left
+out, exchanged, or replaced by finetuning everything, and adapters can stand in for weights.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import nn
+from torch.nn.utils import parametrize
 
 from quest.calibration import Calibration
 from quest.config import Bits, QuestSettings, unknown
 from quest.finetuning import Stage, calibrate_activations, finetune
 from quest.methods import Outcome
+from quest.methods.efficientdm import LowRank
 from quest.quantization.layers import QuantizedLayer
 from quest.quantization.network import QuantizedNetwork
 from quest.quantization.policy import COMMON, Policy
@@ -31,19 +36,25 @@ TIME_EMBEDDING = (Role.TIME_MLP, Role.TIME_PROJECTION)
 
 
 def quantize(network: QuantizedNetwork, calibration: Calibration, settings: QuestSettings, seed: int) -> Outcome:
-    """Calibrate, then TLA, then CMA. Notes: the losses of both stages and the share of parameters trained."""
+    """Calibrate, then TLA, then CMA. Notes: each stage's losses and optimizer steps, the trained share."""
     calibrate_activations(network, calibration)
-    stages = (time_embedding_alignment(network, settings), attention_alignment(network, settings))
+    stages = [STAGES[name](network, settings) for name in settings.stages]
     # The teacher is the network before anything is trained, so all its outputs are taken first.
     targets = [stage.record(network, calibration) for stage in stages]
-    histories = {
-        stage.name: finetune(network, calibration, stage, target, seed)
-        for stage, target in zip(stages, targets, strict=True)
+    total = _parameters(network)
+    trained: dict[int, nn.Parameter] = {}
+    histories = {}
+    for stage, target in zip(stages, targets, strict=True):
+        rank = None if stage.name == "tla" else settings.adapter_rank
+        with nullcontext() if rank is None else adapted(stage.layers.values(), rank, seed):
+            trained |= {id(parameter): parameter for parameter in stage.weights()}
+            histories[stage.name] = finetune(network, calibration, stage, target, seed)
+    notes = {
+        "loss": histories,
+        "optimizer_steps": {stage.name: stage.steps(network, calibration) for stage in stages},
+        "trained_share": sum(parameter.numel() for parameter in trained.values()) / total,
     }
-    trained = {id(p): p.numel() for stage in stages for p in stage.weights()}
-    scales = {id(site.scale) for site in network.sites().values()}
-    share = sum(trained.values()) / sum(p.numel() for p in network.network.parameters() if id(p) not in scales)
-    return Outcome({"loss": histories, "trained_share": share})
+    return Outcome(notes)
 
 
 def paper_policy(bits: Bits) -> Policy:
@@ -58,7 +69,7 @@ def time_embedding_alignment(network: QuantizedNetwork, settings: QuestSettings)
         name="tla",
         layers=layers,
         sites=_sites(layers.values()),
-        epochs=settings.tla_epochs,
+        epochs=_epochs(settings.tla_epochs, settings),
         samples=settings.tla_samples,
         batch_size=settings.tla_batch_size,
         weight_lr=settings.tla_weight_lr,
@@ -75,7 +86,7 @@ def attention_alignment(network: QuantizedNetwork, settings: QuestSettings) -> S
         name="cma",
         layers=_layers(network, settings.cma_layers),
         sites=[site for site in network.sites().values() if id(site) not in time_sites],
-        epochs=settings.cma_epochs,
+        epochs=_epochs(settings.cma_epochs, settings),
         samples=settings.cma_samples,
         batch_size=settings.cma_batch_size,
         weight_lr=settings.cma_weight_lr,
@@ -83,6 +94,29 @@ def attention_alignment(network: QuantizedNetwork, settings: QuestSettings) -> S
         local_loss=settings.local_loss,
         global_loss=settings.global_loss,
     )
+
+
+def full_finetuning(network: QuantizedNetwork, settings: QuestSettings) -> Stage:
+    """What selective finetuning is compared with (table 8): every layer and every activation scale, as stage 2 does."""
+    every = {"layers": network.layers(), "sites": list(network.sites().values())}
+    return replace(attention_alignment(network, settings), name="full", **every)
+
+
+STAGES = {"tla": time_embedding_alignment, "cma": attention_alignment, "full": full_finetuning}
+
+
+@contextmanager
+def adapted(layers: Iterable[QuantizedLayer], rank: int, seed: int) -> Iterator[None]:
+    """Within, each layer trains a low-rank adapter of its weight instead of the weight, added before the quantizer
+    (QALoRA); afterwards it is part of the weight."""
+    layers, generator = list(layers), torch.Generator().manual_seed(seed)
+    for layer in layers:
+        parametrize.register_parametrization(layer, "weight", LowRank(layer.weight.detach(), rank, generator))
+    try:
+        yield
+    finally:
+        for layer in layers:
+            parametrize.remove_parametrizations(layer, "weight", leave_parametrized=True)
 
 
 def _layers(network: QuantizedNetwork, roles: Sequence[str]) -> dict[str, QuantizedLayer]:
@@ -98,3 +132,13 @@ def _sites(layers: Any) -> list[ActivationQuantizer]:
     return [
         m for layer in layers for m in nn.Module.modules(layer.input_quantizer) if isinstance(m, ActivationQuantizer)
     ]
+
+
+def _epochs(epochs: int, settings: QuestSettings) -> int:
+    return max(1, round(settings.passes * epochs))
+
+
+def _parameters(network: QuantizedNetwork) -> int:
+    """Parameters of the model, without what its quantizers add."""
+    scales = {id(site.scale) for site in network.sites().values()}
+    return sum(p.numel() for p in network.network.parameters() if id(p) not in scales)

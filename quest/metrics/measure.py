@@ -85,7 +85,13 @@ def run(
         )
 
     row = _row(dataset, settings, manifest, gathered, real, extractor, where) | chosen
-    row |= (quantized or origin).notes.get("account", {})
+    notes = (quantized or origin).notes
+    row |= notes.get("account", {})
+    if "optimizer_steps" in notes:
+        row |= {
+            "trained_share": notes["trained_share"],
+            "optimizer_steps": sum(notes["optimizer_steps"].values()),
+        }
     for name, value in row.items():
         if isinstance(value, float) and not math.isfinite(value):
             raise ValueError(f"{samples[0]}: {name} is {value}; expected a finite number")

@@ -2,11 +2,13 @@
 
 Sizes count every parameter: b bits for a quantized weight, 32 for each scale, zero point, bias, norm and whatever
 else stays full precision. Bit operations (BOPs) of one call are multiply-accumulates × weight bits × input bits
-(Uhlich et al. 2020), for layers and attention products alike.
+(Uhlich et al. 2020), for layers and attention products alike. A grid of n codes has log2(n) bits, whatever
+it is called.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -78,9 +80,9 @@ def _bits(quantizer: nn.Module) -> float:
     """Bits of a quantizer; a split one counts the share of each half."""
     if isinstance(quantizer, Split):
         return (_bits(quantizer.first) + _bits(quantizer.second)) / 2
-    return (
-        float(quantizer.grid.bits) if isinstance(quantizer, WeightQuantizer | ActivationQuantizer) else float(FULL_BITS)
-    )
+    if isinstance(quantizer, WeightQuantizer | ActivationQuantizer):
+        return math.log2(quantizer.grid.levels)
+    return float(FULL_BITS)
 
 
 def _operand_bits(attention: Attention, operand: str) -> float:

@@ -20,7 +20,7 @@ _ERROR_POWER = 2.4
 _PERCENTILES = (0.999, 0.9999, 0.99999)
 _CHUNK = 2**24  # elements searched at once, so that the search adds a bounded amount of memory
 
-Kind = Literal["asymmetric", "symmetric", "positive"]
+Kind = Literal["asymmetric", "symmetric", "legacy_symmetric", "positive"]
 Search = Literal["max", "mse", "percentile"]
 
 
@@ -29,7 +29,8 @@ class Grid:
     """Integer codes of ``bits`` bits.
 
     kind: "asymmetric" has codes 0 … 2^b-1 and any zero point; "symmetric" has codes -2^(b-1) … 2^(b-1)-1 and zero
-    point 0; "positive" has codes 0 … 2^b-1 and zero point 0 (attention probabilities).
+    point 0; "positive" has codes 0 … 2^b-1 and zero point 0 (attention probabilities). "legacy_symmetric" has codes
+    -2^b … 2^b and zero point 0, more than b bits hold: to find out what QuEST's early released code gained by it.
     """
 
     bits: int
@@ -42,12 +43,17 @@ class Grid:
     @property
     def low(self) -> int:
         """Smallest code."""
-        return -(2 ** (self.bits - 1)) if self.kind == "symmetric" else 0
+        return {"symmetric": -(2 ** (self.bits - 1)), "legacy_symmetric": -(2**self.bits)}.get(self.kind, 0)
 
     @property
     def high(self) -> int:
         """Largest code."""
-        return self.low + 2**self.bits - 1
+        return 2**self.bits if self.kind == "legacy_symmetric" else self.low + 2**self.bits - 1
+
+    @property
+    def levels(self) -> int:
+        """How many codes there are: 2^b, but for the legacy grid."""
+        return self.high - self.low + 1
 
 
 def search(x: Tensor, grid: Grid, method: Search) -> tuple[Tensor, Tensor]:
@@ -70,7 +76,7 @@ def search(x: Tensor, grid: Grid, method: Search) -> tuple[Tensor, Tensor]:
 def from_range(low: Tensor, high: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
     """Scale and zero point that span low … high; zero is always inside, so that padding and empty groups are exact."""
     low, high = low.clamp(max=0), high.clamp(min=0)
-    if grid.kind == "symmetric":
+    if grid.kind in ("symmetric", "legacy_symmetric"):
         scale = torch.maximum(-low, high) / grid.high
         return scale.clamp(min=MIN_SCALE), torch.zeros_like(scale)
     scale = ((high - low) / (grid.high - grid.low)).clamp(min=MIN_SCALE)

@@ -69,6 +69,8 @@ class Recipe:
 
     def activation_grid(self, bits: int) -> Grid:
         """Grid of layer inputs and attention operands."""
+        if self.quantizer.legacy_symmetric_levels:
+            return Grid(bits, "legacy_symmetric")
         return Grid(bits, "symmetric" if self.quantizer.activation_symmetric else "asymmetric")
 
 
@@ -157,6 +159,7 @@ class QuantizedNetwork(nn.Module):
         granularity_name = self.recipe.quantizer.granularity(self.recipe.bits.activation)
         return account(self, self.example) | {
             "activation_granularity": granularity_name,
+            "activation_levels": self.recipe.activation_grid(self.recipe.bits.activation).levels,
             "policy": self.recipe.policy.name,
         }
 

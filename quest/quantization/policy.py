@@ -47,8 +47,11 @@ class Policy:
         return cls(content["name"], overrides, content["attention"])
 
 
+FULL = UNQUANTIZED
+EIGHT = Bits(8, 8)
+
 COMMON = Policy("common")
 """Everything is quantized: every convolution and linear layer, and both attention products."""
 
-FULL = UNQUANTIZED
-EIGHT = Bits(8, 8)
+TIME_FULL_PRECISION = Policy("time_full_precision", ((Role.TIME_MLP, FULL), (Role.TIME_PROJECTION, FULL)))
+"""Everything but the time embedding, whose few outputs can be computed once and stored (QuEST, table 2)."""

@@ -122,6 +122,22 @@ def test_each_stage_is_given_the_settings_that_it_depends_on(project: Project) -
     assert set(plan.settings("results/finetune/digits/minmax-w4a4-seed0.safetensors")["methods"]) == {"minmax"}
 
 
+def test_a_variant_is_a_cell_with_settings_of_its_own(project: Project) -> None:
+    name = "quest+no-global-loss"
+    plan = Plan(project, {"methods": ["quest", name, "quest+nearest-rounding"], "bits": ["w4a4"]})
+    assert plan.rules()["reconstruct"] == 1
+    job = plan.job(f"results/finetune/digits/{name}-w4a4-seed0.safetensors")
+    assert f" --method {name} " in job.shellcmd
+    assert " --reconstruction results/reconstruction/digits/blocks-w4-seed0.safetensors " in job.shellcmd
+    given, plain = (
+        plan.settings(f"results/finetune/digits/{method}-w4a4-seed0.safetensors")["methods"]["quest"]
+        for method in (name, "quest")
+    )
+    assert given == plain | {"global_loss": False}
+    nearest = plan.job("results/finetune/digits/quest+nearest-rounding-w4a4-seed0.safetensors")
+    assert "--reconstruction" not in nearest.shellcmd
+
+
 def test_settings_are_what_the_command_line_reads(project: Project) -> None:
     whole = config.load_dataset("digits", project.root / "config")
     for job in Plan(project).jobs:
@@ -146,6 +162,7 @@ def test_settings_are_what_the_command_line_reads(project: Project) -> None:
         ({"bits": ["w9a8"]}, "bits: 'w9a8' is not w<weight bits>a<activation bits> with bits from 2 to 8"),
         ({"datasets": ["digit"]}, "datasets: unknown 'digit' (did you mean 'digits'?)"),
         ({"methods": ["quset"]}, "methods: unknown 'quset' (did you mean 'quest'?)"),
+        ({"methods": ["quest+tla-onyl"]}, "methods: unknown 'quest+tla-onyl' (did you mean 'quest+tla-only'?)"),
         ({"seed": [1]}, "seed: unknown 'seed' (did you mean 'seeds'?)"),
         ({"seeds": [-1]}, "seeds.0: found -1; greater than or equal to 0 is expected"),
     ],

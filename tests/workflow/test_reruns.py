@@ -48,6 +48,20 @@ def test_a_setting_of_one_method_leaves_the_others_alone(finished: Project) -> N
     assert {job.wildcards.get("method", "quest") for job in Plan(finished).jobs} == {"quest"}
 
 
+def test_a_changed_variant_runs_its_own_cells(finished: Project) -> None:
+    methods = {"methods": ["minmax", "quest", "quest+half-passes", "minmax+per-token"]}
+    ran = {"finetune": 6, "sample": 12, "measure": 6, "score": 6, **ENDS}
+    plan = Plan(finished, methods)
+    assert plan.rules() == ran
+    assert {job.wildcards.get("method", "minmax+per-token") for job in plan.jobs} == set(methods["methods"][2:])
+    file = "results/finetune/digits/quest+half-passes-w4a4-seed0.safetensors"
+    before = Plan(finished, methods).settings(file)
+    finished.edit("config/variants.yaml", "quest+half-passes", "methods", "quest", "passes", value=0.25)
+    after = Plan(finished, methods).settings(file)
+    assert before["methods"]["quest"]["passes"] == 0.5
+    assert after == before | {"methods": {"quest": before["methods"]["quest"] | {"passes": 0.25}}}
+
+
 def test_writing_a_default_out_changes_nothing(finished: Project) -> None:
     finished.edit(DIGITS, "quantizer", value={"softmax_bits": 8})
     assert Plan(finished).rules() == {}

@@ -18,7 +18,7 @@ from quest.config import (
     Bits,
     Cell,
     ConfigError,
-    MethodsSettings,
+    base_method,
     load,
 )
 from workflow.provenance import code_hash
@@ -61,7 +61,7 @@ def of_cells(pattern, dataset, cells, seeds=None, shards=None):
             method=cell.method,
             bits=cell.bits,
             weight_bits=Bits.parse(cell.bits).weight,
-            variant=variant_of(cell.method) or "none",
+            variant=variant_of(dataset, cell.method) or "none",
             seed=RUN.seeds if seeds is None else seeds,
             shard=shards,
         )
@@ -73,11 +73,11 @@ def everywhere(pattern, cells=QUANTIZED):
     return list(dict.fromkeys(file for dataset in RUN.datasets for file in of_cells(pattern, dataset, cells)))
 
 
-def variant_of(method):
-    """The variant of learned rounding that a method starts from, or None."""
+def variant_of(dataset, method):
+    """The variant of learned rounding that the dataset's cells of a method start from, or None."""
     if method == FULL_PRECISION:
         return None
-    return MethodsSettings.model_fields[method.replace("-", "_")].annotation.reconstruction
+    return CONFIG.settings(dataset, method).method(method).starts_from
 
 
 def model(wildcards):
@@ -108,7 +108,7 @@ def clip_prompts(wildcards):
 
 def reconstruction(wildcards):
     """The learned rounding that the cell starts from, if it does."""
-    variant = variant_of(wildcards.method)
+    variant = variant_of(wildcards.dataset, wildcards.method)
     if variant is None:
         return []
     return paths.fill(paths.RECONSTRUCTION, **wildcards, variant=variant, weight_bits=Bits.parse(wildcards.bits).weight)
@@ -135,13 +135,14 @@ def option(name):
 
 
 def protocol(*keys):
-    """A parameter: the dataset's settings under `keys` as JSON, and so what a change of the settings reruns.
+    """A parameter: the cell's settings under `keys` as JSON, and so what a change of the settings reruns.
 
     keys: sections ("sampler"), or single keys of them ("evaluation.images"); wildcards are filled in.
     """
 
     def settings(wildcards):
-        whole = CONFIG.datasets[wildcards.dataset].model_dump(mode="json")
+        cell = CONFIG.settings(wildcards.dataset, wildcards.get("method", FULL_PRECISION))
+        whole = cell.model_dump(mode="json")
         # What every protocol must have. The real title is a mere name: changing it reruns nothing.
         given = {key: whole[key] for key in ("model", "extractor", "image_size", "image_channels")}
         given |= {"title": wildcards.dataset}
@@ -167,7 +168,7 @@ def code(*modules):
 
 def in_python(pattern, wildcards):
     """`pattern` with its wildcards filled in, a method by its name in Python: q_diffusion for q-diffusion."""
-    return pattern.format(**{**wildcards, "method": wildcards.get("method", "").replace("-", "_")})
+    return pattern.format(**{**wildcards, "method": base_method(wildcards.get("method", "")).replace("-", "_")})
 
 
 _code_hash = functools.cache(code_hash)

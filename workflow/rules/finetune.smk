@@ -11,7 +11,7 @@ rule finetune:
     benchmark:
         f"benchmarks/finetune/{{dataset}}/{paths.CELL}.tsv"
     wildcard_constraints:
-        method=one_of(METHODS),
+        method=one_of([*METHODS, *CONFIG.variants]),
     resources:
         gpu=GPU,
         mem_mb=16_000,

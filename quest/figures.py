@@ -4,28 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 
-from quest import tables
-from quest.artifacts import TensorArtifact, atomic, load_json, load_tensors
+from quest import drawing, tables
+from quest.artifacts import TensorArtifact, load_json, load_tensors
 from quest.config import FULL_PRECISION
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
+from quest.drawing import COLOURS, DPI, INK, MARKERS
 
 COLUMNS = 16  # images in a row of the grid
-_MIN_PIXELS = 64  # side of an image in the grid; smaller ones are enlarged by a whole factor
-_DPI = 150
-# Okabe and Ito (2008): told apart in every common form of colour blindness. Markers tell them apart in print.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-_MARKERS = "osD^vP"
-_INK = "#333333"
 
 
 def run(dataset: str, samples: Sequence[Path], table_file: Path, grid: Path, comparison: Path) -> None:
@@ -34,8 +24,8 @@ def run(dataset: str, samples: Sequence[Path], table_file: Path, grid: Path, com
     samples: the first shard of each cell, all on one seed. table_file: the table artifact of ``dataset``.
     Raises ValueError when the shards do not start at the same image of the same seed.
     """
-    _save(sample_grid(dataset, [load_tensors(file, "samples") for file in samples]), grid)
-    _save(comparison_chart(dataset, load_json(table_file, "table").content["summary"]), comparison)
+    drawing.save(sample_grid(dataset, [load_tensors(file, "samples") for file in samples]), grid)
+    drawing.save(comparison_chart(dataset, load_json(table_file, "table").content["summary"]), comparison)
 
 
 def sample_grid(dataset: str, shards: Sequence[TensorArtifact]) -> Figure:
@@ -46,26 +36,26 @@ def sample_grid(dataset: str, shards: Sequence[TensorArtifact]) -> Figure:
         raise ValueError(f"a grid needs the same images of every cell; found (seed, first image) {sorted(starts)}")
     seed, first = starts.pop()
     columns = min(COLUMNS, *(len(shard.tensors["images"]) for shard in shards))
-    strips = [_strip(shard.tensors["images"][:columns].numpy()) for shard in shards]
+    strips = [drawing.strip(shard.tensors["images"][:columns].numpy()) for shard in shards]
     names = [tables.label(shard.manifest.notes["method"], shard.manifest.notes["bits"]) for shard in shards]
 
     height, width = strips[0].shape[:2]
     left, top, margin, gap = 24 + 14 * max(map(len, names)), 64, 16, 8
     size = left + width + margin, top + len(strips) * (height + gap) - gap + margin
-    figure = _figure(size[0] / _DPI, size[1] / _DPI)
+    figure = drawing.figure(size[0] / DPI, size[1] / DPI)
     figure.text(
         left / size[0],
         1 - 0.45 * top / size[1],
         f"{dataset}: images {first}–{first + columns - 1} of seed {seed}, the same noise in each column",
         size=10,
-        color=_INK,
+        color=INK,
         va="center",
     )
     for row, (name, strip) in enumerate(zip(names, strips, strict=True)):
         bottom = size[1] - top - row * (height + gap) - height
         figure.figimage(strip, left, bottom, origin="upper")  # pixel for pixel, never resampled
         figure.text(
-            (left - 14) / size[0], (bottom + height / 2) / size[1], name, size=10, color=_INK, ha="right", va="center"
+            (left - 14) / size[0], (bottom + height / 2) / size[1], name, size=10, color=INK, ha="right", va="center"
         )
     return figure
 
@@ -75,7 +65,7 @@ def comparison_chart(dataset: str, summary: Sequence[dict[str, Any]]) -> Figure:
     quantized = [row for row in summary if row["method"] != FULL_PRECISION]
     bits = list(dict.fromkeys(row["bits"] for row in quantized))
     methods = list(dict.fromkeys(row["method"] for row in quantized))
-    figure = _figure(9, 3.8, layout="constrained")
+    figure = drawing.figure(9, 3.8, layout="constrained")
     fid, psnr = figure.subplots(1, 2)
     for index, method in enumerate(methods):
         rows = {row["bits"]: row for row in quantized if row["method"] == method}
@@ -89,8 +79,8 @@ def comparison_chart(dataset: str, summary: Sequence[dict[str, Any]]) -> Figure:
                 [place + shift for place in places],
                 [row[metric] for row in shown],
                 yerr=[spread or 0.0 for spread in spreads] if any(spreads) else None,
-                color=_COLOURS[index % len(_COLOURS)],
-                marker=_MARKERS[index % len(_MARKERS)],
+                color=COLOURS[index % len(COLOURS)],
+                marker=MARKERS[index % len(MARKERS)],
                 markersize=6,
                 linewidth=1.8,
                 capsize=3,
@@ -99,19 +89,15 @@ def comparison_chart(dataset: str, summary: Sequence[dict[str, Any]]) -> Figure:
     for row in summary:
         if row["method"] == FULL_PRECISION and row.get("fid") is not None:
             value, spread = row["fid"], row["fid_spread"]
-            fid.axhline(value, color=_INK, linestyle="--", linewidth=1.2, label=tables.title(FULL_PRECISION))
+            fid.axhline(value, color=INK, linestyle="--", linewidth=1.2, label=tables.title(FULL_PRECISION))
             if spread is not None:
-                fid.axhspan(value - spread, value + spread, color=_INK, alpha=0.12, lw=0)
+                fid.axhspan(value - spread, value + spread, color=INK, alpha=0.12, lw=0)
     for axes, name in ((fid, "FID ↓"), (psnr, "PSNR to full precision (dB) ↑")):
-        axes.set_title(name, loc="left", size=11, color=_INK)
+        drawing.plain(axes, name)
         axes.set_xticks(range(len(bits)), [b.upper() for b in bits])
         axes.set_xlim(-0.4, len(bits) - 0.6)
-        axes.grid(axis="y", color="#dddddd", linewidth=0.8)
-        axes.set_axisbelow(True)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.tick_params(colors=_INK)
     _scale(fid, [row["fid"] for row in summary if row.get("fid") is not None])
-    figure.suptitle(f"{dataset}: quality by bit-width", x=0.01, ha="left", size=12, color=_INK)
+    figure.suptitle(f"{dataset}: quality by bit-width", x=0.01, ha="left", size=12, color=INK)
     handles, labels = fid.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(labels)), frameon=False)
     return figure
@@ -126,26 +112,3 @@ def _scale(axes: Axes, values: Sequence[float]) -> None:
         axes.yaxis.set_minor_formatter(NullFormatter())
     else:
         axes.set_ylim(bottom=0)
-
-
-def _strip(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Images (N, C, H, W) side by side as (h, w, 3), each enlarged by a whole factor, with white between them."""
-    count, channels, height, width = images.shape
-    if channels not in (1, 3):
-        raise ValueError(f"images with {channels} channels cannot be shown; expected 1 or 3")
-    factor = max(1, -(-_MIN_PIXELS // min(height, width)))
-    gap = 4
-    cells = images.transpose(0, 2, 3, 1).repeat(factor, axis=1).repeat(factor, axis=2).repeat(3 // channels, axis=3)
-    cells = np.pad(cells, ((0, 0), (0, 0), (0, gap), (0, 0)), constant_values=255)
-    return cells.transpose(1, 0, 2, 3).reshape(height * factor, count * (width * factor + gap), 3)[:, :-gap]
-
-
-def _figure(width: float, height: float, **options: Any) -> Figure:
-    figure = Figure(figsize=(width, height), dpi=_DPI, facecolor="white", **options)
-    FigureCanvasAgg(figure)
-    return figure
-
-
-def _save(figure: Figure, path: Path) -> None:
-    with atomic(path) as partial:
-        figure.savefig(partial, dpi=_DPI, format="png", metadata={"Software": None})

@@ -56,25 +56,6 @@ def test_grid_shows_each_image_pixel_for_pixel(tmp_path: Path, table: Path):
     assert tops == sorted(tops)
 
 
-@pytest.mark.parametrize(("size", "channels", "side"), [(16, 3, 64), (24, 1, 72), (100, 3, 100)])
-def test_images_are_enlarged_by_whole_factors(tmp_path: Path, size: int, channels: int, side: int):
-    strip = figures._strip(np.full((3, channels, size, size), 7, np.uint8))
-    assert strip.shape == (side, 3 * side + 8, 3)
-    assert (strip[:, :side] == 7).all()
-    assert (strip[:, side : side + 4] == 255).all()
-
-
-def test_colours_are_kept(tmp_path: Path):
-    image = np.zeros((1, 3, 64, 64), np.uint8)
-    image[0, :, 10, 20] = 1, 2, 3
-    assert figures._strip(image)[10, 20].tolist() == [1, 2, 3]
-
-
-def test_images_with_two_channels_cannot_be_shown():
-    with pytest.raises(ValueError, match="2 channels cannot be shown; expected 1 or 3"):
-        figures._strip(np.zeros((1, 2, 8, 8), np.uint8))
-
-
 def test_rows_are_labelled_and_the_title_says_which_images(tmp_path: Path):
     figure = sample_grid("digits", [load_tensors(file, "samples") for file in write_samples(tmp_path, images=5)])
     title, *labels = [text.get_text() for text in figure.texts]

@@ -1,0 +1,63 @@
+"""What all pictures share: colours, plain axes, strips of images, and files whose bytes depend on nothing else."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from quest.artifacts import atomic
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+DPI = 150
+# Okabe and Ito (2008): told apart in every common form of colour blindness. Markers tell them apart in print.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+MARKERS = "osD^vP"
+INK = "#333333"
+MIN_PIXELS = 64  # side of a shown image; smaller ones are enlarged by a whole factor
+
+
+def figure(width: float, height: float, **options: Any) -> Figure:
+    """An empty figure of ``width`` × ``height`` inches."""
+    made = Figure(figsize=(width, height), dpi=DPI, facecolor="white", **options)
+    FigureCanvasAgg(made)
+    return made
+
+
+def plain(axes: Axes, title: str = "", x: str = "", y: str = "") -> None:
+    """Axes with a title and labels, faint horizontal lines and no frame."""
+    axes.set_title(title, loc="left", size=11, color=INK)
+    axes.set_xlabel(x, color=INK)
+    axes.set_ylabel(y, color=INK)
+    axes.grid(axis="y", color="#dddddd", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.tick_params(colors=INK)
+
+
+def strip(images: NDArray[np.uint8], pixels: int = MIN_PIXELS) -> NDArray[np.uint8]:
+    """Images (N, C, H, W) side by side as (h, w, 3) with white between them, each enlarged by a whole factor until it
+    has at least ``pixels`` a side. Raises ValueError unless they have 1 or 3 channels."""
+    count, channels, height, width = images.shape
+    if channels not in (1, 3):
+        raise ValueError(f"images with {channels} channels cannot be shown; expected 1 or 3")
+    factor = max(1, -(-pixels // min(height, width)))
+    gap = 4
+    cells = images.transpose(0, 2, 3, 1).repeat(factor, axis=1).repeat(factor, axis=2).repeat(3 // channels, axis=3)
+    cells = np.pad(cells, ((0, 0), (0, 0), (0, gap), (0, 0)), constant_values=255)
+    return cells.transpose(1, 0, 2, 3).reshape(height * factor, count * (width * factor + gap), 3)[:, :-gap]
+
+
+def save(drawn: Figure, path: Path) -> None:
+    """Write a PNG, or an SVG whose text stays text, as the suffix of ``path`` says; equal figures give equal bytes."""
+    vector = path.suffix == ".svg"
+    metadata = {"Date": None} if vector else {"Software": None}
+    with atomic(path) as partial, mpl.rc_context({"svg.hashsalt": "quest", "svg.fonttype": "none"}):
+        drawn.savefig(partial, dpi=DPI, format="svg" if vector else "png", metadata=metadata)

@@ -27,6 +27,7 @@ wildcard_constraints:
 
 
 include: "workflow/rules/pretrain.smk"
+include: "workflow/rules/import.smk"
 include: "workflow/rules/reference.smk"
 include: "workflow/rules/calibrate.smk"
 include: "workflow/rules/reconstruct.smk"

@@ -90,6 +90,17 @@ def pretrain(dataset: str, settings: str | None, model: Path, extractor: Path, d
     pretraining.run(_settings(dataset, settings), model, extractor, device=device, allow_cpu=allow_cpu)
 
 
+@main.command("import")
+@_stage(_output)
+@click.option("--source", help="Instead of the protocol's: folder, .ckpt or hub id.")
+def import_(dataset: str, settings: str | None, source: str | None, output: Path) -> None:
+    """Convert the published full-precision model of DATASET, once."""
+    from quest import importing
+
+    protocol = _settings(dataset, settings)
+    importing.run(protocol if source is None else protocol.model_copy(update={"source": source}), output)
+
+
 @main.command()
 @_stage(click.option("--extractor", type=FILE, required=True), _output, _device)
 def reference(dataset: str, settings: str | None, extractor: Path, output: Path, device: str) -> None:

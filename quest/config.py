@@ -402,6 +402,17 @@ class DatasetSettings(Settings):
 
     title: str = Field(description="one line for tables and the report")
     model: Path = Field(description="full-precision denoiser, an artifact of kind 'model'")
+    source: str | None = Field(
+        default=None,
+        description="what the `import` rule makes `model` from: a folder of a diffusers pipeline, a CompVis checkpoint "
+        "(.ckpt), or a hub id",
+    )
+    source_sha256: str | None = Field(
+        default=None, description="sha256 that `source` must have; `quest import` logs what it is"
+    )
+    architecture: Path | None = Field(
+        default=None, description="hyper-parameters of a CompVis checkpoint, one of config/models/*.yaml"
+    )
     extractor: Path = Field(
         description="feature extractor of the metrics: an artifact of kind 'extractor', or Inception's weights (.pth)"
     )
@@ -431,6 +442,8 @@ class DatasetSettings(Settings):
         for key, count in counts.items():
             if self.sampler.steps % count:
                 raise ValueError(f"{key} is {count}, which does not divide sampler.steps = {self.sampler.steps}")
+        if self.source is not None and self.pretrain is not None:
+            raise ValueError("source and pretrain are both set; a model is imported or trained here, so leave one out")
         if self.real_images is not None and self.reference_batch is not None:
             raise ValueError(
                 "real_images and reference_batch are both set; a table has one reference, so leave one out"

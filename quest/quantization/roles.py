@@ -25,6 +25,8 @@ class Role(StrEnum):
     ATTENTION_Q = "attention_q"
     ATTENTION_K = "attention_k"
     ATTENTION_V = "attention_v"
+    CROSS_ATTENTION_K = "cross_attention_k"
+    CROSS_ATTENTION_V = "cross_attention_v"
     ATTENTION_OUT = "attention_out"
     FEED_FORWARD = "feed_forward"
     PROJECTION = "projection"
@@ -56,6 +58,8 @@ _IN_BLOCK: dict[type[nn.Module], dict[str, Role]] = {
     Downsample2D: {"conv": Role.DOWNSAMPLE},
     Upsample2D: {"conv": Role.UPSAMPLE},
 }
+# Keys and values of the context, which depend on neither the timestep nor the image.
+_CROSS_ATTENTION = {"to_k": Role.CROSS_ATTENTION_K, "to_v": Role.CROSS_ATTENTION_V}
 _AT_TOP = {"conv_in": Role.FIRST, "conv_out": Role.LAST}
 
 
@@ -73,6 +77,8 @@ def find(network: nn.Module, overrides: Mapping[str, Role] | None = None) -> dic
     roles: dict[str, Role] = dict(_AT_TOP)
     for block_name, block in network.named_modules():
         inside = next((parts for kind, parts in _IN_BLOCK.items() if isinstance(block, kind)), {})
+        if isinstance(block, Attention) and block.is_cross_attention:
+            inside = inside | _CROSS_ATTENTION
         roles |= {f"{block_name}.{part}": role for part, role in inside.items()}
     found, strange = {}, []
     for name, module in network.named_modules():

@@ -23,8 +23,10 @@ EXPECTED = {
     r".*\.resnets\.\d\.time_emb_proj": Role.TIME_PROJECTION,
     r".*\.resnets\.\d\.conv_shortcut": Role.SHORTCUT,
     r".*\.to_q": Role.ATTENTION_Q,
-    r".*\.to_k": Role.ATTENTION_K,
-    r".*\.to_v": Role.ATTENTION_V,
+    r".*\.(attentions\.\d|attn1)\.to_k": Role.ATTENTION_K,
+    r".*\.(attentions\.\d|attn1)\.to_v": Role.ATTENTION_V,
+    r".*\.attn2\.to_k": Role.CROSS_ATTENTION_K,
+    r".*\.attn2\.to_v": Role.CROSS_ATTENTION_V,
     r".*\.to_out\.0": Role.ATTENTION_OUT,
     r".*\.ff\.net\.(0\.proj|2)": Role.FEED_FORWARD,
     r".*\.attentions\.\d\.proj_(in|out)": Role.PROJECTION,
@@ -65,7 +67,8 @@ def test_every_layer_of_a_pixel_space_unet(make_unet: Callable[..., UNet2DModel]
     found = roles.find(network)
     assert list(found) == names_of_layers(network)
     assert found == {name: expected(name) for name in found}
-    assert set(found.values()) == set(Role) - {Role.FEED_FORWARD, Role.PROJECTION}
+    cross = {Role.CROSS_ATTENTION_K, Role.CROSS_ATTENTION_V}
+    assert set(found.values()) == set(Role) - {Role.FEED_FORWARD, Role.PROJECTION} - cross
 
 
 def test_every_layer_of_a_conditional_unet(conditional: UNet2DConditionModel) -> None:

@@ -39,6 +39,7 @@ RUN = CONFIG.run
 CELLS = list(CONFIG.cells())
 QUANTIZED = [cell for cell in CELLS if cell.method != FULL_PRECISION]
 EMBEDDED = [dataset for dataset, settings in CONFIG.datasets.items() if settings.pretrain]
+IMPORTED = [dataset for dataset, settings in CONFIG.datasets.items() if settings.source]
 MODEL, EXTRACTOR = "data/models/{dataset}/denoiser.safetensors", "data/models/{dataset}/extractor.safetensors"
 # The places that a job takes on the GPU, if there is one; profiles/default says how many there are.
 GPU = int(shutil.which("nvidia-smi") is not None)
@@ -82,6 +83,12 @@ def variant_of(dataset, method):
 
 def model(wildcards):
     return str(CONFIG.datasets[wildcards.dataset].model)
+
+
+def architecture(wildcards):
+    """The file of hyper-parameters of the dataset's checkpoint, where its source is one."""
+    file = CONFIG.datasets[wildcards.dataset].architecture
+    return [] if file is None else str(file)
 
 
 def extractor(wildcards):

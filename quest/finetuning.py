@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
@@ -174,9 +174,7 @@ def finetune(
                     for used in (optimizer, scale_optimizers[index]):
                         used.step()
                         used.zero_grad()
-                    with torch.no_grad():
-                        for scale in scales[index]:
-                            scale.clamp_(min=MIN_SCALE)
+                    keep_positive(scales[index])
                     for name, term in terms.items():
                         total[name] = total.get(name, 0.0) + term.item() / len(batches)
                 history.append(total)
@@ -228,3 +226,10 @@ def training_sets(sites: list[ActivationQuantizer]) -> Iterator[list[tuple[nn.Pa
     with ExitStack() as stack:
         by_site = [stack.enter_context(site.training_sets()) for site in sites]
         yield list(zip(*by_site, strict=True))
+
+
+@torch.no_grad()
+def keep_positive(scales: Iterable[Tensor]) -> None:
+    """After an optimizer's step: no scale is left smaller than a grid can have."""
+    for scale in scales:
+        scale.clamp_(min=MIN_SCALE)

@@ -43,7 +43,8 @@ def running_ranges(network: QuantizedNetwork, momentum: float, first: grids.Sear
     """Within, activation quantizers follow what they see, starting anew: m ← momentum · m + (1 - momentum) · min(x),
     likewise the maximum, and a grid that spans both and zero, set before the batch is quantized.
 
-    first: how the grid for the first batch of a group of sampling steps is chosen.
+    first: how the grid for the first batch of a group of sampling steps is chosen. Raises ValueError at the end when a
+    quantizer has seen a number that is not finite.
     """
     ranges: dict[tuple[ActivationQuantizer, int], tuple[Tensor, Tensor]] = {}
 
@@ -54,11 +55,10 @@ def running_ranges(network: QuantizedNetwork, momentum: float, first: grids.Sear
         if (site, index) in ranges:
             before = ranges[site, index]
             low, high = torch.lerp(low, before[0], momentum), torch.lerp(high, before[1], momentum)
-            parameters = grids.from_range(low, high, site.grid)
+            site.put(index, *grids.from_range(low, high, site.grid))
         else:
-            parameters = grids.search(rows, site.grid, first)
+            site.choose(rows, index, first)
         ranges[site, index] = low, high
-        site.put(index, *parameters)
 
     handles = [site.register_forward_pre_hook(follow) for site in network.sites().values()]
     try:
@@ -66,6 +66,9 @@ def running_ranges(network: QuantizedNetwork, momentum: float, first: grids.Sear
     finally:
         for handle in handles:
             handle.remove()
+    for (site, _), bounds in ranges.items():  # asked once, for it waits for the device
+        if not bool(torch.isfinite(torch.stack(bounds)).all()):
+            raise ValueError(f"activation {site.name}: found values that are NaN or infinite, expected finite numbers")
 
 
 def sets_of(network: QuantizedNetwork, data: Samples) -> list[Tensor]:

@@ -61,7 +61,8 @@ def run(
     data = calibration.load(calibration_file, denoiser, settings).to(where)
     inputs = {"model": denoiser.sha256, "calibration": data.sha256}
     policy = COMMON if method_settings.policy == "common" else module.paper_policy(bits)
-    recipe = Recipe.of(settings, bits, method_settings.sets, policy)
+    lower = method_settings.lower_bits(bits.activation)
+    recipe = Recipe.of(settings, bits, method_settings.sets, policy, lower)
     network = QuantizedNetwork(denoiser.network, recipe, checkpoints.example(denoiser))
     if method_settings.reconstruction:
         if reconstruction_file is None:

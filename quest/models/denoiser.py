@@ -89,6 +89,12 @@ class Sampler:
         deviation = self._eta * math.sqrt((1 - a_before) / (1 - a) * (1 - a / a_before))
         return Update(math.sqrt(1 - a_before - deviation**2) - math.sqrt(a_before * (1 - a) / a), deviation)
 
+    def noise_to_signal(self, index: int) -> float:
+        """(1 - ᾱ) / ᾱ of what the network is given at step ``index``."""
+        scheduler: Any = self._scheduler
+        a = float(scheduler.alphas_cumprod[int(self.timesteps[index])])
+        return (1 - a) / a
+
 
 def predictor(network: nn.Module, timesteps: Tensor) -> Callable[[Tensor, int], Tensor]:
     """``network`` as a function of (x, step index); tells a quantized network its step first."""

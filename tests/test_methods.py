@@ -322,7 +322,7 @@ def test_bits_by_sampling_step(
     denoiser: Denoiser,
     tmp_path: Path,
 ) -> None:
-    settings = make_settings(methods={"ptqd": {"step_bits": [2, 4, 8]}})
+    settings = make_settings(methods={"ptqd": {"step_bits": [2, 4, 8]}}, quantizer={"split_shortcuts": True})
     weights, output = tmp_path / "w4.safetensors", tmp_path / "checkpoint.safetensors"
     reconstruction.run(settings, model_file, 4, 0, calibration_file, weights, "cpu")
     methods.run(settings, model_file, "ptqd", Bits(4, 8), 0, calibration_file, weights, output, "cpu")

@@ -67,8 +67,9 @@ def load(path: Path, denoiser: Denoiser, settings: DatasetSettings) -> Checkpoin
             f"{path}: quantized for {recipe.steps} sampling steps, but sampler.steps is {settings.sampler.steps}"
         )
     network = QuantizedNetwork(denoiser.network, recipe, denoiser.example(), search=False)
-    tables = {name: tensor for name, tensor in artifact.tensors.items() if name.startswith(PREFIX)}
-    network.restore({name: tensor for name, tensor in artifact.tensors.items() if name not in tables})
+    tensors = dict(artifact.tensors)
+    tables = {name: tensors.pop(name) for name in artifact.tensors if name.startswith(PREFIX)}
+    network.restore(tensors)
     correction = None
     if tables:
         correction = Correction.restore(tables, manifest.notes["correction"], recipe.steps, denoiser.shape[0])

@@ -129,6 +129,11 @@ class QuantizerSettings(Settings):
     weight_search: Literal["max", "mse"] = Field(
         default="mse", description="range of a weight channel: its extremes, or the best of 80 shrinks by L2.4 error"
     )
+    weight_group: Positive | None = Field(
+        default=None,
+        description="consecutive inputs of an output channel that share a weight scale, like 64; without, all of them; "
+        "the first convolution, which has few inputs, keeps one scale a channel",
+    )
     activation_symmetric: bool = Field(default=False, description="signed grid with zero point 0, or an asymmetric one")
     activation_search: Literal["max", "mse", "percentile"] = Field(
         default="percentile",
@@ -215,6 +220,10 @@ class MethodSettings(Settings):
         """The reconstruction that a cell with these settings needs, if any."""
         return self.reconstruction
 
+    def lower_bits(self, activation_bits: int) -> tuple[int, ...]:
+        """Activation bit-widths below those of the run that single sampling steps may use."""
+        return ()
+
 
 class MinmaxSettings(MethodSettings):
     """Nearest rounding and calibrated activation ranges; nothing is trained. The floor of every table."""
@@ -259,6 +268,14 @@ class PtqdSettings(QDiffusionSettings):
         default=False,
         description="take the correlated part out of the bias, which else counts it twice (as the released code does)",
     )
+    step_bits: tuple[Annotated[int, Field(ge=2, le=8)], ...] = Field(
+        default=(),
+        description="lower activation bit-widths than the run's, each taken by those sampling steps whose quantization "
+        "noise is then still below the noise in their input (paper, section 3.4); none: the run's at all steps",
+    )
+
+    def lower_bits(self, activation_bits: int) -> tuple[int, ...]:
+        return tuple(sorted({bits for bits in self.step_bits if bits < activation_bits}, reverse=True))
 
 
 class QuestSettings(MethodSettings):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
@@ -44,7 +44,8 @@ def running_ranges(network: QuantizedNetwork, momentum: float, first: grids.Sear
     """Within, activation quantizers follow what they see, starting anew: m ← momentum · m + (1 - momentum) · min(x),
     likewise the maximum, and a grid that spans both and zero, set before the batch is quantized.
 
-    first: how the grid for the first batch of a group of sampling steps is chosen.
+    first: how the grid for the first batch of a group of sampling steps is chosen. Raises ValueError at the end when a
+    quantizer has seen a number that is not finite.
     """
     ranges: dict[tuple[ActivationQuantizer, int], tuple[Tensor, Tensor]] = {}
 
@@ -55,11 +56,10 @@ def running_ranges(network: QuantizedNetwork, momentum: float, first: grids.Sear
         if (site, index) in ranges:
             before = ranges[site, index]
             low, high = torch.lerp(low, before[0], momentum), torch.lerp(high, before[1], momentum)
-            parameters = grids.from_range(low, high, site.grid)
+            site.put(index, *grids.from_range(low, high, site.grid))
         else:
-            parameters = grids.search(rows, site.grid, first)
+            site.choose(rows, index, first)
         ranges[site, index] = low, high
-        site.put(index, *parameters)
 
     handles = [site.register_forward_pre_hook(follow) for site in network.sites().values()]
     try:
@@ -67,6 +67,9 @@ def running_ranges(network: QuantizedNetwork, momentum: float, first: grids.Sear
     finally:
         for handle in handles:
             handle.remove()
+    for (site, _), bounds in ranges.items():  # asked once, for it waits for the device
+        if not bool(torch.isfinite(torch.stack(bounds)).all()):
+            raise ValueError(f"activation {site.name}: found values that are NaN or infinite, expected finite numbers")
 
 
 def sets_of(network: QuantizedNetwork, data: Samples) -> list[Tensor]:
@@ -186,9 +189,7 @@ def finetune(
                     for used in (optimizer, scale_optimizers[index]):
                         used.step()
                         used.zero_grad()
-                    with torch.no_grad():
-                        for scale in scales[index]:
-                            scale.clamp_(min=MIN_SCALE)
+                    keep_positive(scales[index])
                     for name, term in terms.items():
                         total[name] = total.get(name, 0.0) + term.item() / len(batches)
                 history.append(total)
@@ -240,3 +241,10 @@ def training_sets(sites: list[ActivationQuantizer]) -> Iterator[list[tuple[nn.Pa
     with ExitStack() as stack:
         by_site = [stack.enter_context(site.training_sets()) for site in sites]
         yield list(zip(*by_site, strict=True))
+
+
+@torch.no_grad()
+def keep_positive(scales: Iterable[Tensor]) -> None:
+    """After an optimizer's step: no scale is left smaller than a grid can have."""
+    for scale in scales:
+        scale.clamp_(min=MIN_SCALE)

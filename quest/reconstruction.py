@@ -199,6 +199,7 @@ def run(
         settings={
             "reconstruction": artifacts.plain(settings.reconstruction),
             "weight_search": settings.quantizer.weight_search,
+            "weight_group": settings.quantizer.weight_group,
             "split_shortcuts": settings.quantizer.split_shortcuts,
             "weight_bits": weight_bits,
             "variant": variant,
@@ -231,11 +232,12 @@ def apply(path: Path, network: QuantizedNetwork, denoiser: Denoiser, variant: Va
     for key, expected in {
         "weight_bits": recipe.bits.weight,
         "weight_search": recipe.quantizer.weight_search,
+        "weight_group": recipe.quantizer.weight_group,
         "split_shortcuts": recipe.quantizer.split_shortcuts,
         "variant": variant,
     }.items():
-        if manifest.settings[key] != expected:
-            raise ValueError(f"{path}: reconstructed with {key} = {manifest.settings[key]}, expected {expected}")
+        if (found := manifest.settings.get(key)) != expected:
+            raise ValueError(f"{path}: reconstructed with {key} = {found}, expected {expected}")
     parts = _parts(network.layers())
     # A layer that the policy gives other bits was not reconstructed on its grid: it stays rounded to nearest.
     parts = {name: pair for name, pair in parts.items() if pair[0].grid.bits == recipe.bits.weight}

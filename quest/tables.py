@@ -161,7 +161,7 @@ def to_markdown(rows: Sequence[Row], summary: Sequence[Row]) -> str:
 
 
 def _grids(rows: Sequence[Row]) -> str:
-    """What shares an activation scale at each bit-width, and which layers each method quantizes."""
+    """What shares a scale, of weights where it is not a channel, and which layers each method quantizes."""
     quantized = [row for row in rows if row.get("activation_granularity")]
     if not quantized:
         return ""
@@ -169,10 +169,11 @@ def _grids(rows: Sequence[Row]) -> str:
     policies = {title(row["method"]): row.get("policy", "common") for row in quantized}
     named = {*policies.values()}
     policy = named.pop() if len(named) == 1 else ", ".join(f"{each} for {name}" for name, each in policies.items())
-    return (
-        f"Activation scales: {', '.join(f'{each} at {bits}' for bits, each in shared.items())}; layers: {policy}. "
-        f"{_too_many_levels(quantized)}"
-    )
+    weights = {row.get("weight_granularity", "per_channel").replace("_", " ") for row in quantized} - {"per channel"}
+    grouped = f"Weight scales: {', '.join(sorted(weights))}. " if weights else ""
+    activations = ", ".join(f"{each} at {bits}" for bits, each in shared.items())
+    levels = _too_many_levels(quantized)
+    return f"{grouped}Activation scales: {activations}; layers: {policy}. {levels}"
 
 
 def _too_many_levels(rows: Sequence[Row]) -> str:

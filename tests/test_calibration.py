@@ -12,7 +12,7 @@ import torch
 from quest import calibration as calibrations
 from quest.artifacts import ArtifactError
 from quest.calibration import Calibration
-from quest.config import DatasetSettings
+from quest.config import DatasetSettings, SamplerSettings
 from quest.models import denoiser as denoisers
 from quest.models.denoiser import Denoiser
 from quest.noise import SampleNoise
@@ -90,3 +90,16 @@ def test_data_of_another_protocol(
 def test_file_of_another_kind(model_file: Path, denoiser: Denoiser, settings: DatasetSettings) -> None:
     with pytest.raises(ArtifactError, match="kind 'model' where 'calibration' is expected"):
         calibrations.load(model_file, denoiser, settings)
+
+
+@pytest.mark.parametrize(
+    ("steps", "recorded", "first", "second", "last"),
+    [(200, 20, 996, 946, 46), (500, 20, 999, 949, 49), (20, 20, 951, 901, 1), (50, 25, 981, 941, 21)],
+)
+def test_timesteps_of_the_published_sets(
+    denoiser: Denoiser, steps: int, recorded: int, first: int, second: int, last: int
+) -> None:
+    """LSUN-Bedrooms, LSUN-Churches, ImageNet and Stable Diffusion, as the released calibration data have them."""
+    timesteps = denoiser.sampler(SamplerSettings(steps=steps)).timesteps[:: steps // recorded].tolist()
+    assert len(timesteps) == recorded
+    assert (timesteps[0], timesteps[1], timesteps[-1]) == (first, second, last)

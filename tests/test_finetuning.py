@@ -217,3 +217,23 @@ def test_global_loss_alone(make_quantized: Make, calibration: Calibration) -> No
     before = state(network)
     finetune(network, calibration, stage, targets, 0)
     assert moved(before, network)
+
+
+GOOD, BAD = torch.ones(1, 1, 8, 8), torch.full((1, 1, 8, 8), float("nan"))
+
+
+@pytest.mark.parametrize("batches", [(BAD,), (GOOD, BAD), (GOOD, BAD, GOOD)])
+def test_running_range_of_what_is_not_finite(make_quantized: Make, batches: tuple[Tensor, ...]) -> None:
+    """In the first batch, and in a later one, whose numbers a moving range would keep for good."""
+    network = make_quantized()
+    network.set_step(0)
+    site = network.sites()["conv_in.input_quantizer"]
+
+    def follow() -> None:
+        with torch.no_grad(), finetuning.running_ranges(network, 0.9):
+            for batch in batches:
+                site(batch)
+
+    with pytest.raises(ValueError, match=r"^activation conv_in\.input_quantizer: .*NaN"):
+        follow()
+    assert not site._forward_pre_hooks

@@ -324,6 +324,7 @@ def test_apply_gives_the_reconstructed_weights(
     [
         ("w3a8", {}, "weight_bits = 4, expected 3"),
         ("w4a8", {"weight_search": "mse"}, "weight_search = max, expected mse"),
+        ("w4a8", {"weight_group": 8}, "weight_group = None, expected 8"),
         ("w4a8", {"split_shortcuts": True}, "split_shortcuts = False, expected True"),
     ],
 )

@@ -240,6 +240,10 @@ def test_caption_says_what_shares_a_scale_and_which_layers_are_quantized(tmp_pat
     rows = [row("quest", "w8a8", activation_granularity="per_tensor", policy="common"), row("quest", "w4a4")]
     _, _, markdown = make(tmp_path, [write_metrics(tmp_path, each) for each in rows])
     assert "Activation scales: per tensor at W8A8, per channel at W4A4; layers: common." in markdown
+    assert "Weight scales" not in markdown
+    rows = [each | {"weight_granularity": "groups_of_64"} for each in rows]
+    _, _, markdown = make(tmp_path, [write_metrics(tmp_path, each) for each in rows])
+    assert "Weight scales: groups of 64. Activation scales: per tensor" in markdown
     rows.append(row("minmax", "w4a4", policy="paper"))
     _, _, markdown = make(tmp_path, [write_metrics(tmp_path, each) for each in rows])
     assert "paper for MinMax" in markdown

@@ -51,7 +51,7 @@ def start(
     method_settings = settings.method(method)
     named = {"common": COMMON, "time_full_precision": TIME_FULL_PRECISION}
     policy = named.get(method_settings.policy) or get(method).paper_policy(bits)
-    recipe = Recipe.of(settings, bits, method_settings.sets, policy)
+    recipe = Recipe.of(settings, bits, method_settings.sets, policy, method_settings.lower_bits(bits.activation))
     network = QuantizedNetwork(denoiser.network, recipe, denoiser.example())
     variant = method_settings.starts_from
     if variant is None:

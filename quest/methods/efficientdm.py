@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from quest.calibration import Calibration
 from quest.config import Bits, EfficientDMSettings
-from quest.finetuning import calibrate_activations, predict, sets_of
+from quest.finetuning import calibrate_activations, keep_positive, predict, sets_of
 from quest.methods import Outcome
 from quest.models.denoiser import predictor
 from quest.models.samplers import Call
@@ -209,10 +209,9 @@ def distil(
         loss.backward()
         optimizer.step()
         schedule.step()
-        with torch.no_grad():
-            for scale in scales:
-                floored.add_((scale < grid.MIN_SCALE).sum())
-                scale.clamp_(min=grid.MIN_SCALE)
+        for scale in scales:
+            floored.add_((scale < grid.MIN_SCALE).sum())
+        keep_positive(scales)
         losses.append(loss.item() / len(x))
         return noise
 

@@ -3,12 +3,19 @@
 Full precision and quantized network predict side by side on states of the full-precision trajectory. Of each sampling
 step, from the predicted noise ε and its error Δ = ε̂ - ε over all samples, channels and pixels,
     k = cov(ε, Δ) / var(ε),    bias_c = mean Δ_c,    s = mean over samples of std(Δ - k⁺·ε),    k⁺ = max(k, 0),
-are the tables of the corrected sampling step (`quest.models.correction`). The step-aware choice between activation
-bit-widths (section 3.4) is not part of this.
+are the tables of the corrected sampling step (`quest.models.correction`).
+
+Activation bits may differ between sampling steps (section 3.4; an option, which the published tables do not use). A
+network of several activation bit-widths over the same weights is quantized and measured at each of them, and a step
+takes the fewest bits b with
+    Σ ε² / Σ Δ_b²  >  ᾱ / (1 - ᾱ),
+or the most where none suffices: noisy inputs leave room for coarse activations. Its statistics are those at its bits.
 """
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,22 +38,46 @@ _BATCH = 64
 
 
 def quantize(network: QuantizedNetwork, calibration: Calibration, settings: PtqdSettings, seed: int) -> Outcome:
-    """Quantize as Q-Diffusion does, then measure the noise of the result.
+    """Quantize as Q-Diffusion does, then measure the noise of the result; at each activation bit-width, if several.
 
-    Notes: those of Q-Diffusion; the statistics of each sampling step; the mean squared error of the predicted noise,
-    as it is and corrected, on trajectories that the statistics have not seen.
+    Notes: the losses of Q-Diffusion at each width, and its cost; the noise at each width and the bits chosen for each
+    sampling step; its statistics; the mean squared error of the predicted noise, as it is and corrected, on
+    trajectories that the statistics have not seen.
     """
-    notes = q_diffusion.quantize(network, calibration, settings, seed).notes
+    sampler, steps = calibration.sampler, calibration.sampler.steps
     everyone = range(settings.trajectories + settings.held_out)
-    measured = measure(network, calibration, seed, everyone[: settings.trajectories])
-    held_out = measure(network, calibration, seed, everyone[settings.trajectories :])
-    correction = measured.correction(settings)
-    cost = {"side_by_side": len(everyone) * calibration.sampler.steps}
-    checked = {
-        "statistics": statistics(measured, correction, calibration.sampler),
-        "held_out": {"error": held_out.error().tolist(), "corrected": held_out.error(correction).tolist()},
-    }
-    return Outcome(notes | checked | {"samples": notes["samples"] | cost}, correction)
+    losses, cost, measured, held_out = {}, Counter(), {}, {}
+    for bits in network.recipe.widths:
+        network.use([bits] * steps)
+        notes = q_diffusion.quantize(network, calibration, settings, seed).notes
+        losses[f"a{bits}"] = notes["loss"]
+        measured[bits] = measure(network, calibration, seed, everyone[: settings.trajectories])
+        held_out[bits] = measure(network, calibration, seed, everyone[settings.trajectories :])
+        cost.update(notes["samples"] | {"side_by_side": len(everyone) * steps})
+    chosen = choose_bits(measured, sampler)
+    network.use(chosen)
+    noise, unseen = Moments.at(measured, chosen), Moments.at(held_out, chosen)
+    correction = noise.correction(settings)
+    return Outcome(
+        {
+            "loss": losses,
+            "samples": dict(cost),
+            "noise_to_signal": {f"a{bits}": moments.noise_to_signal().tolist() for bits, moments in measured.items()},
+            "statistics": statistics(noise, correction, sampler) | {"activation_bits": chosen},
+            "held_out": {"error": unseen.error().tolist(), "corrected": unseen.error(correction).tolist()},
+        },
+        correction,
+    )
+
+
+def choose_bits(measured: Mapping[int, Moments], sampler: Sampler) -> list[int]:
+    """The activation bits of each sampling step, from the moments at each bit-width: the fewest with less noise to the
+    prediction than the step's input has noise to signal; or the most."""
+    noise = {bits: moments.noise_to_signal().tolist() for bits, moments in measured.items()}
+    return [
+        min((bits for bits in noise if noise[bits][step] < sampler.noise_to_signal(step)), default=max(noise))
+        for step in range(sampler.steps)
+    ]
 
 
 def paper_policy(bits: Bits) -> Policy:
@@ -72,6 +103,17 @@ class Moments:
         e, d = noise.double().flatten(2), error.double().flatten(2)
         sums = torch.stack([term.sum(2) for term in (e, d, e * e, d * d, e * d)])
         return cls(sums.unsqueeze(1), e.shape[2])
+
+    @classmethod
+    def at(cls, moments: Mapping[int, Moments], bits: Sequence[int]) -> Moments:
+        """Of each step, the moments at its bits; ``moments``: of all steps at each bit-width."""
+        sums = torch.stack([moments[of_step].sums[:, step] for step, of_step in enumerate(bits)], 1)
+        return cls(sums, moments[bits[0]].pixels)
+
+    def noise_to_signal(self) -> Tensor:
+        """ΣΔ² / Σε², (steps,)."""
+        _, _, ee, dd, _ = self.sums.sum((2, 3))
+        return dd / ee
 
     def slope(self) -> Tensor:
         """k, (steps,): least squares with an intercept."""

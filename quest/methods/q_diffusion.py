@@ -21,9 +21,8 @@ from tqdm import tqdm
 from quest import reconstruction
 from quest.calibration import Calibration
 from quest.config import Bits, QDiffusionSettings
-from quest.finetuning import calibrate_activations, predict, running_ranges, sets_of, training_sets
+from quest.finetuning import calibrate_activations, keep_positive, predict, running_ranges, sets_of, training_sets
 from quest.methods import Outcome
-from quest.quantization.grid import MIN_SCALE
 from quest.quantization.network import QuantizedNetwork
 from quest.quantization.policy import Policy
 from quest.quantization.quantizers import ActivationQuantizer
@@ -106,9 +105,7 @@ def _learn(
             loss.backward()
             optimizer.step()
             schedule.step()
-            with torch.no_grad():
-                for scale in scales:
-                    scale.clamp_(min=MIN_SCALE)
+            keep_positive(scales)
 
 
 def _loss(network: QuantizedNetwork, unit: Unit, cache: Cache, groups: list[Tensor]) -> float:

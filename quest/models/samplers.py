@@ -88,6 +88,10 @@ class Sampler:
         """What DDIM multiplies the predicted noise and its fresh noise by (Song et al. 2021, eq. 12, 16)."""
         return self._update(step, self._settings.eta)
 
+    def noise_to_signal(self, step: int) -> float:
+        """(1 - ᾱ) / ᾱ of what the network is given at ``step``."""
+        return (1 - self._alphas[step]) / self._alphas[step]
+
     def _update(self, step: int, eta: float) -> Update:
         a, after = self._alphas[step], self._alphas_after[step]
         deviation = eta * math.sqrt((1 - after) / (1 - a) * (1 - a / after))

@@ -16,14 +16,15 @@ from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 
 from quest.quantization.layers import QuantizedAttention, QuantizedLayer
-from quest.quantization.quantizers import ActivationQuantizer, Split, WeightQuantizer
+from quest.quantization.quantizers import ActivationQuantizer, Split, WeightQuantizer, Widths
 from quest.quantization.roles import is_layer
 
 FULL_BITS = 32
 
 
 def account(network: nn.Module, example: tuple[Any, ...]) -> dict[str, Any]:
-    """The account of ``network`` (quantized or not), flat and plain, for one call on ``example`` (batch of 1).
+    """The account of ``network`` (quantized or not, at its present sampling step), flat and plain, for one call on
+    ``example`` (batch of 1).
 
     weight_mib and full_precision_mib: model size now and at 32 bits; gbops: 10^9 bit operations of one call;
     mean_weight_bits: over weights of layers; mean_activation_bits: over multiply-accumulates;
@@ -77,9 +78,11 @@ def assert_levels(x: Tensor, bits: int, what: str) -> None:
 
 
 def _bits(quantizer: nn.Module) -> float:
-    """Bits of a quantizer; a split one counts the share of each half."""
+    """Bits of a quantizer at the present sampling step; a split one counts the share of each half."""
     if isinstance(quantizer, Split):
         return (_bits(quantizer.first) + _bits(quantizer.second)) / 2
+    if isinstance(quantizer, Widths):
+        return _bits(quantizer.used)
     if isinstance(quantizer, WeightQuantizer | ActivationQuantizer):
         return math.log2(quantizer.grid.levels)
     return float(FULL_BITS)

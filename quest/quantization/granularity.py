@@ -66,7 +66,8 @@ class PerGroup:
         inputs = Size(shape[1:]).numel()
         if len(shape) < 2 or self.size < 1 or inputs % self.size:
             raise ValueError(
-                f"granularity in groups of {self.size} does not fit shape {tuple(shape)}: {inputs} inputs to a channel"
+                f"granularity in groups of {self.size} does not fit shape {tuple(shape)}: found {inputs} inputs to a "
+                "channel, expected a multiple of the group (quantizer.weight_group)"
             )
         return (shape[0], inputs // self.size, 1)
 

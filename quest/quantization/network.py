@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -15,13 +16,15 @@ from torch import Tensor, nn
 from quest.config import Bits, DatasetSettings, QuantizerSettings
 from quest.quantization import granularity, packing, roles
 from quest.quantization.account import account
-from quest.quantization.granularity import PerAxis
+from quest.quantization.granularity import Granularity, PerAxis, PerGroup
 from quest.quantization.grid import Grid, Search, dequantize
 from quest.quantization.layers import QuantizedAttention, QuantizedLayer, Switches
 from quest.quantization.policy import COMMON, FULL, Policy
-from quest.quantization.quantizers import ActivationQuantizer, Split, Step, WeightQuantizer
+from quest.quantization.quantizers import ActivationQuantizer, Split, Step, WeightQuantizer, Widths
 from quest.quantization.roles import Role
 from quest.quantization.rounding import Nearest
+
+_USED = "step_bits"  # tensor of the activation bit-width of each sampling step
 
 
 @dataclass(frozen=True)
@@ -29,7 +32,8 @@ class Recipe:
     """Everything that fixes the grids of a quantized network.
 
     bits: of weights and activations. sets, steps: groups of sampling steps with their own activation scales, and
-    sampling steps. policy: which layers have other bits.
+    sampling steps. policy: which layers have other bits. lower: activation bit-widths below that of ``bits``, which a
+    sampling step may use instead (`QuantizedNetwork.use`).
     """
 
     bits: Bits
@@ -37,11 +41,19 @@ class Recipe:
     sets: int
     steps: int
     policy: Policy = COMMON
+    lower: tuple[int, ...] = ()
 
     @classmethod
-    def of(cls, settings: DatasetSettings, bits: Bits, sets: int = 1, policy: Policy = COMMON) -> Recipe:
+    def of(
+        cls,
+        settings: DatasetSettings,
+        bits: Bits,
+        sets: int = 1,
+        policy: Policy = COMMON,
+        lower: tuple[int, ...] = (),
+    ) -> Recipe:
         """The recipe of a dataset at a bit-width, with ``sets`` groups of sampling steps."""
-        return cls(bits, settings.quantizer, sets, settings.sampler.steps, policy)
+        return cls(bits, settings.quantizer, sets, settings.sampler.steps, policy, lower)
 
     def plain(self) -> dict[str, Any]:
         """As JSON, for manifests."""
@@ -52,6 +64,7 @@ class Recipe:
             "sets": self.sets,
             "steps": self.steps,
             "policy": self.policy.plain(),
+            "lower": list(self.lower),
         }
 
     @classmethod
@@ -59,13 +72,25 @@ class Recipe:
         """Inverse of `plain`."""
         quantizer = QuantizerSettings.model_validate(content["quantizer"])
         policy = Policy.from_plain(content["policy"])
-        return cls(Bits.parse(content["bits"]), quantizer, content["sets"], content["steps"], policy)
+        lower = tuple(content.get("lower", ()))
+        return cls(Bits.parse(content["bits"]), quantizer, content["sets"], content["steps"], policy, lower)
 
-    def layer_bits(self, name: str, role: Role) -> Bits:
-        """Bits of a layer; inputs of the first and the last convolution have their own (QuEST, released code)."""
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """All activation bit-widths, that of ``bits`` first."""
+        return (self.bits.activation, *self.lower)
+
+    def layer_bits(self, name: str, role: Role, width: int | None = None) -> Bits:
+        """Bits of a layer at an activation bit-width, that of ``bits`` by default; inputs of the first and the last
+        convolution have their own (QuEST, released code)."""
         edge = role in (Role.FIRST, Role.LAST)
-        activation = self.quantizer.edge_activation_bits if edge else self.bits.activation
+        activation = self.quantizer.edge_activation_bits if edge else width or self.bits.activation
         return self.policy.bits(name, role, Bits(self.bits.weight, activation))
+
+    def weight_granularity(self, role: Role) -> Granularity:
+        """What shares a weight scale; the few inputs of the first convolution are never grouped."""
+        group = self.quantizer.weight_group
+        return PerAxis(0) if group is None or role is Role.FIRST else PerGroup(group)
 
     def activation_grid(self, bits: int) -> Grid:
         """Grid of layer inputs and attention operands."""
@@ -118,6 +143,20 @@ class QuantizedNetwork(nn.Module):
         """Say which sampling step (0 is the noisiest) the coming calls are at. Raises ValueError when out of range."""
         self.step.set(step)
 
+    def use(self, bits: Sequence[int]) -> None:
+        """Say which activation bit-width each sampling step uses, noisiest first; those of the recipe's ``bits`` unless
+        said. Raises ValueError for another number of steps, or a width that the recipe does not have."""
+        known = self.recipe.widths
+        if len(bits) != self.step.steps or not set(bits) <= set(known):
+            raise ValueError(
+                f"activation bits of sampling steps: found {list(bits)}, expected {self.step.steps} of {list(known)}"
+            )
+        self.step.widths = [known.index(each) for each in bits]
+
+    def used(self) -> list[int]:
+        """The activation bit-width of each sampling step, noisiest first."""
+        return [self.recipe.widths[width] for width in self.step.widths]
+
     def layers(self) -> dict[str, QuantizedLayer]:
         """Quantized layers by name, in registration order."""
         return {name: module for name, module in self.network.named_modules() if isinstance(module, QuantizedLayer)}
@@ -151,14 +190,24 @@ class QuantizedNetwork(nn.Module):
                 layer.unfreeze()
 
     def account(self) -> dict[str, Any]:
-        """The bit account of one call, after asserting that no layer uses more levels than its bits."""
+        """The bit account of one call, after asserting that no layer uses more levels than its bits. Where sampling
+        steps have different bits, bit operations and activation bits are means over the steps."""
         for name, layer in self.layers().items():
             for part, (quantizer, weight) in enumerate(layer.weight_parts()):
                 packing.check_codes(quantizer.codes(weight), quantizer.grid, f"{name}[{part}]")
-        self.set_step(0)
-        granularity_name = self.recipe.quantizer.granularity(self.recipe.bits.activation)
-        return account(self, self.example) | {
-            "activation_granularity": granularity_name,
+        found: dict[str, Any] = {}
+        for width, steps in Counter(self.step.widths).items():
+            self.set_step(self.step.widths.index(width))
+            call = account(self, self.example)
+            for key in ("gbops", "mean_activation_bits"):
+                call[key] = found.get(key, 0.0) + call[key] * steps / self.step.steps
+            found = call
+        quantizer, used = self.recipe.quantizer, sorted(set(self.used()), reverse=True)
+        return found | {
+            "weight_granularity": "per_channel"
+            if quantizer.weight_group is None
+            else f"groups_of_{quantizer.weight_group}",
+            "activation_granularity": " and ".join(dict.fromkeys(quantizer.granularity(bits) for bits in used)),
             "activation_levels": self.recipe.activation_grid(self.recipe.bits.activation).levels,
             "policy": self.recipe.policy.name,
         }
@@ -170,7 +219,7 @@ class QuantizedNetwork(nn.Module):
         for name, layer in self.layers().items():
             for part, (quantizer, weight) in enumerate(layer.weight_parts()):
                 key = f"{name}.weight.{part}"
-                tensors[f"{key}.codes"] = packing.pack(quantizer.codes(weight), quantizer.grid)
+                tensors[f"{key}.codes"] = packing.pack(quantizer.codes(weight), quantizer.grid, f"{key}.codes")
                 tensors[f"{key}.scale"] = quantizer.scale
                 tensors[f"{key}.zero_point"] = quantizer.zero_point.to(torch.int32)
         for name, site in self.sites().items():
@@ -179,6 +228,8 @@ class QuantizedNetwork(nn.Module):
                 raise ValueError(f"{name}: activation scales of sets {missing} were never calibrated")
             tensors[f"{name}.scale"] = site.scale
             tensors[f"{name}.zero_point"] = site.zero_point.round().to(torch.int32)
+        if self.recipe.lower:
+            tensors[_USED] = torch.tensor(self.used(), dtype=torch.uint8)
         return tensors | self._full_precision()
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
@@ -201,6 +252,12 @@ class QuantizedNetwork(nn.Module):
             _assign(site.scale, tensors, f"{name}.scale")
             _assign(site.zero_point, tensors, f"{name}.zero_point")
             site.calibrated.fill_(True)
+        if self.recipe.lower:
+            expected.add(_USED)
+            try:
+                self.use(_get(tensors, _USED).flatten().tolist())
+            except ValueError as error:
+                raise ValueError(f"{_USED}: {error}") from error
         for name, parameter in self._full_precision().items():
             _assign(parameter, tensors, name)
         if strange := sorted(set(tensors) - expected):
@@ -252,16 +309,22 @@ class QuantizedNetwork(nn.Module):
                 )
             return
 
+        layout = self.recipe.weight_granularity(role)
+
         def weights(part: Tensor) -> WeightQuantizer:
             try:
-                return WeightQuantizer(part, Grid(bits.weight), PerAxis(0), self._weight_search)
+                return WeightQuantizer(part, Grid(bits.weight), layout, self._weight_search)
             except ValueError as error:
                 raise ValueError(f"{name}.weight: {error}") from error
 
         def inputs(part: tuple[int, ...]) -> nn.Module:
             if bits.activation == FULL.activation:
                 return nn.Identity()
-            return self._site(part, self.recipe.activation_grid(bits.activation))
+            by_width = [self.recipe.layer_bits(name, role, width).activation for width in self.recipe.widths]
+            try:
+                return self._site(part, [self.recipe.activation_grid(each) for each in by_width])
+            except ValueError as error:
+                raise ValueError(f"{name}, its input: {error}") from error
 
         at = self._split_at(parent_name, role)
         if at is None:
@@ -273,18 +336,24 @@ class QuantizedNetwork(nn.Module):
         parent.add_module(child, QuantizedLayer(layer, role, weight_quantizer, input_quantizer, self.switches))
 
     def _quantize_operands(self, processor: QuantizedAttention) -> None:
+        probabilities = Grid(self.recipe.quantizer.softmax_bits, "positive")
         for operand, shape in processor.shapes.items():
-            if operand == "probabilities":
-                site = self._site(shape, Grid(self.recipe.quantizer.softmax_bits, "positive"), per_tensor=True)
-            else:
-                site = self._site(shape, self.recipe.activation_grid(self.recipe.bits.activation))
-            processor.add_module(operand, site)
+            others = operand != "probabilities"
+            grids = [self.recipe.activation_grid(width) if others else probabilities for width in self.recipe.widths]
+            processor.add_module(operand, self._site(shape, grids))
 
-    def _site(self, shape: tuple[int, ...], grid: Grid, per_tensor: bool = False) -> ActivationQuantizer:
+    def _site(self, shape: tuple[int, ...], grids: Sequence[Grid]) -> nn.Module:
+        """What quantizes activations of ``shape``: one quantizer, or one for each of the recipe's widths, even where
+        they have the same bits, so that a width is calibrated and trained as if it were alone."""
         quantizer = self.recipe.quantizer
-        name = "per_tensor" if per_tensor else quantizer.granularity(grid.bits)
-        layout = granularity.for_activation(name, len(shape) + 1)
-        return ActivationQuantizer(shape, grid, layout, quantizer.activation_search, self.step)
+
+        def site(grid: Grid) -> ActivationQuantizer:
+            name = "per_tensor" if grid.kind == "positive" else quantizer.granularity(grid.bits)
+            layout = granularity.for_activation(name, len(shape) + 1)
+            return ActivationQuantizer(shape, grid, layout, quantizer.activation_search, self.step)
+
+        sites = [site(grid) for grid in grids]
+        return sites[0] if len(sites) == 1 else Widths(sites, self.step)
 
     def _split_at(self, block_name: str, role: Role) -> int | None:
         """Channels of the first half of a decoder shortcut's input, or None where nothing is split."""

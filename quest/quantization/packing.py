@@ -15,11 +15,13 @@ def check_codes(codes: Tensor, grid: Grid, what: str) -> None:
         raise ValueError(f"{what}: codes from {low} to {high}, but {grid.bits} bits hold {grid.low} to {grid.high}")
 
 
-def pack(codes: Tensor, grid: Grid) -> Tensor:
+def pack(codes: Tensor, grid: Grid, what: str) -> Tensor:
     """Codes of any shape to flat uint8; at up to 4 bits the even code is the low half of its byte."""
     if grid.bits > 8:
-        raise ValueError(f"pack: codes of {grid.bits} bits; expected at most 8")
-    check_codes(codes, grid, "pack")
+        raise ValueError(f"{what}: found codes of {grid.bits} bits, expected at most 8 in a checkpoint")
+    if grid.levels > 2**grid.bits:
+        raise ValueError(f"{what}: found {grid.levels} levels, expected at most {2**grid.bits} in {grid.bits} bits")
+    check_codes(codes, grid, what)
     flat = (codes.reshape(-1) - grid.low).to(torch.uint8)
     if grid.bits > 4:
         return flat

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -55,13 +55,15 @@ class Step:
     """The sampling step that a network is at, shared by all of its activation quantizers.
 
     sets: groups of consecutive sampling steps that share activation scales (T' of QuEST); steps: sampling steps S.
-    Set index = step // (S / T'), step 0 being the noisiest.
+    Set index = step // (S / T'), step 0 being the noisiest. widths: of each sampling step, which of the activation
+    bit-widths of its network it uses; the first unless a method chooses.
     """
 
     def __init__(self, sets: int, steps: int):
         if steps % sets:
             raise ValueError(f"{sets} sets of activation scales do not divide {steps} sampling steps")
         self.sets, self.steps = sets, steps
+        self.widths = [0] * steps
         self._current: int | None = None
 
     def set(self, step: int) -> None:
@@ -73,9 +75,17 @@ class Step:
     @property
     def index(self) -> int:
         """Which set of scales is in use. Raises ValueError before any step was set."""
+        return self._at() * self.sets // self.steps
+
+    @property
+    def width(self) -> int:
+        """Which bit-width is in use. Raises ValueError before any step was set."""
+        return self.widths[self._at()]
+
+    def _at(self) -> int:
         if self._current is None:
             raise ValueError("the quantized network was called before set_step(step); set the sampling step first")
-        return self._current * self.sets // self.steps
+        return self._current
 
 
 class ActivationQuantizer(nn.Module):
@@ -104,7 +114,7 @@ class ActivationQuantizer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         index = self._step.index
         if self.calibrating:
-            self._calibrate(x.detach(), index)
+            self.choose(self.granularity.rows(x.detach()), index)
         scale = self.scale[index] if self._trained is None else self._trained[index]
         # A zero point is whole; where a method learns it, its gradient passes straight through.
         return grids.fake_quantize(x, scale, round_ste(self.zero_point[index]), self.grid)
@@ -120,9 +130,11 @@ class ActivationQuantizer(nn.Module):
             self.scale.data.copy_(torch.stack([parameter.detach() for parameter in self._trained]))
             self._trained = None
 
-    def _calibrate(self, x: Tensor, index: int) -> None:
+    def choose(self, rows: Tensor, index: int, search: grids.Search | None = None) -> None:
+        """Choose scale and zero point of the set ``index`` from rows of the granularity, as ``search`` says, by default
+        as the quantizer was told to. Raises ValueError, naming the quantizer, for numbers that are not finite."""
         try:
-            scale, zero_point = grids.search(self.granularity.rows(x), self.grid, self.search)
+            scale, zero_point = grids.search(rows, self.grid, search or self.search)
         except ValueError as error:
             raise ValueError(f"activation {self.name}: {error}") from error
         self.put(index, scale, zero_point)
@@ -148,6 +160,23 @@ class Split(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.cat([self.first(x[:, : self.at]), self.second(x[:, self.at :])], dim=1)
+
+
+class Widths(nn.ModuleList):
+    """A quantizer for each activation bit-width of a network, of which the sampling step says which is in use (PTQD,
+    section 3.4)."""
+
+    def __init__(self, quantizers: Iterable[ActivationQuantizer], step: Step):
+        super().__init__(quantizers)
+        self._step = step
+
+    @property
+    def used(self) -> nn.Module:
+        """The quantizer of the present sampling step."""
+        return self[self._step.width]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.used(x)
 
 
 @contextmanager

@@ -51,7 +51,7 @@ def attach(network: QuantizedNetwork, settings: EfficientDMSettings) -> dict[str
 
 
 @pytest.mark.parametrize("base", ["int", "fp"])
-@pytest.mark.parametrize("options", [{}, {"split_shortcuts": True}])
+@pytest.mark.parametrize("options", [{}, {"split_shortcuts": True}, {"weight_group": 8}])
 def test_at_first_the_student_is_the_nearest_network(
     make_quantized: Make, calibration: Calibration, method: EfficientDMSettings, base: str, options: dict[str, Any]
 ) -> None:

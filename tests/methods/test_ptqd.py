@@ -182,11 +182,71 @@ def test_quantize(make_quantized: Make, calibration: Calibration, own: PtqdSetti
     assert correction.direction == "reduced"
     found = notes["statistics"]
     assert all(len(values) == 4 for values in found.values())
+    assert found["activation_bits"] == [4] * 4
     assert found["slope"] == pytest.approx(correction.slope.tolist(), rel=1e-6)
     assert found["sigma"] == found["corrected_sigma"] == [0] * 4
     assert found["saturated"] == [False] * 4
     assert notes["samples"]["side_by_side"] == 12 * 4
     assert "loss" in notes
+
+
+def test_a_step_takes_the_fewest_bits_whose_noise_its_input_hides(denoiser: Denoiser) -> None:
+    sampler = denoiser.sampler(SamplerSettings(steps=4))
+    limits = [sampler.noise_to_signal(step) for step in range(4)]
+    for step, limit in enumerate(limits):
+        a = alpha(sampler, 250 * step)
+        assert limit == pytest.approx((1 - a) / a, rel=1e-5)
+    assert limits == sorted(limits, reverse=True), "early steps have more room"
+    ones = torch.ones(2, 1, 2, 2)
+
+    def of(*shares: float) -> Moments:
+        """Moments whose noise is so large a share of the limit of each step."""
+        each = [Moments.of(ones, ones * math.sqrt(s * limit)) for s, limit in zip(shares, limits, strict=True)]
+        return Moments(torch.cat([moments.sums for moments in each], 1), 4)
+
+    measured = {8: of(0.1, 0.1, 0.1, 1.5), 4: of(0.2, 0.9, 1.1, 2), 2: of(0.9, 1.1, 3, 9)}
+    torch.testing.assert_close(measured[4].noise_to_signal()[1].item(), 0.9 * limits[1])
+    chosen = ptqd.choose_bits(measured, sampler)
+    assert chosen == [2, 4, 8, 8], "the most where none suffices"
+    taken = Moments.at(measured, chosen)
+    for step, bits in enumerate(chosen):
+        assert torch.equal(taken.sums[:, step], measured[bits].sums[:, step])
+
+
+def test_each_width_is_quantized_as_if_it_were_alone(
+    make_quantized: Make,
+    denoiser: Denoiser,
+    calibration: Calibration,
+    settings: DatasetSettings,
+    own: PtqdSettings,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Scales, noise and correction are those of the networks of one width."""
+    alone, corrections = {}, {}
+    for bits in (8, 4):
+        alone[bits] = make_quantized(f"w4a{bits}", calibrated=False, sets=1)
+        corrections[bits] = ptqd.quantize(alone[bits], calibration, own, 3).correction
+    example = (torch.zeros(1, 1, 8, 8), torch.zeros(1, dtype=torch.long))
+    recipe = Recipe.of(settings, Bits(4, 8), 1, lower=(4,))
+    network = QuantizedNetwork(denoiser.network, recipe, example)
+    monkeypatch.setattr(ptqd, "choose_bits", lambda *_: [4, 8, 8, 4])
+    notes, correction = ptqd.quantize(network, calibration, own, 3)
+    sites = network.sites()
+    for width, bits in enumerate((8, 4)):
+        for name, site in alone[bits].sites().items():
+            assert torch.equal(sites[f"{name}.{width}"].scale, site.scale), name
+    assert network.used() == notes["statistics"]["activation_bits"] == [4, 8, 8, 4]
+    assert correction is not None
+    for step, bits in enumerate(network.used()):
+        for name in ("slope", "bias", "deviation"):
+            torch.testing.assert_close(getattr(correction, name)[step], getattr(corrections[bits], name)[step])
+    assert notes["samples"]["side_by_side"] == 2 * 12 * 4
+
+
+def test_only_widths_below_the_runs_are_options(own: PtqdSettings) -> None:
+    several = own.model_copy(update={"step_bits": (4, 6, 4, 8)})
+    assert several.lower_bits(8) == (6, 4)
+    assert several.lower_bits(4) == own.lower_bits(8) == ()
 
 
 def test_saturated_steps_are_told(make_quantized: Make, calibration: Calibration, denoiser: Denoiser) -> None:

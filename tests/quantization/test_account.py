@@ -60,6 +60,14 @@ def test_symmetric_grids_store_no_zero_points() -> None:
     assert found["weight_mib"] == pytest.approx((69 * 4 + 13 * 32 + (2 * 8 + 5 * 2) * 32) / MIB)
 
 
+def test_each_group_of_weights_stores_a_scale_and_a_zero_point() -> None:
+    roles = {"linear": Role.FEED_FORWARD, "conv_in": Role.CONVOLUTION}
+    recipe = Recipe(Bits(4, 8), QuantizerSettings(activation_symmetric=True, weight_group=3), 5, 20)
+    network = QuantizedNetwork(TwoLayers(), recipe, IMAGE, roles)
+    groups = 54 // 3 + 15 // 3
+    assert network.account()["weight_mib"] == pytest.approx((69 * 4 + 13 * 32 + (2 * groups + 5 * 2) * 32) / MIB)
+
+
 def test_full_precision(make_unet: Callable[..., UNet2DModel]) -> None:
     network = make_unet()
     found = account(network, EXAMPLE)

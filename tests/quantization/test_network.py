@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,8 +16,9 @@ from torch import Tensor, nn
 from quest.calibration import Calibration
 from quest.config import Bits, DatasetSettings, QuantizerSettings
 from quest.finetuning import calibrate_activations
+from quest.models import denoiser as denoisers
 from quest.models.denoiser import Denoiser
-from quest.quantization.granularity import PerAxis, PerTensor
+from quest.quantization.granularity import PerAxis, PerGroup, PerTensor
 from quest.quantization.network import QuantizedNetwork, Recipe
 from quest.quantization.policy import Policy
 from quest.quantization.quantizers import Split, calibrating
@@ -24,6 +26,7 @@ from quest.quantization.roles import Role
 from quest.quantization.rounding import Fixed
 
 Make = Callable[..., QuantizedNetwork]
+MakeSettings = Callable[..., DatasetSettings]
 X = torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(0))
 T = torch.tensor([900, 600, 300, 10])
 EXAMPLE = (torch.zeros(1, 1, 8, 8), torch.zeros(1, dtype=torch.long))
@@ -115,6 +118,41 @@ def test_bits_are_where_they_belong(make_quantized: Make) -> None:
     assert len(network.sites()) == len(network.layers()) + 4 * attentions
 
 
+def test_weights_by_groups_of_inputs(make_quantized: Make) -> None:
+    whole, grouped = make_quantized("w3a8"), make_quantized("w3a8", weight_group=8)
+    layers = grouped.layers()
+    (first, _weight) = layers["conv_in"].weight_parts()[0]
+    assert first.granularity == PerAxis(0)
+    for name, layer in layers.items():
+        (quantizer, weight) = layer.weight_parts()[0]
+        if name == "conv_in":
+            continue
+        assert quantizer.granularity == PerGroup(8)
+        assert quantizer.scale.shape == (len(weight), weight[0].numel() // 8, 1)
+        codes = quantizer.granularity.rows(quantizer.codes(weight))
+        assert all(len(row.unique()) <= 8 for row in codes)
+        errors = [each.layers()[name].quantized_weight() - weight for each in (grouped, whole)]
+        grouped_error, whole_error = (error.square().sum() for error in errors)
+        # A layer of 8 inputs has one group.
+        assert grouped_error < whole_error if weight[0].numel() > 8 else torch.equal(*errors)
+    assert grouped.account()["weight_granularity"] == "groups_of_8"
+    assert whole.account()["weight_granularity"] == "per_channel"
+    assert grouped.account()["weight_mib"] > whole.account()["weight_mib"]
+
+
+def test_group_that_does_not_fit_a_layer_is_named(denoiser: Denoiser, make_settings: MakeSettings) -> None:
+    settings = make_settings(quantizer={"weight_group": 16})
+    message = r"^time_embedding\.linear_1\.weight: .*groups of 16 .*found 8 inputs to a channel, expected a multiple"
+    with pytest.raises(ValueError, match=message):
+        QuantizedNetwork(denoiser.network, Recipe.of(settings, Bits(4, 8), 2), EXAMPLE)
+
+
+def test_groups_of_another_recipe_do_not_restore(make_quantized: Make) -> None:
+    exported = make_quantized("w4a4").export()
+    with pytest.raises(ValueError, match=r"weight\.0\.scale: found shape .*, expected"):
+        make_quantized("w4a4", weight_group=8).restore(exported)
+
+
 @pytest.mark.parametrize(
     ("bits", "expected"), [("w4a8", "per_tensor"), ("w4a4", "per_channel"), ("w4a3", "per_channel")]
 )
@@ -165,7 +203,7 @@ def decided(network: QuantizedNetwork, seed: int) -> QuantizedNetwork:
     generator = torch.Generator().manual_seed(seed)
     for layer in network.layers().values():
         for quantizer, weight in layer.weight_parts():
-            quantizer.rounding = Fixed(torch.rand(weight.shape, generator=generator) > 0.5)
+            quantizer.rounding = Fixed(torch.rand(quantizer.ratio(weight).shape, generator=generator) > 0.5)
     return network
 
 
@@ -176,6 +214,8 @@ def decided(network: QuantizedNetwork, seed: int) -> QuantizedNetwork:
         ("w4a4", {}),
         ("w3a5", {"split_shortcuts": True, "activation_symmetric": True}),
         ("w2a2", {"split_shortcuts": True}),
+        ("w4a8", {"weight_group": 8, "split_shortcuts": True}),
+        ("w3a4", {"weight_group": 4}),
     ],
 )
 def test_export_and_restore_give_the_same_network(
@@ -276,6 +316,163 @@ def test_frozen_weights_give_the_same_outputs(make_quantized: Make, calibration:
             layer.weight.data.mul_(0.5)
         assert torch.equal(outputs(network, calibration), expected), "weights are not quantized again"
     assert distance(outputs(network, calibration), expected) > 0.01
+
+
+@pytest.fixture
+def two_widths(denoiser: Denoiser, settings: DatasetSettings, calibration: Calibration) -> QuantizedNetwork:
+    """The tiny model at w4a8 whose sampling steps may use 4 activation bits instead, calibrated at both."""
+    network = QuantizedNetwork(denoiser.network, Recipe.of(settings, Bits(4, 8), 2, lower=(4,)), EXAMPLE)
+    for bits in (8, 4):
+        network.use([bits] * 4)
+        calibrate_activations(network, calibration)
+    return network
+
+
+MIXED = [4, 8, 4, 8]
+
+
+def test_each_step_is_the_network_of_its_bits(
+    two_widths: QuantizedNetwork, make_quantized: Make, calibration: Calibration
+) -> None:
+    alone = {bits: outputs(make_quantized(f"w4a{bits}"), calibration) for bits in (4, 8)}
+    two_widths.use(MIXED)
+    assert two_widths.used() == MIXED
+    found = outputs(two_widths, calibration)
+    assert all(torch.equal(found[step], alone[bits][step]) for step, bits in enumerate(MIXED))
+
+
+def test_levels_are_those_of_the_bits_in_use(two_widths: QuantizedNetwork, calibration: Calibration) -> None:
+    two_widths.use(MIXED)
+    found: dict[int, list[int]] = {4: [], 8: []}
+    site = two_widths.layers()["mid_block.resnets.0.conv1"].input_quantizer
+    rows = two_widths.sites()["mid_block.resnets.0.conv1.input_quantizer.1"].granularity.rows
+    site.register_forward_hook(
+        lambda _m, _i, quantized: found[two_widths.used()[step]].append(
+            max(len(row.unique()) for row in rows(quantized))
+        )
+    )
+    for step in range(4):
+        two_widths.set_step(step)
+        output(two_widths, calibration.x[step], calibration.timesteps[step].expand(8))
+    assert max(found[4]) <= 16 < min(found[8])
+    assert max(found[8]) <= 256
+
+
+def test_account_is_the_mean_over_sampling_steps(two_widths: QuantizedNetwork, make_quantized: Make) -> None:
+    low, high = make_quantized("w4a4").account(), make_quantized("w4a8").account()
+    two_widths.use([4, 4, 4, 8])
+    found = two_widths.account()
+    for key in ("gbops", "mean_activation_bits"):
+        assert low[key] < high[key]
+        assert found[key] == pytest.approx(0.75 * low[key] + 0.25 * high[key])
+    assert found["activation_granularity"] == "per_tensor and per_channel"
+    assert found["mean_weight_bits"] == 4
+    extra = sum(
+        site.scale.numel() + (site.grid.kind == "asymmetric") * site.zero_point.numel()
+        for name, site in two_widths.sites().items()
+        if name.endswith(".1")
+    )
+    assert found["weight_mib"] - high["weight_mib"] == pytest.approx(extra * 32 / 8 / 2**20), "both widths are stored"
+
+
+def test_bits_of_the_steps_travel(
+    two_widths: QuantizedNetwork, model_file: Path, settings: DatasetSettings, calibration: Calibration
+) -> None:
+    two_widths.use(MIXED)
+    exported = dict(two_widths.export())
+    assert exported["step_bits"].tolist() == MIXED
+    recipe = Recipe.from_plain(two_widths.recipe.plain())
+    assert recipe == two_widths.recipe
+    other = QuantizedNetwork(denoisers.load(model_file).network, recipe, EXAMPLE, search=False)
+    other.restore(exported)
+    assert other.used() == MIXED
+    assert torch.equal(outputs(other, calibration), outputs(two_widths, calibration))
+    for value, message in (
+        (None, "step_bits: missing"),
+        (torch.tensor([4, 8, 6, 8]), r"step_bits: .*found \[4, 8, 6, 8\], expected 4 of \[8, 4\]"),
+        (torch.tensor([4, 8]), r"step_bits: .*found \[4, 8\], expected 4 of \[8, 4\]"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            other.restore(changed(exported, "step_bits", value))
+
+
+def test_width_that_was_never_calibrated_is_not_exported(two_widths: QuantizedNetwork) -> None:
+    two_widths.sites()["conv_out.input_quantizer.1"].calibrated[1] = False
+    with pytest.raises(ValueError, match=r"conv_out\.input_quantizer\.1: activation scales of sets \[1\] were never"):
+        two_widths.export()
+
+
+def test_network_of_one_width_has_no_choice(make_quantized: Make) -> None:
+    network = make_quantized("w4a8")
+    assert network.used() == [8] * 4
+    assert "step_bits" not in network.export()
+    with pytest.raises(ValueError, match=r"found \[4, 4, 4, 4\], expected 4 of \[8\]"):
+        network.use([4] * 4)
+
+
+def test_sixteen_bits_are_full_precision(denoiser: Denoiser, calibration: Calibration) -> None:
+    """Of weights and activations, with one scale for all steps and for a whole tensor."""
+    options = QuantizerSettings(
+        activation_search="max",
+        softmax_bits=16,
+        activation_granularity={"4": "per_tensor", "8": "per_tensor"},
+    )
+    policy = Policy("sixteen", tuple((role, Bits(16, 16)) for role in (Role.FIRST, Role.LAST)))
+    network = QuantizedNetwork(denoiser.network, Recipe(Bits(16, 16), options, 1, 4, policy), EXAMPLE)
+    for index in range(4):
+        network.set_step(index)
+        with network.quantizing(weights=False, activations=False):
+            x, t = calibration.x[index], calibration.timesteps[index].expand(8)
+            expected = output(network, x, t)
+        with calibrating(network):
+            output(network, x, t)
+        assert 0 < distance(output(network, x, t), expected) < 1e-3
+    with pytest.raises(ValueError, match=r"^conv_in\.weight\.0\.codes: found codes of 16 bits, expected at most 8"):
+        network.export()
+
+
+@pytest.mark.parametrize("weight_search", ["max", "mse"])
+def test_weights_and_activations_that_are_all_zero(
+    denoiser: Denoiser, make_settings: MakeSettings, calibration: Calibration, weight_search: str
+) -> None:
+    """They stay zero, and whatever follows stays finite, also after a file."""
+    for name in ("mid_block.resnets.0.conv1", "down_blocks.0.resnets.0.norm2"):
+        layer = denoiser.network.get_submodule(name)
+        layer.weight.data.zero_()  # type: ignore[operator]
+        layer.bias.data.zero_()  # type: ignore[operator]
+    denoiser.network.get_parameter("up_blocks.0.resnets.0.conv1.weight").data[3].zero_()
+    settings = make_settings(quantizer={"weight_search": weight_search})
+    network = QuantizedNetwork(denoiser.network, Recipe.of(settings, Bits(4, 4), 2), EXAMPLE)
+    calibrate_activations(network, calibration)
+    layers = network.layers()
+    assert not layers["mid_block.resnets.0.conv1"].quantized_weight().any()
+    weight = layers["up_blocks.0.resnets.0.conv1"].quantized_weight()
+    assert not weight[3].any()
+    assert bool(weight[2].any())
+    site = layers["down_blocks.0.resnets.0.conv2"].input_quantizer
+    assert not site(torch.zeros(1, 8, 8, 8)).any()
+    expected = outputs(network, calibration)
+    assert bool(torch.isfinite(expected).all())
+    exported = {name: tensor.clone() for name, tensor in network.export().items()}
+    assert all(bool(torch.isfinite(tensor).all()) for tensor in exported.values())
+    network.restore(exported)
+    assert torch.equal(outputs(network, calibration), expected)
+
+
+@pytest.mark.parametrize(
+    ("bits", "message"),
+    [
+        (Bits(1, 8), r"^conv_in\.weight: a grid of 1 bits; expected 2 to 16"),
+        (Bits(4, 1), r"^conv_in, its input: a grid of 1 bits; expected 2 to 16"),
+    ],
+)
+def test_impossible_bits_of_a_layer_are_named(
+    denoiser: Denoiser, settings: DatasetSettings, bits: Bits, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        QuantizedNetwork(
+            denoiser.network, Recipe.of(settings, Bits(4, 8), 2, Policy("x", (("conv_in", bits),))), EXAMPLE
+        )
 
 
 def test_recipe_as_json(settings: DatasetSettings) -> None:

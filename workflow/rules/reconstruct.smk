@@ -18,6 +18,7 @@ rule reconstruct:
             "sampler",
             "calibration",
             "quantizer.weight_search",
+            "quantizer.weight_group",
             "quantizer.split_shortcuts",
             "reconstruction",
         ),

@@ -18,8 +18,8 @@ MIN_SCALE = 1e-8  # keeps all-zero groups on the grid; their codes are all zero
 _SHRINKS = tuple(1 - 0.01 * i for i in range(80))
 _ERROR_POWER = 2.4
 _PERCENTILES = (0.999, 0.9999, 0.99999)
-# Elements worked on at once, so that the search adds a bounded amount of memory: on a CPU what its caches hold, elsewhere
-# what keeps the device busy.
+# Elements worked on at once, so that the search adds a bounded amount of memory: on a CPU what its caches hold, on
+# other devices what keeps them busy.
 _CHUNK = {"cpu": 2**18}
 _DEVICE_CHUNK = 2**24
 

@@ -357,6 +357,18 @@ def bench_metrics(images: int, rows: int) -> None:
     click.echo(metrics.run(images, rows))
 
 
+@bench.command("memory")
+@click.option("--images", type=click.IntRange(min=100), default=50_000, show_default=True, help="Images of 256×256.")
+@click.option("--shard", type=click.IntRange(min=1), default=2_000, show_default=True, help="Images of one file.")
+@_device
+def bench_memory(images: int, shard: int, device: str) -> None:
+    """Measure random images, shard by shard, by all metrics, and print the peak memory of the process."""
+    from quest.benchmarks import memory
+    from quest.device import resolve
+
+    click.echo(memory.run(images, shard, resolve(device)))
+
+
 @bench.command("evaluator")
 @click.option("--samples", type=FILE, required=True, help="Images to measure, a batch of ADM's layout (.npz).")
 @click.option("--reference", "reference_file", type=FILE, required=True, help="Reference batch of the same layout.")

@@ -37,9 +37,9 @@ def imagenet() -> nn.Module:
         block_out_channels=(192, 384, 576, 960),
         down_block_types=("DownBlock2D", *["CrossAttnDownBlock2D"] * 3),
         up_block_types=(*["CrossAttnUpBlock2D"] * 3, "UpBlock2D"),
+        attention_head_dim=(6, 12, 18, 30),  # type: ignore[arg-type]  # diffusers' name for the number of heads here
         cross_attention_dim=512,
         **_COMMON,
-        **{"attention_head_dim": (6, 12, 18, 30)},  # diffusers' name for the number of heads here
     )
 
     def condition(_module: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> tuple[Any, Any]:

@@ -31,19 +31,26 @@ def bedrooms() -> nn.Module:
 def imagenet() -> nn.Module:
     """ImageNet 256: 192 channels × (1, 2, 3, 5), transformer blocks at the same places; 400.92 M parameters.
 
-    Its class embedding (N, 1, 512) is filled in where the network is called.
+    Its class embedding is a constant (`conditioned`).
     """
-    network = UNet2DConditionModel(
-        block_out_channels=(192, 384, 576, 960),
-        down_block_types=("DownBlock2D", *["CrossAttnDownBlock2D"] * 3),
-        up_block_types=(*["CrossAttnUpBlock2D"] * 3, "UpBlock2D"),
-        attention_head_dim=(6, 12, 18, 30),  # type: ignore[arg-type]  # diffusers' name for the number of heads here
-        cross_attention_dim=512,
-        **_COMMON,
+    return conditioned(
+        UNet2DConditionModel(
+            block_out_channels=(192, 384, 576, 960),
+            down_block_types=("DownBlock2D", *["CrossAttnDownBlock2D"] * 3),
+            up_block_types=(*["CrossAttnUpBlock2D"] * 3, "UpBlock2D"),
+            attention_head_dim=(6, 12, 18, 30),  # type: ignore[arg-type]  # diffusers' name for the number of heads
+            cross_attention_dim=512,
+            **_COMMON,
+        ),
+        512,
     )
 
+
+def conditioned(network: UNet2DConditionModel, width: int) -> nn.Module:
+    """``network`` called without its context, for which it takes one embedding (N, 1, width) of ones."""
+
     def condition(_module: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> tuple[Any, Any]:
-        return args, {"encoder_hidden_states": args[0].new_ones(len(args[0]), 1, 512)} | named
+        return args, {"encoder_hidden_states": args[0].new_ones(len(args[0]), 1, width)} | named
 
     network.register_forward_pre_hook(condition, with_kwargs=True)
     return network

@@ -36,6 +36,7 @@ from quest.reconstruction import Cache, Unit
 
 _STEPS = 20  # sampling steps; one group of them, so one set of activation scales
 _FORWARD_BATCH = 50
+_CALIBRATION = 8  # samples; scales need not be good
 
 
 class Published(NamedTuple):
@@ -118,7 +119,7 @@ def run(names: Sequence[str], iterations: int, batch: int, device: torch.device 
         recipe = Recipe(Bits(4, 4), QuantizerSettings(weight_search="max"), sets=1, steps=_STEPS)
         network = QuantizedNetwork(model, recipe, example)
         calibration = _calibration(max(batch, QuestSettings().cma_batch_size * (iterations + 1)), device)
-        finetuning.calibrate_activations(network, replace(calibration, x=calibration.x[:, :batch]))
+        finetuning.calibrate_activations(network, replace(calibration, x=calibration.x[:, : min(batch, _CALIBRATION)]))
         steps = [forward, *_passes(name, network, calibration, iterations, batch, device)]
         steps += _stages(name, network, calibration, iterations, batch, device)
         blocks = _blocks(network, calibration, iterations, min(batch, ReconstructionSettings().batch_size), device)

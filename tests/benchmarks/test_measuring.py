@@ -15,11 +15,14 @@ def test_numbers_are_aligned_to_the_right() -> None:
     assert measuring.table(rows) == "task         s  by\nfeatures  1.25  quest\nroot        10  other"
 
 
-def test_what_a_run_does_once_does_not_count() -> None:
-    def run(steps: int) -> None:
-        time.sleep(0.05 + 0.01 * steps)
+def test_what_a_run_does_once_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
 
-    assert measuring.step_seconds(run, 3, "cpu") == pytest.approx(0.01, abs=0.006)
+    def run(steps: int) -> None:
+        clock[0] += 5 + 0.25 * steps
+
+    assert measuring.step_seconds(run, 3, "cpu") == pytest.approx(0.25)
 
 
 def test_peak_memory_of_the_process_sees_what_was_freed() -> None:

@@ -24,6 +24,7 @@ from quest.config import EvaluationSettings
 from quest.metrics import evaluation, measure, reference
 from quest.metrics.extractor import Extractor, Features
 from quest.metrics.reference import MANIFOLD_IMAGES
+from quest.metrics.statistics import Accumulator
 
 log = logging.getLogger(__name__)
 
@@ -65,15 +66,7 @@ def run(images: int, shard: int, device: torch.device | str) -> str:
     note(f"reference of {known:,} images")
     settings = EvaluationSettings(images=images, kid_block_size=min(1_000, known))
     statistics = evaluation.start(settings, images, extractor)
-    squares, first = 0.0, 0
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "samples.safetensors"
-        for made in _random(images, shard, seed=0):
-            save_tensors(file, {"images": made}, Manifest(kind="samples"))
-            own, teacher = (load_tensors(file, "samples").tensors["images"] for _ in range(2))
-            squares += measure._squared_error(own, teacher)
-            evaluation.take_in(statistics, first, own, extractor)
-            first += len(own)
+    squares = _gather(statistics, _random(images, shard, seed=0), extractor)
     note(f"{images:,} images of {SIZE}×{SIZE} in shards of {shard:,}")
     found = evaluation.numbers(statistics, real, settings, device)
     note("all metrics")
@@ -83,9 +76,23 @@ def run(images: int, shard: int, device: torch.device | str) -> str:
     )
 
 
+def _gather(statistics: Accumulator, shards: Iterator[Tensor], extractor: Extractor) -> float:
+    """Take in all images as `quest measure` does; returns the squared error between the two readings of them."""
+    squares, first = 0.0, 0
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "samples.safetensors"
+        for _ in (save_tensors(file, {"images": made}, Manifest(kind="samples")) for made in shards):
+            own, teacher = (load_tensors(file, "samples").tensors["images"] for _ in range(2))
+            squares += measure._squared_error(own, teacher)
+            evaluation.take_in(statistics, first, own, extractor)
+            first += len(own)
+            del own, teacher  # before the next is made, which is no part of measuring
+    return squares
+
+
 def _random(images: int, shard: int, seed: int) -> Iterator[Tensor]:
     """Random uint8 images (n, 3, SIZE, SIZE), ``shard`` at a time."""
     generator = np.random.default_rng(seed)
     for first in range(0, images, shard):
-        shape = (min(shard, images - first), 3, SIZE, SIZE)
-        yield torch.frombuffer(bytearray(generator.bytes(int(np.prod(shape)))), dtype=torch.uint8).view(shape)
+        shape = min(shard, images - first), 3, SIZE, SIZE
+        yield torch.from_numpy(generator.integers(256, size=shape, dtype=np.uint8))

@@ -356,15 +356,47 @@ def ui(port: int) -> None:
 
 @main.group()
 def bench() -> None:
-    """Measure speed."""
+    """Measure speed and memory."""
 
 
 @bench.command("stages")
 def bench_stages() -> None:
     """Print the seconds of each stage of the last run (from Snakemake's benchmark files)."""
-    from quest import benchmarks
+    from quest.benchmarks import stages
 
-    click.echo(benchmarks.stages(Path("benchmarks")))
+    click.echo(stages.stages(Path("benchmarks")))
+
+
+_network = click.Choice(["imagenet", "bedrooms"])
+
+
+@bench.command("weights")
+@click.option("--network", type=_network, default="bedrooms", show_default=True, help="Which LDM-4 U-Net.")
+@click.option("--bits", type=click.IntRange(2, 8), default=4, show_default=True)
+@_device
+def bench_weights(network: str, bits: int, device: str) -> None:
+    """Time the search for the weight scales of a U-Net of the paper, random weights, at its real size."""
+    from quest.benchmarks import weights
+    from quest.device import resolve
+
+    click.echo(weights.run(network, bits, resolve(device)))
+
+
+@bench.command("reconstruction")
+@click.option(
+    "--network", "networks", type=_network, multiple=True, default=("imagenet", "bedrooms"), show_default=True
+)
+@click.option("--iterations", type=click.IntRange(min=1), default=10, show_default=True, help="Steps of each kind.")
+@click.option(
+    "--batch", type=click.IntRange(min=1), default=50, show_default=True, help="Cut the published batches down to this."
+)
+@_device
+def bench_reconstruction(networks: tuple[str, ...], iterations: int, batch: int, device: str) -> None:
+    """Time optimisation steps on the U-Nets of the paper, random weights, beside the published code's."""
+    from quest.benchmarks import training
+    from quest.device import resolve
+
+    click.echo(training.run(networks, iterations, batch, resolve(device)))
 
 
 @bench.command("metrics")
@@ -372,9 +404,21 @@ def bench_stages() -> None:
 @click.option("--rows", type=click.IntRange(min=2050), default=10_000, show_default=True, help="Rows of features.")
 def bench_metrics(images: int, rows: int) -> None:
     """Time feature extraction, FID statistics and FID beside torchmetrics and torch-fidelity, where installed."""
-    from quest.metrics import benchmark
+    from quest.benchmarks import metrics
 
-    click.echo(benchmark.run(images, rows))
+    click.echo(metrics.run(images, rows))
+
+
+@bench.command("memory")
+@click.option("--images", type=click.IntRange(min=100), default=50_000, show_default=True, help="Images of 256×256.")
+@click.option("--shard", type=click.IntRange(min=1), default=2_000, show_default=True, help="Images of one file.")
+@_device
+def bench_memory(images: int, shard: int, device: str) -> None:
+    """Measure random images, shard by shard, by all metrics, and print the peak memory of the process."""
+    from quest.benchmarks import memory
+    from quest.device import resolve
+
+    click.echo(memory.run(images, shard, resolve(device)))
 
 
 @bench.command("evaluator")

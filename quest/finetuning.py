@@ -168,7 +168,7 @@ def finetune(
     weights = stage.weights()
     order = torch.Generator().manual_seed(seed)
     history = []
-    with training_sets(stage.sites) as scales:
+    with training_sets(stage.sites) as scales, network.frozen(but=stage.layers):
         optimizer = torch.optim.Adam(weights, lr=stage.weight_lr)
         scale_optimizers = [torch.optim.Adam(of_set, lr=stage.scale_lr) for of_set in scales]
         for parameter in weights:
@@ -181,7 +181,7 @@ def finetune(
                     for index, members in enumerate(groups)
                     for batch in members[torch.randperm(len(members), generator=order)].split(stage.batch_size)
                 ]
-                total: dict[str, float] = {}
+                total: dict[str, Tensor] = {}
                 for choice in torch.randperm(len(batches), generator=order).tolist():
                     index, batch = batches[choice]
                     terms = _losses(network, data, stage, targets, batch)
@@ -191,9 +191,10 @@ def finetune(
                         used.zero_grad()
                     keep_positive(scales[index])
                     for name, term in terms.items():
-                        total[name] = total.get(name, 0.0) + term.item() / len(batches)
-                history.append(total)
-                progress.set_postfix({name: f"{value:.3g}" for name, value in total.items()})
+                        part = term.detach().double() / len(batches)
+                        total[name] = total[name] + part if name in total else part
+                history.append({name: value.item() for name, value in total.items()})  # waits for the device
+                progress.set_postfix({name: f"{value:.3g}" for name, value in history[-1].items()})
         finally:
             for parameter in weights:
                 parameter.requires_grad_(False)

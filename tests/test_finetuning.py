@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
@@ -237,3 +238,32 @@ def test_running_range_of_what_is_not_finite(make_quantized: Make, batches: tupl
     with pytest.raises(ValueError, match=r"^activation conv_in\.input_quantizer: .*NaN"):
         follow()
     assert not site._forward_pre_hooks
+
+
+def test_weights_that_are_not_trained_are_quantized_once(
+    make_quantized: Make, calibration: Calibration, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    results, calls = [], []
+    for freezing in (True, False):
+        network = make_quantized()
+        stage = make_stage(network, ATTENTION)
+        layers = network.layers()
+        targets = stage.record(network, calibration)
+        if not freezing:
+            monkeypatch.setattr(network, "frozen", lambda but: nullcontext())
+        counts = dict.fromkeys(layers, 0)
+
+        def count(name: str, counts: dict[str, int] = counts) -> Callable[..., None]:
+            return lambda *_: counts.__setitem__(name, counts[name] + 1)
+
+        for name, layer in layers.items():
+            layer.weight_quantizer.register_forward_pre_hook(count(name))
+        history = finetune(network, calibration, stage, targets, 0)
+        results.append((state(network), history))
+        calls.append({name: counts[name] for name in layers if name not in stage.layers})
+        steps = 2 * 4 * 4 // 2
+        assert all(counts[name] == steps for name in stage.layers)
+    assert set(calls[0].values()) == {1}
+    assert set(calls[1].values()) == {steps}
+    assert results[0][1] == results[1][1]
+    assert all(torch.equal(tensor, results[1][0][name]) for name, tensor in results[0][0].items())

@@ -60,13 +60,17 @@ class ClipScore:
         self._seen[span] = True
 
     def compute(self) -> Estimate:
-        """Mean of all pairs; its error is the deviation of group means over √groups. Raises ValueError if some miss."""
+        """Mean of all pairs, 0 where it is negative; its error is the deviation of group means over √groups.
+
+        Raises ValueError if some are missing.
+        """
         if not self._seen.all():
             raise ValueError(f"CLIP score: found {int(self._seen.sum())} of {len(self._seen)} images")
         counts = torch.bincount(self._places % len(self._groups), minlength=len(self._groups)).double()
-        means = torch.stack([metric.compute() for metric in self._groups]).double().cpu()
+        # Not metric.compute(), which would cut each group off at 0 and not the mean of all.
+        means = torch.stack([metric.score / metric.n_samples for metric in self._groups]).double().cpu()
         error = means.std().item() / math.sqrt(len(means)) if len(means) > 1 else None
-        return Estimate(((means * counts).sum() / counts.sum()).item(), error)
+        return Estimate(max(0.0, ((means * counts).sum() / counts.sum()).item()), error)
 
 
 def read_prompts(path: Path, images: int) -> tuple[list[str], str]:

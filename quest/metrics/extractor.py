@@ -77,10 +77,10 @@ class Extractor(ABC):
         they hold NaN and what range they have.
         """
         self._check(images)
-        if torch.device(self.device).type == "cuda" and images.device.type == "cpu":
-            images = images.pin_memory()  # so that a batch travels while the one before is computed
+        pinned = torch.device(self.device).type == "cuda" and images.device.type == "cpu"
         batches = [
-            self._forward(batch.to(self.device, non_blocking=True))
+            # A batch in pinned memory travels while the one before is computed.
+            self._forward((batch.pin_memory() if pinned else batch).to(self.device, non_blocking=True))
             for batch in images.split(batch_size or self.batch_size)
         ]
         return Features(*(torch.cat(parts) for parts in zip(*batches, strict=True)))

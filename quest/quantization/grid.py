@@ -18,7 +18,10 @@ MIN_SCALE = 1e-8  # keeps all-zero groups on the grid; their codes are all zero
 _SHRINKS = tuple(1 - 0.01 * i for i in range(80))
 _ERROR_POWER = 2.4
 _PERCENTILES = (0.999, 0.9999, 0.99999)
-_CHUNK = 2**24  # elements searched at once, so that the search adds a bounded amount of memory
+# Elements worked on at once, so that the search adds a bounded amount of memory: on a CPU what its caches hold, on
+# other devices what keeps them busy.
+_CHUNK = {"cpu": 2**18}
+_DEVICE_CHUNK = 2**24
 
 Kind = Literal["asymmetric", "symmetric", "legacy_symmetric", "positive"]
 Search = Literal["max", "mse", "percentile"]
@@ -67,8 +70,8 @@ def search(x: Tensor, grid: Grid, method: Search) -> tuple[Tensor, Tensor]:
     if x.numel() == 0 or not bool(torch.isfinite(x).all()):
         found = "no values" if x.numel() == 0 else f"{int((~torch.isfinite(x)).sum())} values that are NaN or infinite"
         raise ValueError(f"cannot choose a scale: found {found}, expected finite numbers")
-    groups = max(1, _CHUNK // x.shape[1])
-    parts = [_search_chunk(chunk, grid, method) for chunk in x.split(groups)]
+    chunk = _CHUNK.get(x.device.type, _DEVICE_CHUNK)
+    parts = [_search_chunk(part, grid, method, chunk) for part in x.split(max(1, chunk // x.shape[1]))]
     scale, zero_point = (torch.cat(part) for part in zip(*parts, strict=True))
     return scale, zero_point
 
@@ -129,20 +132,16 @@ class _FakeQuantize(torch.autograd.Function):
         return to_x, to_scale, to_zero_point, None, None
 
 
-def _search_chunk(x: Tensor, grid: Grid, method: Search) -> tuple[Tensor, Tensor]:
+def _search_chunk(x: Tensor, grid: Grid, method: Search, chunk: int) -> tuple[Tensor, Tensor]:
     if method == "max":
         return from_range(x.amin(1), x.amax(1), grid)
     candidates, power = (_shrinks(x, grid), _ERROR_POWER) if method == "mse" else (_percentiles(x), 2.0)
-    best_scale, best_zero_point = from_range(*next(candidates), grid)
-    best = _error(x, best_scale, best_zero_point, grid, power)
-    for low, high in candidates:
-        scale, zero_point = from_range(low, high, grid)
-        error = _error(x, scale, zero_point, grid, power)
-        better = error < best
-        best = torch.where(better, error, best)
-        best_scale = torch.where(better, scale, best_scale)
-        best_zero_point = torch.where(better, zero_point, best_zero_point)
-    return best_scale, best_zero_point
+    low, high = (torch.stack(bounds) for bounds in zip(*candidates, strict=True))
+    scale, zero_point = from_range(low, high, grid)  # (candidates, groups)
+    at_once = max(1, chunk // x.numel())
+    pairs = zip(scale.split(at_once), zero_point.split(at_once), strict=True)
+    best = torch.cat([_error(x, *pair, grid, power) for pair in pairs]).argmin(0, keepdim=True)  # the first of equals
+    return scale.gather(0, best)[0], zero_point.gather(0, best)[0]
 
 
 def _shrinks(x: Tensor, grid: Grid) -> Iterator[tuple[Tensor, Tensor]]:
@@ -171,9 +170,9 @@ def _at(ordered: Tensor, position: float) -> Tensor:
 
 
 def _error(x: Tensor, scale: Tensor, zero_point: Tensor, grid: Grid, power: float) -> Tensor:
-    """Mean |x - x̂|^power of each group."""
-    scale, zero_point = scale.unsqueeze(1), zero_point.unsqueeze(1)
-    error = (
-        x.div(scale).round_().add_(zero_point).clamp_(grid.low, grid.high).sub_(zero_point).mul_(scale).sub_(x).abs_()
-    )
-    return error.pow_(power).mean(1)
+    """Mean |x - x̂|^power (candidates, groups) of each group, x (groups, elements), on each of its candidate grids."""
+    scale, zero_point = scale.unsqueeze(2), zero_point.unsqueeze(2)
+    error = x.div(scale).round_().add_(zero_point).clamp_(grid.low, grid.high).sub_(zero_point).mul_(scale).sub_(x)
+    if power == 2:
+        return error.square_().mean(2)
+    return error.abs_().log_().mul_(power).exp_().mean(2)  # twice as fast as pow; log 0 is -inf, of which exp is 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -178,9 +178,10 @@ class QuantizedNetwork(nn.Module):
             self.switches.weights, self.switches.activations = before
 
     @contextmanager
-    def frozen(self) -> Iterator[None]:
-        """Within, weights are quantized once instead of at each call: for sampling."""
-        layers = self.layers().values()
+    def frozen(self, but: Container[str] = ()) -> Iterator[None]:
+        """Within, weights are quantized once instead of at each call, except those of the layers named in ``but``: for
+        sampling, and for training where the other weights stay as they are."""
+        layers = [layer for name, layer in self.layers().items() if name not in but]
         try:
             for layer in layers:
                 layer.freeze()

@@ -13,12 +13,12 @@ GAMMA, ZETA = -0.1, 1.1  # stretch of the sigmoid, so that h reaches 0 and 1 exa
 
 def round_ste(x: Tensor) -> Tensor:
     """Nearest integer; the gradient passes straight through."""
-    return x + (x.round() - x).detach()
+    return x + (x.round() - x).detach() if x.requires_grad else x.round()  # the same number in one pass
 
 
 def floor_ste(x: Tensor) -> Tensor:
     """Next integer below; the gradient passes straight through, which lets finetuning move a rounded weight."""
-    return x + (x.floor() - x).detach()
+    return x + (x.floor() - x).detach() if x.requires_grad else x.floor()
 
 
 class Nearest(nn.Module):

@@ -1,8 +1,10 @@
-"""CLIP score with a stand-in for the model, as torchmetrics takes one: no transformers is needed."""
+"""CLIP score with a stand-in for the model, as torchmetrics takes one, and with a tiny CLIP of transformers."""
 
 from __future__ import annotations
 
 import hashlib
+import json
+import string
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torchmetrics.multimodal.clip_score import CLIPScore
 
 from quest.metrics import clip
 from quest.metrics.clip import ClipScore, read_prompts
@@ -114,3 +117,63 @@ def test_features_of_newer_transformers_are_unwrapped():
     wrapped = clip._Tensors(model)
     assert wrapped.get_image_features(tensor) is tensor
     assert wrapped.get_text_features(tensor) is tensor
+
+
+@pytest.fixture(scope="module")
+def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny CLIP with random weights as transformers stores one: model, tokenizer of single letters, processor."""
+    transformers = pytest.importorskip("transformers")
+    folder = tmp_path_factory.mktemp("clip")
+    letters = string.ascii_lowercase
+    tokens = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
+    (folder / "vocab.json").write_text(json.dumps({token: index for index, token in enumerate(tokens)}))
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    tokenizer = transformers.CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=16)
+    size = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    ends = {"bos_token_id": len(tokens) - 2, "eos_token_id": len(tokens) - 1}
+    config = transformers.CLIPConfig(
+        text_config=size | ends | {"vocab_size": len(tokens), "max_position_embeddings": 16},
+        vision_config=size | {"image_size": 32, "patch_size": 8},
+        projection_dim=8,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        transformers.CLIPModel(config).save_pretrained(folder)
+    crop = {"height": 32, "width": 32}
+    images = transformers.CLIPImageProcessor(size={"shortest_edge": 32}, crop_size=crop)
+    transformers.CLIPProcessor(image_processor=images, tokenizer=tokenizer).save_pretrained(folder)
+    return folder
+
+
+PROMPTS = ["a red cat", "dog", "fish in sea", "the moon", "a", "trees", "red", "blue"]
+
+
+@pytest.mark.parametrize("offset", [0, 8])
+def test_a_model_of_transformers_scores_as_torchmetrics_and_by_hand(clip_folder: Path, offset: int):
+    transformers = pytest.importorskip("transformers")
+    images = torch.randint(0, 256, (16, 3, 48, 40), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
+    images, prompts = images[offset : offset + 8], PROMPTS
+    model = transformers.CLIPModel.from_pretrained(clip_folder).eval()
+    processor = transformers.CLIPProcessor.from_pretrained(clip_folder)
+    with torch.no_grad():
+        inputs = processor(text=prompts, images=list(images), return_tensors="pt", padding=True)
+        output = model(**inputs)
+    cosines = torch.cosine_similarity(output.image_embeds, output.text_embeds)
+    assert cosines.std() > 0.01
+
+    signed = [images, images[cosines > 0]], [prompts, [p for p, c in zip(prompts, cosines, strict=True) if c > 0]]
+    for chosen, texts in zip(*signed, strict=True):
+        score = ClipScore(str(clip_folder), len(chosen))
+        for first in range(0, len(chosen), 3):
+            score.update(first, chosen[first : first + 3], texts[first : first + 3])
+        reference = CLIPScore(model_name_or_path=lambda: (clip._Tensors(model), processor))  # pyright: ignore[reportArgumentType]
+        reference.update(chosen, texts)
+        by_hand = 100 * (cosines if len(chosen) == len(images) else cosines[cosines > 0]).mean().item()
+        assert score.compute().value == pytest.approx(max(0.0, by_hand), abs=1e-4)
+        assert score.compute().value == pytest.approx(reference.compute().item(), abs=1e-4)
+
+
+def test_a_model_that_is_not_there_is_named(tmp_path: Path):
+    pytest.importorskip("transformers")
+    with pytest.raises(ValueError, match=r"evaluation\.clip\.model: '.*none' was not found"):
+        ClipScore(str(tmp_path / "none"), 4)

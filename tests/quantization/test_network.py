@@ -475,6 +475,16 @@ def test_impossible_bits_of_a_layer_are_named(
         )
 
 
+def test_frozen_but_for_named_layers(make_quantized: Make, calibration: Calibration) -> None:
+    network = make_quantized()
+    expected = outputs(network, calibration)
+    with network.frozen(but={"conv_in"}):
+        network.layers()["conv_out"].weight.data.mul_(0.5)
+        assert torch.equal(outputs(network, calibration), expected)
+        network.layers()["conv_in"].weight.data.mul_(0.5)
+        assert distance(outputs(network, calibration), expected) > 0.01
+
+
 def test_recipe_as_json(settings: DatasetSettings) -> None:
     recipe = Recipe.of(settings, Bits(4, 8), 2)
     assert Recipe.from_plain(recipe.plain()) == recipe

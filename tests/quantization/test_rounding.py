@@ -74,3 +74,9 @@ def test_decided_rounding_goes_up_or_down_as_decided() -> None:
     assert Fixed(torch.tensor([True, True, True, True]))(x).tolist() == [1, 1, 0, 0]
     assert Fixed(torch.tensor([False, False, False, False]))(x).tolist() == [0, 0, -1, -1]
     assert "up" in Fixed(torch.ones(4, dtype=torch.bool)).state_dict()
+
+
+@pytest.mark.parametrize(("function", "plain"), [(round_ste, torch.round), (floor_ste, torch.floor)])
+def test_straight_through_is_the_same_number_with_and_without_gradient(ratio, function, plain) -> None:
+    assert torch.equal(function(ratio), plain(ratio))
+    assert torch.equal(function(ratio.clone().requires_grad_()).detach(), plain(ratio))

@@ -1,15 +1,14 @@
 """Speed of the metrics beside torchmetrics and torch-fidelity, in one run: features, statistics, and the distance.
 
 Features are float32 and statistics float64, TF32 and bfloat16 are off. Implementations take turns, and the median of
-the rounds counts. Inception has random weights: its speed does not depend on them.
+the rounds counts, after one that does not; of what takes longer than LONG seconds, the first call counts alone.
+Inception has random weights: its speed does not depend on them.
 """
 
 from __future__ import annotations
 
-import platform
 import statistics
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 
 from quest.artifacts import ArtifactError
+from quest.benchmarks import measuring
 from quest.metrics import inception
 from quest.metrics.distances import FrechetDistance, fit
 from quest.metrics.reference import CHUNK
@@ -26,7 +26,9 @@ from quest.metrics.statistics import Moments
 
 WIDTH = 2048  # Inception's pooled features
 SIZE = 256  # of the images
+LONG = 5.0
 _BATCH = 64
+_CPU_IMAGES = 32  # on the CPU, where an image takes a hundred times as long
 
 
 class Timing(NamedTuple):
@@ -39,22 +41,22 @@ class Timing(NamedTuple):
     rate: float | None = None
 
 
-def run(images: int, rows: int, rounds: int = 3) -> str:
-    """A text table of timings: features of ``images`` on a GPU and an eighth on the CPU, statistics of ``rows``."""
+def run(images: int, rows: int, rounds: int = 2) -> str:
+    """A text table of timings: features of ``images`` on a GPU and of a few on the CPU, statistics of ``rows``."""
     devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
     lines = [_machine()]
     with inception.without_tf32(), torch.inference_mode():
         timings: list[Timing] = []
         for device in devices:
             try:
-                timings += _extraction(device, images if device == "cuda" else max(_BATCH, images // 8), rounds)
+                timings += _extraction(device, images if device == "cuda" else min(_CPU_IMAGES, images), rounds)
             except ArtifactError as error:
                 lines.append(f"features not timed: {error}")
             timings += _statistics(device, rows, rounds)
             found, agreement = _distance(device, rows, rounds)
             timings += found
             lines.append(agreement)
-    return "\n".join([*lines, "", *_table(timings)])
+    return "\n".join([*lines, "", _table(timings)])
 
 
 def _extraction(device: str, images: int, rounds: int) -> list[Timing]:
@@ -132,29 +134,18 @@ def _distance(device: str, rows: int, rounds: int) -> tuple[list[Timing], str]:
     if device == "cpu" and (functions := _torch_fidelity()) is not None:
         pair = [{"mu": each.mean.numpy(), "sigma": each.covariance.numpy()} for each in (a, b)]
         contestants["torch-fidelity"] = noting("torch-fidelity", lambda: functions[1](pair))
-    seconds = _take_turns(contestants, device, min(rounds, 2))
+    seconds = _take_turns(contestants, device, rounds)
     gaps = [f"{name} {abs(value / values['quest'] - 1):.1e}" for name, value in values.items() if name != "quest"]
     timings = [Timing(f"FID from statistics, D = {WIDTH}, s", device, name, value) for name, value in seconds.items()]
     return timings, f"FID on {device}: {values['quest']:.12g}; relative difference of {', '.join(gaps)}"
 
 
 def _take_turns(contestants: dict[str, Callable[[], Any]], device: str, rounds: int) -> dict[str, float]:
-    """Median seconds of each over ``rounds``, after one round that is not counted."""
-    seconds: dict[str, list[float]] = {name: [] for name in contestants}
-    for number in range(rounds + 1):
-        for name, function in contestants.items():
-            _wait(device)
-            begin = time.perf_counter()
-            function()
-            _wait(device)
-            if number:
-                seconds[name].append(time.perf_counter() - begin)
-    return {name: statistics.median(values) for name, values in seconds.items()}
-
-
-def _wait(device: str) -> None:
-    if device == "cuda":
-        torch.cuda.synchronize()
+    """Median seconds of each over ``rounds``, after a first that counts for those alone that take long."""
+    first = {name: measuring.seconds(function, device) for name, function in contestants.items()}
+    quick = {name: function for name, function in contestants.items() if first[name] < LONG}
+    turns = [{name: measuring.seconds(function, device) for name, function in quick.items()} for _ in range(rounds)]
+    return first | {name: statistics.median(turn[name] for turn in turns) for name in quick}
 
 
 def _features(rows: int, seed: int) -> Tensor:
@@ -186,17 +177,14 @@ def _torch_fidelity() -> tuple[Callable[..., Any], Callable[..., float]] | None:
 
 
 def _machine() -> str:
-    where = f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
-    if torch.cuda.is_available():
-        where += f"; {torch.cuda.get_device_name()}"
-    return f"torch {torch.__version__}, torch-fidelity {inception.library_version()}; {where}; TF32 off, bfloat16 off"
+    where = measuring.machine("cuda" if torch.cuda.is_available() else "cpu")
+    return f"{where}; torch-fidelity {inception.library_version()}; TF32 off, bfloat16 off"
 
 
-def _table(timings: list[Timing]) -> list[str]:
-    rows = [("task", "device", "by", "value", "of quest's time")]
+def _table(timings: list[Timing]) -> str:
     base = {(t.task, t.device): t.seconds for t in timings if t.implementation == "quest"}
+    rows = [("task", "device", "by", "value", "of quest's time")]
     for t in timings:
         value = f"{t.rate:,.1f}" if t.rate is not None else f"{t.seconds:.3f}"
         rows.append((t.task, t.device, t.implementation, value, f"{t.seconds / base[t.task, t.device]:.2f}×"))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return measuring.table(rows)

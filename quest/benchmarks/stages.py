@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 from pathlib import Path
 
+from quest.benchmarks import measuring
+
 STAGES = (
     "pretrain",
     "reference",
@@ -33,12 +35,7 @@ def stages(folder: Path) -> str:
             rows.append((stage, str(len(seconds)), f"{sum(seconds):.1f}", f"{max(seconds):.1f}"))
     if not rows:
         raise ValueError(f"{folder}: no benchmarks of any stage; `snakemake` writes them for the jobs that it runs")
-    table = [("stage", "jobs", "total s", "max s"), *rows]
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    return "\n".join(
-        "  ".join([name.ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True))])
-        for name, *cells in table
-    )
+    return measuring.table([("stage", "jobs", "total s", "max s"), *rows])
 
 
 def _seconds(file: Path) -> float:

@@ -232,7 +232,8 @@ def test_adapters_stand_in_for_the_weights_of_the_second_stage(
     trained = quest.attention_alignment(network, chosen).layers
     for name, layer in network.layers().items():
         change = layer.weight - before[name]
-        assert torch.linalg.matrix_rank(change.flatten(1)) == (2 if name in trained else 0)
+        rank = torch.linalg.matrix_rank(change.flatten(1), rtol=1e-2)
+        assert rank == (2 if name in trained else 0)
         if layer.bias is not None:
             assert torch.equal(layer.bias, biases[name])
     adapters = sum(2 * sum(layer.weight.shape) for layer in trained.values())

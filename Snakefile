@@ -8,6 +8,9 @@ min_version("9.27")
 configfile: "config/config.yaml"
 
 
+report: "workflow/report/workflow.rst"
+
+
 # Jobs run in the environment that runs Snakemake, pinned by constraints.txt. Only `--sdm apptainer` reads this line;
 # quest then has to be installed on the image.
 container: "docker://python:3.11"
@@ -37,6 +40,7 @@ include: "workflow/rules/measure.smk"
 include: "workflow/rules/table.smk"
 include: "workflow/rules/figures.smk"
 include: "workflow/rules/track.smk"
+include: "workflow/rules/paper.smk"
 
 
 rule all:
@@ -46,3 +50,4 @@ rule all:
         rules.figures_all.input,
         rules.track_all.input,
         rules.score_all.input,
+        rules.paper_all.input,

@@ -335,14 +335,44 @@ def figures(dataset: str, samples: tuple[Path, ...], table_file: Path, grid: Pat
 
 
 @main.command()
-@click.argument("tables", type=FILE, nargs=-1, required=True)
+@click.argument("table")
+@click.argument("dataset")
+@click.argument("metrics", type=FILE, nargs=-1)
+@click.option("--published", "published_file", type=FILE, default=Path("config/published.yaml"), show_default=True)
+@click.option("--output", type=FILE, required=True, help="The table as a JSON artifact.")
+@click.option("--csv", type=FILE, required=True)
+@click.option("--markdown", type=FILE, required=True)
+def paper(
+    table: str,
+    dataset: str,
+    metrics: tuple[Path, ...],
+    published_file: Path,
+    output: Path,
+    csv: Path,
+    markdown: Path,
+) -> None:
+    """A TABLE of the papers: the METRICS of its cells on DATASET beside what was published."""
+    from quest import paper, published
+
+    model = config.load_dataset(dataset).model
+    absent = "not run" if model.exists() else f"not run: the weights of {dataset} are not here ({model})"
+    paper.run(
+        table, dataset, published.load(published_file), metrics, absent, Path("benchmarks"), output, csv, markdown
+    )
+
+
+@main.command()
+@click.argument("tables", type=FILE, nargs=-1)
+@click.option("--paper", "papers", type=FILE, multiple=True, help="Table of the papers, from `quest paper`.")
 @click.option("--figure", "figure_files", type=FILE, multiple=True, help="Pictures to attach.")
 @click.option("--output", type=FILE, help="Record of the MLflow runs that were written.")
-def track(tables: tuple[Path, ...], figure_files: tuple[Path, ...], output: Path | None) -> None:
+def track(
+    tables: tuple[Path, ...], papers: tuple[Path, ...], figure_files: tuple[Path, ...], output: Path | None
+) -> None:
     """Log every row of TABLES to MLflow; a rerun updates its run instead of adding one."""
     from quest import tracking
 
-    tracking.run(tables, figure_files, output)
+    tracking.run(tables, figure_files, output, papers)
 
 
 @main.command()

@@ -505,6 +505,9 @@ class RunSettings(Settings):
     seeds: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)] = Field(
         description="one whole chain (calibration to metrics) for each"
     )
+    tables: list[str] = Field(
+        default=[], description="tables of `config/published.yaml` to make too, from their own cells on the same seeds"
+    )
 
 
 class Config(NamedTuple):

@@ -21,6 +21,10 @@ TABLE_MARKDOWN = "results/tables/{dataset}.md"
 SAMPLE_GRID = "results/figures/{dataset}/samples.png"
 COMPARISON = "results/figures/{dataset}/comparison.png"
 TRACKING = "results/tracking/{dataset}.json"
+PAPER = "results/paper/{dataset}/{table}.json"
+PAPER_CSV = "results/paper/{dataset}/{table}.csv"
+PAPER_MARKDOWN = "results/paper/{dataset}/{table}.md"
+PAPER_TRACKING = "results/tracking/{dataset}/{table}.json"
 
 
 def fill(pattern: str, **values: object) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -79,16 +79,21 @@ def run(dataset: str, metrics: Sequence[Path], output: Path, csv: Path, markdown
     """The `table` stage: an artifact of kind "table", and the same as CSV (a row a seed) and Markdown.
 
     The content is {"dataset", "rows", "summary", "sources"}: rows as `quest.metrics.measure` wrote them, in table
-    order; summary as `summarize` makes it; sources gives the settings and input hashes of each row by `row_key`.
+    order; summary as `summarize` makes it; sources gives the settings, input hashes and code versions of each row
+    by `row_key`.
     Raises ValueError when the files are not cells of ``dataset`` measured alike, each once.
     """
     artifacts = {file: load_json(file, "metrics") for file in metrics}
-    _require_one_protocol(dataset, artifacts)
+    require_one_protocol(dataset, artifacts)
     ordered = sorted(artifacts.values(), key=lambda artifact: order(artifact.content))
     rows = [artifact.content for artifact in ordered]
     summary = summarize(rows)
     sources = {
-        row_key(artifact.content): {"settings": artifact.manifest.settings, "inputs": artifact.manifest.inputs}
+        row_key(artifact.content): {
+            "settings": artifact.manifest.settings,
+            "inputs": artifact.manifest.inputs,
+            "versions": artifact.manifest.versions,
+        }
         for artifact in ordered
     }
     inputs = {row_key(artifact.content): artifact.manifest.sha256 for artifact in ordered}
@@ -136,10 +141,7 @@ def to_markdown(rows: Sequence[Row], summary: Sequence[Row]) -> str:
     """The summary for reading, and a line that says what it was measured with."""
     columns = [column for column in COLUMNS if any(row.get(column.key) is not None for row in summary)]
     table = pd.DataFrame(
-        [
-            [title(row["method"]), row["bits"].upper(), *(_written(row, column) for column in columns)]
-            for row in summary
-        ],
+        [[title(row["method"]), row["bits"].upper(), *(written(row, column) for column in columns)] for row in summary],
         columns=["Method", "Bits", *(column.header for column in columns)],
     )
     align = ("left", "left", *("right" for _ in columns))
@@ -221,7 +223,8 @@ def order(row: Row) -> tuple[Any, ...]:
     return method != FULL_PRECISION, -bits.weight, -bits.activation, place, method, row.get("seed")
 
 
-def _require_one_protocol(dataset: str, artifacts: dict[Path, JsonArtifact]) -> None:
+def require_one_protocol(dataset: str, artifacts: Mapping[Path, JsonArtifact]) -> None:
+    """Raise ValueError, naming the file, unless all are cells of ``dataset`` measured alike, each once."""
     first_file, first = next(iter(artifacts.items()))
     found: dict[str, Path] = {}
     for file, artifact in artifacts.items():
@@ -273,7 +276,8 @@ def _summary_row(rows: Sequence[Row]) -> Row:
     return summary
 
 
-def _written(row: Row, column: Column) -> str:
+def written(row: Row, column: Column) -> str:
+    """A number of a summary row for reading, with its spread."""
     value, spread = row.get(column.key), row.get(f"{column.key}_spread")
     if value is None or (row["method"] == FULL_PRECISION and column.key in ("psnr", "mse")):  # its distance to itself
         return MISSING

@@ -15,7 +15,7 @@ import socket
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,13 +33,14 @@ if TYPE_CHECKING:
 
 EXPERIMENT = "quest"
 DEFAULT_STORE = "sqlite:///mlflow.db"
-TABLES, FIGURES = Path("results/tables"), Path("results/figures")
+TABLES, FIGURES, PAPER = Path("results/tables"), Path("results/figures"), Path("results/paper")
 KEY_TAG = "quest.key"
 FINGERPRINT_TAG = "quest.fingerprint"
 _INPUT_TAG = "quest.input."
-_LAYOUT = 1  # of what is logged; another number makes every run be written again
+_VERSION_TAG = "quest.version."
+_LAYOUT = 2  # of what is logged; another number makes every run be written again
 _SQLITE = "sqlite:///"
-_BATCH = 100  # parameters or tags in one request (a limit of MLflow's)
+_BATCH = 100  # parameters, tags or metrics in one request (a limit of MLflow's)
 _TAG_LENGTH = 5000  # that every store takes
 _PROTOCOL = ("images", "reference_images", *tables.VARIANTS)  # how a row was measured, not what came out
 _log = logging.getLogger(__name__)
@@ -65,16 +66,19 @@ class _Entry:
         return digest.hexdigest()
 
 
-def run(table_files: Sequence[Path], figures: Sequence[Path], output: Path | None) -> None:
+def run(table_files: Sequence[Path], figures: Sequence[Path], output: Path | None, papers: Sequence[Path] = ()) -> None:
     """The `track` stage: every row of the tables as an MLflow run, and a run for each table with its figures.
 
-    figures: pictures ``…/<dataset>/<name>.png``; with a single table all of them are its own.
+    figures: pictures ``…/<dataset>/<name>.png``; with a single table all of them are its own. Grids of samples go to
+    the rows of the seed that they show too. papers: artifacts of `quest.paper`, a run for each.
     output: an artifact of kind "tracking", {"experiment", "runs": {key: fingerprint}}.
     The store is ``MLFLOW_TRACKING_URI``, or ``mlflow.db`` in the current folder. Raises ValueError for a figure of
     no table.
     """
     artifacts = [load_json(file, "table") for file in table_files]
     entries = [entry for artifact, own in _with_figures(artifacts, figures) for entry in _entries(artifact, own)]
+    paper_tables = [load_json(file, "paper") for file in papers]
+    entries += [_paper_entry(artifact) for artifact in paper_tables]
     fingerprints = {entry.key: entry.fingerprint() for entry in entries}
     with _store() as client:
         experiment = _experiment(client)
@@ -85,6 +89,7 @@ def run(table_files: Sequence[Path], figures: Sequence[Path], output: Path | Non
     _log.info("%d of %d MLflow runs written to %s, the others were current", written, len(entries), _uri())
     if output is not None:
         inputs = {artifact.content["dataset"]: artifact.manifest.sha256 for artifact in artifacts}
+        inputs |= {_paper_key(artifact): artifact.manifest.sha256 for artifact in paper_tables}
         content = {"experiment": EXPERIMENT, "runs": fingerprints}
         save_json(output, content, Manifest(kind="tracking", inputs=inputs))
 
@@ -102,7 +107,8 @@ def ui(port: int) -> None:
     if not files:
         raise ValueError(f"{TABLES}: no table yet; `snakemake` makes them, `dvc pull {TABLES}` fetches shared ones")
     datasets = {file.stem for file in files}
-    run(files, [file for file in sorted(FIGURES.glob("*/*.png")) if file.parent.name in datasets], None)
+    figures = [file for file in sorted(FIGURES.glob("*/*.png")) if file.parent.name in datasets]
+    run(files, figures, None, sorted(PAPER.glob("*/*.json")))
     _log.info("http://127.0.0.1:%d is ready in some seconds; Ctrl-C ends it", port)
     command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", uri, "--host", "127.0.0.1"]
     os.execv(sys.executable, [*command, "--port", str(port), "--workers", "1"])
@@ -110,6 +116,8 @@ def ui(port: int) -> None:
 
 def _entries(artifact: JsonArtifact, figures: Sequence[Path]) -> Iterator[_Entry]:
     content = artifact.content
+    shown = min(row["seed"] for row in content["rows"])  # the seed of the sample grids
+    grids = [file for file in figures if file.stem.startswith("samples")]
     for row in content["rows"]:
         source = content["sources"][row_key(row)]
         measured = _numbers(row)
@@ -118,7 +126,9 @@ def _entries(artifact: JsonArtifact, figures: Sequence[Path]) -> Iterator[_Entry
             key=row_key(row),
             params={name: _text(value) for name, value in (facts | _flat(source["settings"])).items()},
             metrics=measured,
-            tags={_INPUT_TAG + name: digest for name, digest in source["inputs"].items()},
+            tags={_INPUT_TAG + name: digest for name, digest in source["inputs"].items()}
+            | {_VERSION_TAG + name: version for name, version in source["versions"].items()},
+            files=grids if row["seed"] == shown else [],
         )
     summary = content["summary"]
     note = tables.to_markdown(content["rows"], summary)
@@ -126,16 +136,39 @@ def _entries(artifact: JsonArtifact, figures: Sequence[Path]) -> Iterator[_Entry
         key=f"{content['dataset']}/table",
         params={"dataset": content["dataset"]},
         metrics={
-            f"{row['method']}-{row['bits']}/{name}": float(row[name])
+            _named(f"{row['method']}-{row['bits']}/{name}"): float(row[name])
             for row in summary
             for name in METRICS
             if row.get(name) is not None
         },
-        tags={_INPUT_TAG + name: digest for name, digest in artifact.manifest.inputs.items()}
-        | ({"mlflow.note.content": note} if len(note) <= _TAG_LENGTH else {}),
+        tags=_input_tags(artifact) | ({"mlflow.note.content": note} if len(note) <= _TAG_LENGTH else {}),
         frames={"summary": summary, "rows": content["rows"]},
         files=list(figures),
     )
+
+
+def _paper_entry(artifact: JsonArtifact) -> _Entry:
+    content = artifact.content
+    return _Entry(
+        key=_paper_key(artifact),
+        params={name: content[name] for name in ("dataset", "table", "title")},
+        metrics={},
+        tags=_input_tags(artifact),
+        frames={"table": content["rows"]},
+    )
+
+
+def _paper_key(artifact: JsonArtifact) -> str:
+    return f"{artifact.content['dataset']}/paper/{artifact.content['table']}"
+
+
+def _input_tags(artifact: JsonArtifact) -> dict[str, str]:
+    return {_named(_INPUT_TAG + name): digest for name, digest in artifact.manifest.inputs.items()}
+
+
+def _named(name: str) -> str:
+    """A name of a metric or tag as MLflow allows it: the + of a variant is none of its characters."""
+    return name.replace("+", ":")
 
 
 def _write(client: MlflowClient, experiment: str, found: Sequence[Run], entry: _Entry, fingerprint: str) -> bool:
@@ -157,10 +190,11 @@ def _write(client: MlflowClient, experiment: str, found: Sequence[Run], entry: _
     run_id = current.info.run_id
 
     for tag in current.data.tags:
-        if tag == FINGERPRINT_TAG or (tag.startswith(_INPUT_TAG) and tag not in entry.tags):
+        if tag == FINGERPRINT_TAG or (tag.startswith((_INPUT_TAG, _VERSION_TAG)) and tag not in entry.tags):
             client.delete_tag(run_id, tag)
     now = int(time.time() * 1000)
-    client.log_batch(run_id, metrics=[Metric(name, value, now, 0) for name, value in entry.metrics.items()])
+    for names in _batches(entry.metrics):
+        client.log_batch(run_id, metrics=[Metric(name, entry.metrics[name], now, 0) for name in names])
     for names in _batches(entry.params):
         client.log_batch(run_id, params=[Param(name, entry.params[name]) for name in names])
     for names in _batches(entry.tags):
@@ -297,7 +331,7 @@ def _text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def _batches(names: dict[str, str]) -> Iterator[list[str]]:
+def _batches(names: Collection[str]) -> Iterator[list[str]]:
     listed = sorted(names)
     for start in range(0, len(listed), _BATCH):
         yield listed[start : start + _BATCH]

@@ -232,7 +232,7 @@ def test_adapters_stand_in_for_the_weights_of_the_second_stage(
     trained = quest.attention_alignment(network, chosen).layers
     for name, layer in network.layers().items():
         change = layer.weight - before[name]
-        rank = torch.linalg.matrix_rank(change.flatten(1), rtol=0.05)  # what a float32 weight rounds off aside
+        rank = torch.linalg.matrix_rank(change.flatten(1), rtol=1e-2)
         assert rank == (2 if name in trained else 0)
         if layer.bias is not None:
             assert torch.equal(layer.bias, biases[name])
@@ -328,79 +328,6 @@ def test_stage_writes_a_checkpoint(
     again = tmp_path / "again.safetensors"
     methods.run(settings, model_file, method, Bits(4, 4), 0, calibration_file, weights, again, "cpu")
     assert again.read_bytes() == output.read_bytes()
-
-
-@pytest.mark.parametrize("method", ["quest", "efficientdm", "tfmq-dm"])
-def test_weights_by_groups_of_inputs(
-    method: str,
-    make_settings: Callable[..., DatasetSettings],
-    model_file: Path,
-    calibration_file: Path,
-    calibration: Calibration,
-    denoiser: Denoiser,
-    tmp_path: Path,
-) -> None:
-    """From the reconstruction to the checkpoint, with learned roundings, weights and scales."""
-    settings = make_settings(quantizer={"weight_group": 8, "split_shortcuts": True})
-    variant = settings.method(method).reconstruction
-    weights, output = tmp_path / "w3.safetensors", tmp_path / "checkpoint.safetensors"
-    if variant:
-        reconstruction.run(settings, model_file, 3, 0, calibration_file, weights, "cpu", variant)
-    methods.run(settings, model_file, method, Bits(3, 8), 0, calibration_file, weights, output, "cpu")
-    network = checkpoints.load(output, denoiser, settings).network
-    account = load_tensors(output, "checkpoint").manifest.notes["account"]
-    assert account == network.account()
-    assert account["weight_granularity"] == "groups_of_8"
-    scales = 0
-    for name, layer in network.layers().items():
-        for quantizer, weight in layer.weight_parts():
-            groups = 1 if name == "conv_in" else weight[0].numel() // 8
-            assert quantizer.scale.numel() == len(weight) * groups
-            scales += quantizer.scale.numel()
-            assert quantizer.codes(weight).unique().numel() <= 8
-    bits = {layer.weight_parts()[0][0].grid.bits for layer in network.layers().values()}
-    assert bits == {3}
-    sites = sum(site.scale.numel() * (1 + (site.grid.kind == "asymmetric")) for site in network.sites().values())
-    others = account["parameters"] - account["weights_quantized"]
-    stored = account["weights_quantized"] * 3 + (others + 2 * scales + sites) * 32
-    assert account["weight_mib"] == pytest.approx(stored / 8 / 2**20)
-    network.set_step(0)
-    with torch.no_grad():
-        assert bool(torch.isfinite(network(calibration.x[0], calibration.timesteps[0].expand(8)).sample).all())
-
-
-def test_group_that_does_not_fit_leaves_nothing(
-    make_settings: Callable[..., DatasetSettings], model_file: Path, calibration_file: Path, tmp_path: Path
-) -> None:
-    settings = make_settings(quantizer={"weight_group": 16})
-    output = tmp_path / "output.safetensors"
-    with pytest.raises(ValueError, match=r"^time_embedding\.linear_1\.weight: granularity in groups of 16"):
-        reconstruction.run(settings, model_file, 4, 0, calibration_file, output, "cpu")
-    with pytest.raises(ValueError, match=r"^time_embedding\.linear_1\.weight: granularity in groups of 16"):
-        methods.run(settings, model_file, "minmax", Bits(4, 4), 0, calibration_file, None, output, "cpu")
-    assert not list(tmp_path.iterdir())
-
-
-def test_bits_by_sampling_step(
-    make_settings: Callable[..., DatasetSettings],
-    model_file: Path,
-    calibration_file: Path,
-    denoiser: Denoiser,
-    tmp_path: Path,
-) -> None:
-    settings = make_settings(methods={"ptqd": {"step_bits": [2, 4, 8]}}, quantizer={"split_shortcuts": True})
-    weights, output = tmp_path / "w4.safetensors", tmp_path / "checkpoint.safetensors"
-    reconstruction.run(settings, model_file, 4, 0, calibration_file, weights, "cpu")
-    methods.run(settings, model_file, "ptqd", Bits(4, 8), 0, calibration_file, weights, output, "cpu")
-    notes = load_tensors(output, "checkpoint").manifest.notes
-    chosen = notes["statistics"]["activation_bits"]
-    loaded = checkpoints.load(output, denoiser, settings)
-    assert loaded.network.recipe.widths == (8, 4, 2)
-    assert loaded.network.used() == chosen
-    assert set(chosen) <= {8, 4, 2}
-    assert min(chosen) < 8
-    assert notes["account"] == loaded.network.account()
-    assert set(notes["loss"]) == set(notes["noise_to_signal"]) == {"a8", "a4", "a2"}
 
 
 def test_a_variant_writes_a_checkpoint_of_its_name(

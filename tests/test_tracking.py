@@ -15,8 +15,10 @@ import pandas as pd
 import pytest
 from result_files import CELLS, row, write_all, write_metrics
 
-from quest import tables, tracking
+from quest import paper, tables, tracking
 from quest.artifacts import load_json
+from quest.config import validate
+from quest.published import Published
 
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"  # MLflow reads it when it is imported
 
@@ -121,6 +123,38 @@ def test_the_table_run_holds_tables_figures_and_hashes(store: MlflowClient, fold
     assert run.data.metrics["quest-w4a4/fid"] == 40
     assert run.data.tags["quest.input.digits/quest-w4a4-seed0"]
     assert "QuEST" in run.data.tags["mlflow.note.content"]
+
+
+def test_rows_hold_their_sample_grid_and_the_versions_of_the_code(store: MlflowClient, folder: Path):
+    table = make_table(folder, write_all(folder / "metrics", seeds=2))
+    tracking.run([table], [make_figure(folder), make_figure(folder, name="comparison")], None)
+    runs = active(store)
+    files = {
+        seed: [item.path for item in store.list_artifacts(runs[f"digits/quest-w4a4-seed{seed}"].info.run_id, "figures")]
+        for seed in (0, 1)
+    }
+    assert files == {0: ["figures/samples.png"], 1: []}, "the grid shows the first seed"
+    versions = load_json(table, "table").content["sources"]["digits/quest-w4a4-seed0"]["versions"]
+    assert "quest-diffusion" in versions
+    tags = runs["digits/quest-w4a4-seed0"].data.tags
+    assert versions.items() <= {key.removeprefix("quest.version."): value for key, value in tags.items()}.items()
+
+
+def test_variants_and_tables_of_the_papers(store: MlflowClient, folder: Path):
+    metrics = [write_metrics(folder, row("quest+no-local-loss"))]
+    rows = [{"method": "quest+no-local-loss", "bits": "w4a4"}]
+    table = {"title": "A table", "source": "a paper", "columns": ["fid"], "rows": rows}
+    place = {"datasets": {}, "tables": {"small": table}}
+    files = [folder / f"small.{suffix}" for suffix in ("json", "csv", "md")]
+    paper.run("small", "digits", validate(Published, place, "tests"), metrics, "", folder, *files)
+    output = folder / "tracking.json"
+    tracking.run([make_table(folder, metrics)], [], output, files[:1])
+    runs = active(store)
+    assert set(runs) == {"digits/quest+no-local-loss-w4a4-seed0", "digits/table", "digits/paper/small"}
+    assert runs["digits/table"].data.metrics["quest:no-local-loss-w4a4/fid"] == 40
+    assert runs["digits/paper/small"].data.params == {"dataset": "digits", "table": "small", "title": "A table"}
+    assert list(logged(store, runs["digits/paper/small"], "table", folder)["fid"]) == [40]
+    assert set(load_json(output, "tracking").manifest.inputs) == {"digits", "digits/paper/small"}
 
 
 def test_a_rerun_changes_nothing_and_is_quick(store: MlflowClient, folder: Path, monkeypatch: pytest.MonkeyPatch):

@@ -1,9 +1,10 @@
-"""Seconds of each stage of the last run, from the benchmark files that Snakemake writes for its jobs."""
+"""Seconds and memory of jobs of the last run, from the benchmark files that Snakemake writes for them."""
 
 from __future__ import annotations
 
 import csv
 from pathlib import Path
+from typing import NamedTuple
 
 from quest.benchmarks import measuring
 
@@ -19,7 +20,15 @@ STAGES = (
     "table",
     "figures",
     "track",
+    "paper",
 )
+
+
+class Cost(NamedTuple):
+    """What a job took: wall-clock seconds, and the largest resident host memory in MB."""
+
+    seconds: float
+    memory_mb: float
 
 
 def stages(folder: Path) -> str:
@@ -30,7 +39,7 @@ def stages(folder: Path) -> str:
     """
     rows = []
     for stage in STAGES:
-        seconds = [_seconds(file) for file in sorted((folder / stage).rglob("*.tsv"))]
+        seconds = [cost(file).seconds for file in sorted((folder / stage).rglob("*.tsv"))]
         if seconds:
             rows.append((stage, str(len(seconds)), f"{sum(seconds):.1f}", f"{max(seconds):.1f}"))
     if not rows:
@@ -38,11 +47,17 @@ def stages(folder: Path) -> str:
     return measuring.table([("stage", "jobs", "total s", "max s"), *rows])
 
 
-def _seconds(file: Path) -> float:
-    """The ``s`` column (wall clock) of a job's benchmark; the mean of repeated runs."""
+def cost(file: Path) -> Cost:
+    """A job's benchmark, columns ``s`` and ``max_rss``; the mean of repeated runs.
+
+    A job that ended before Snakemake looked at its memory has 0 MB. Raises ValueError for a file that is not
+    Snakemake's.
+    """
     with file.open() as lines:
         try:
-            seconds = [float(row["s"]) for row in csv.DictReader(lines, delimiter="\t")]
-            return sum(seconds) / len(seconds)
+            rows = list(csv.DictReader(lines, delimiter="\t"))
+            seconds = [float(row["s"]) for row in rows]
+            memory = [float(row["max_rss"]) if row.get("max_rss") not in (None, "-", "NA") else 0.0 for row in rows]
+            return Cost(sum(seconds) / len(seconds), sum(memory) / len(memory))
         except (KeyError, ValueError, TypeError, ZeroDivisionError) as error:
             raise ValueError(f"{file}: not a benchmark file of Snakemake (no seconds in its column 's')") from error

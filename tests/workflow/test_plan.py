@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -137,6 +138,46 @@ def test_a_variant_is_a_cell_with_settings_of_its_own(project: Project) -> None:
     assert given == plain | {"global_loss": False}
     nearest = plan.job("results/finetune/digits/quest+nearest-rounding-w4a4-seed0.safetensors")
     assert "--reconstruction" not in nearest.shellcmd
+
+
+def test_a_table_of_the_paper_runs_its_own_cells(project: Project) -> None:
+    plan = Plan(project, targets=("results/paper/digits/components.md",))
+    assert "table" not in plan.rules()
+    assert {job.wildcards.method for job in plan.jobs if job.rule.name == "finetune"} == {
+        *("q-diffusion", "quest", "quest+no-finetuning", "quest+tla-only", "quest+cma-only"),
+    }
+    command = plan.job("results/paper/digits/components.json").shellcmd
+    assert command.startswith("quest paper components digits results/metrics/digits/fp-w32a32-seed0.json ")
+    assert " results/metrics/digits/quest+tla-only-w4a8-seed0.json " in command
+
+
+def test_a_run_makes_the_tables_that_it_names(project: Project) -> None:
+    rules = Plan(project, {"tables": ["components", "levels"], "seeds": [0, 1]}).rules()
+    assert (rules["paper"], rules["track_paper"]) == (2, 2)
+    assert rules["finetune"] == 2 * (6 + 4 + 3)
+
+
+def test_a_table_on_a_dataset_whose_weights_are_not_here(project: Project) -> None:
+    (project.root / "data/models/digits/denoiser.safetensors").unlink()
+    plan = Plan(project, {"datasets": ["digits-quick"]}, ("results/paper/digits-quick/components.md",))
+    assert plan.rules() == {"paper": 1}
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        ("results/paper/digits/component.md", "table: unknown 'component' (did you mean 'components'?)"),
+        ("results/paper/digit/components.md", "dataset: unknown 'digit' (did you mean 'digits'?)"),
+    ],
+)
+def test_an_unknown_table_or_dataset(project: Project, target: str, message: str) -> None:
+    with pytest.raises(Exception, match=re.escape(message)):
+        Plan(project, targets=(target,))
+
+
+def test_an_unknown_table_of_a_run(project: Project) -> None:
+    with pytest.raises(WorkflowError, match=r"table: unknown 'component' \(did you mean 'components'\?\)"):
+        Plan(project, {"tables": ["component"]})
 
 
 def test_settings_are_what_the_command_line_reads(project: Project) -> None:

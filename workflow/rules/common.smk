@@ -9,7 +9,7 @@ from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
 
-from quest import paths
+from quest import paths, published
 from quest.config import (
     FULL_PRECISION,
     METHODS,
@@ -20,6 +20,7 @@ from quest.config import (
     ConfigError,
     base_method,
     load,
+    unknown,
 )
 from workflow.provenance import code_hash
 
@@ -32,6 +33,9 @@ os.environ.update(
 
 try:
     CONFIG = load(config)
+    PUBLISHED = published.load()
+    for table in CONFIG.run.tables:
+        PUBLISHED.table(table)
 except ConfigError as error:
     raise WorkflowError(str(error)) from None
 
@@ -129,6 +133,25 @@ def checkpoint_of(wildcards):
 def shards(wildcards, method, bits):
     """All shards of a cell of the dataset, under the same seed."""
     return of_cells(paths.SAMPLES, wildcards.dataset, [Cell(method, str(bits))], [wildcards.seed])
+
+
+def cells_of_table(wildcards):
+    """The metrics of the cells that a table compares; none where the dataset's model cannot be had."""
+    dataset = wildcards.dataset
+    try:
+        cells = PUBLISHED.table(wildcards.table).cells()
+        if dataset not in CONFIG.datasets:
+            raise ConfigError(f"dataset: {unknown(dataset, CONFIG.datasets)} (the datasets of the run)")
+        if dataset not in EMBEDDED and not CONFIG.datasets[dataset].model.exists():
+            return []
+        return of_cells(paths.METRICS, dataset, cells)
+    except ConfigError as error:
+        raise WorkflowError(str(error)) from None
+
+
+def tables_of_run(pattern):
+    """The files of the tables that the run asks for, of all its datasets."""
+    return expand(pattern, dataset=RUN.datasets, table=RUN.tables)
 
 
 def option(name):

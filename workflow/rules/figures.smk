@@ -7,12 +7,14 @@ rule figures:
         grid=report(
             paths.SAMPLE_GRID,
             category="{dataset}",
+            subcategory="Every method and bit-width",
             labels={"result": "samples"},
             caption="../report/samples.rst",
         ),
         comparison=report(
             paths.COMPARISON,
             category="{dataset}",
+            subcategory="Every method and bit-width",
             labels={"result": "comparison"},
             caption="../report/comparison.rst",
         ),

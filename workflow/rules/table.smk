@@ -7,6 +7,7 @@ rule table:
         csv=report(
             paths.TABLE_CSV,
             category="{dataset}",
+            subcategory="Every method and bit-width",
             labels={"result": "table"},
             caption="../report/table.rst",
         ),

@@ -1,0 +1,148 @@
+"""Tables of the papers: ours beside what was published, and what is missing with its reason."""
+
+from __future__ import annotations
+
+import csv
+import io
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from result_files import row, write_metrics
+
+from quest import paper
+from quest.artifacts import load_json
+from quest.config import ConfigError, validate
+from quest.published import Published
+
+ROWS: list[dict[str, Any]] = [
+    {"dataset": "LSUN", "label": "PTQ4DM", "bits": "w4a4", "published": {"fid": "N/A"}},
+    {"dataset": "LSUN", "method": "tfmq-dm", "bits": "w4a32", "published": {"fid": 3.6}},
+    {"dataset": "LSUN", "method": "minmax", "bits": "w4a4", "published": {"fid": 10.6}, "mark": "re-run"},
+    {"dataset": "LSUN", "method": "quest", "bits": "w4a4", "published": {"fid": 5.64, "hours": 1.5}},
+    {"method": "quest+tla-only", "bits": "w4a4", "note": "not in the paper"},
+]
+TABLE = {"title": "A table", "source": "a paper, table 3", "columns": ["fid", "hours", "seconds", "host_mb"]}
+
+
+def write(
+    folder: Path,
+    metrics: list[Path],
+    rows: list[dict[str, Any]],
+    place: dict[str, str] | None = None,
+    name: str = "small",
+) -> tuple[list[dict[str, Any]], list[dict[str, str]], str]:
+    """Rows of the artifact and of the CSV, and the Markdown."""
+    datasets = {"LSUN": place or {"stand_in": "digits"}, "FFHQ": {"stand_in": "shapes"}}
+    published = validate(Published, {"datasets": datasets, "tables": {"small": TABLE | {"rows": rows}}}, "tests")
+    json, text, markdown = (folder / f"t.{suffix}" for suffix in ("json", "csv", "md"))
+    paper.run(name, "digits", published, metrics, "not run: no weights", folder / "benchmarks", json, text, markdown)
+    content = load_json(json, "paper").content
+    return content["rows"], list(csv.DictReader(io.StringIO(text.read_text()))), markdown.read_text()
+
+
+def benchmark(folder: Path, job: str, seconds: float, memory: str) -> None:
+    file = folder / "benchmarks" / f"{job}.tsv"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(f"s\tmax_rss\n{seconds}\t{memory}\n")
+
+
+def test_ours_stand_beside_what_was_published(tmp_path: Path):
+    rows, text, markdown = write(tmp_path, [write_metrics(tmp_path, row("quest", seed=seed)) for seed in (0, 1)], ROWS)
+    quest = rows[3]
+    assert (quest["fid"], quest["fid_published"], quest["seeds"]) == (40.5, 5.64, 2)
+    assert quest["fid_spread"] == pytest.approx(0.5**0.5)
+    assert quest["source"] == "a paper, table 3"
+    assert (text[3]["fid"], text[3]["fid_published"]) == ("40.5", "5.64")
+    line = next(line for line in markdown.splitlines() if line.startswith("| QuEST "))
+    assert [cell.strip() for cell in line.strip("|").split("|")] == [
+        *("QuEST", "W4A4", "LSUN", "5.64", "40.50 ± 0.71", "1.50", ""),
+    ]
+    assert "Source: a paper, table 3. Here: digits, 2 seeds. It stands in for LSUN:" in markdown
+
+
+def test_what_is_missing_has_a_reason_and_is_not_zero(tmp_path: Path):
+    rows, text, markdown = write(tmp_path, [write_metrics(tmp_path, row("quest"))], ROWS)
+    assert [r["missing"] for r in rows] == [
+        "PTQ4DM is not implemented here",
+        "W4A32 is not run here: weights and activations are quantized together",
+        "not run: no weights",
+        None,
+        "not run: no weights",
+    ]
+    assert [r["fid"] for r in rows] == [None, None, None, 40.0, None]
+    assert [line["fid"] for line in text] == ["", "", "", "40.0", ""]
+    assert "not in the paper; not run: no weights" in markdown
+    assert "10.60*" in markdown
+    assert "N/A" in markdown
+
+
+def test_nothing_measured_is_a_table_still(tmp_path: Path):
+    rows, _, markdown = write(tmp_path, [], ROWS)
+    assert {r["fid"] for r in rows} == {None}
+    assert "FID ↓, here" not in markdown
+    assert "5.64" in markdown
+
+
+def test_on_a_papers_own_dataset_nothing_stands_in_and_rows_of_another_are_missing(tmp_path: Path):
+    place = {"stand_in": "shapes", "dataset": "digits"}
+    metrics = [write_metrics(tmp_path, row("quest"))]
+    _, _, markdown = write(tmp_path, metrics, ROWS, place)
+    assert "stands in" not in markdown
+    rows, _, _ = write(tmp_path, metrics, [ROWS[3], ROWS[3] | {"dataset": "FFHQ"}], place)
+    assert [(r["fid"], r["missing"]) for r in rows] == [
+        (40.0, None),
+        (None, "not run: the weights of FFHQ are not those of digits"),
+    ]
+
+
+def test_cost_is_that_of_the_jobs_that_quantize_the_cell(tmp_path: Path):
+    changes = {"settings": {"method": {"sets": 5}}}
+    metrics = [write_metrics(tmp_path, row("quest", seed=seed), changes) for seed in (0, 1)]
+    for seed, seconds in enumerate((100, 120)):
+        benchmark(tmp_path, f"finetune/digits/quest-w4a4-seed{seed}", seconds, "900.5")
+        benchmark(tmp_path, f"reconstruct/digits/blocks-w4-seed{seed}", 50, "-")
+    rows, _, markdown = write(tmp_path, metrics, ROWS)
+    assert (rows[3]["seconds"], rows[3]["host_mb"]) == (160, 900.5)
+    assert rows[3]["seconds_spread"] == pytest.approx(200**0.5)
+    assert "160 ± 14" in markdown
+
+
+def test_from_nearest_weights_no_reconstruction_is_counted(tmp_path: Path):
+    changes = {"settings": {"method": {"rounding": "nearest"}}}
+    benchmark(tmp_path, "finetune/digits/quest-w4a4-seed0", 100, "900")
+    rows, _, _ = write(tmp_path, [write_metrics(tmp_path, row("quest"), changes)], ROWS)
+    assert rows[3]["seconds"] == 100
+
+
+def test_a_cost_that_is_not_known_is_missing(tmp_path: Path):
+    changes = {"settings": {"method": {"sets": 5}}}
+    benchmark(tmp_path, "finetune/digits/quest-w4a4-seed0", 100, "900")
+    rows, _, _ = write(tmp_path, [write_metrics(tmp_path, row("quest"), changes)], ROWS)
+    assert rows[3]["seconds"] is None
+
+
+def test_mixed_protocols_are_refused(tmp_path: Path):
+    metrics = [write_metrics(tmp_path, row("quest")), write_metrics(tmp_path, row("minmax", images=500))]
+    with pytest.raises(ValueError, match=r"minmax-w4a4-seed0.json: images is 500, but 1000 in"):
+        write(tmp_path, metrics, ROWS)
+    assert not (tmp_path / "t.json").exists()
+
+
+def test_an_unknown_table(tmp_path: Path):
+    with pytest.raises(ConfigError, match=r"unknown 'smal' \(did you mean 'small'\?\)"):
+        write(tmp_path, [], ROWS, name="smal")
+
+
+def test_equal_inputs_give_equal_bytes_in_any_order(tmp_path: Path):
+    metrics = [write_metrics(tmp_path, row(method, seed=seed)) for method in ("quest", "minmax") for seed in (0, 1)]
+    write(tmp_path, metrics, ROWS)
+    first = [(tmp_path / f"t.{suffix}").read_bytes() for suffix in ("json", "csv", "md")]
+    write(tmp_path, metrics[::-1], ROWS)
+    assert [(tmp_path / f"t.{suffix}").read_bytes() for suffix in ("json", "csv", "md")] == first
+
+
+def test_never_imports_torch():
+    subprocess.run([sys.executable, "-c", "import sys, quest.paper; sys.exit('torch' in sys.modules)"], check=True)

@@ -360,9 +360,9 @@ class AutoencoderSettings(Settings):
     channels: tuple[Positive, ...] = Field(description="of each resolution, which halves from one to the next")
     latent_channels: Positive
     codes: Positive = Field(default=512, description="size of the codebook (vq)")
-    steps: Positive = Field(default=3_000, description="optimizer steps")
+    steps: Positive = Field(default=4_000, description="optimizer steps")
     batch_size: Positive = 256
-    lr: Rate = 1e-3
+    lr: Rate = 8e-4
 
 
 class ClipTrainingSettings(Settings):

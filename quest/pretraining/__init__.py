@@ -47,10 +47,11 @@ def run(
     name = f"{settings.real_images}-classifier"
     save_extractor(extractor, classifier, name, _manifest(pretrain, accuracy=accuracy))
 
-    clean, stage, notes = images.float() / 127.5 - 1, None, {}
-    if pretrain.autoencoder is not None:
-        stage, clean, notes = train_autoencoder(images, pretrain.autoencoder, where)
-        log.info("first stage: %s", notes)
+    if pretrain.autoencoder is None:
+        stage, clean, quality = None, images.float() / 127.5 - 1, {}
+    else:
+        stage, clean, quality = train_autoencoder(images, pretrain.autoencoder, where)
+        log.info("first stage: %s", quality)
     conditions, conditioner = None, None
     if text is not None:
         conditioner = text.text_encoder()
@@ -66,9 +67,8 @@ def run(
     context: Conditioner | None = conditioner if trained.embedder is None else trained.embedder
     result = Denoiser(trained.network, trained.scheduler, stage, context)
     # The account stands with the model, so that the row of full precision has its size and cost beside the others'.
-    notes = {"loss": trained.loss, "account": account(trained.network, result.example())} | (
-        {"first_stage_quality": notes} if notes else {}
-    )
+    notes = {"loss": trained.loss, "account": account(trained.network, result.example())}
+    notes |= {f"first_stage_{name}": value for name, value in quality.items()}
     inputs = {} if text is None else {"clip": text.sha256}
     denoisers.save(model, result, _manifest(pretrain, inputs, **notes), torch.float16)
 

@@ -15,7 +15,7 @@ from typing import Any
 import click
 
 from quest import config
-from quest.artifacts import ArtifactError
+from quest.artifacts import ArtifactError, write_bytes
 
 FILE = click.Path(path_type=Path, dir_okay=False)
 
@@ -76,18 +76,39 @@ _output = click.option("--output", type=FILE, required=True, help="File to write
 _device = click.option(
     "--device", default="auto", show_default=True, help="cpu, cuda, cuda:1, …; auto takes a GPU when there is one."
 )
+_allow_cpu = click.option("--allow-cpu", is_flag=True, help="Train even without a GPU (hours).")
 
 
 @main.command()
 @_stage(
-    click.option("--model", type=FILE, required=True), click.option("--extractor", type=FILE, required=True), _device
+    click.option("--model", type=FILE, required=True),
+    click.option("--extractor", type=FILE, required=True),
+    click.option("--clip", type=FILE, help="CLIP artifact whose text encoder conditions a model of prompts."),
+    _device,
+    _allow_cpu,
 )
-@click.option("--allow-cpu", is_flag=True, help="Train even without a GPU (hours).")
-def pretrain(dataset: str, settings: str | None, model: Path, extractor: Path, device: str, allow_cpu: bool) -> None:
+def pretrain(
+    dataset: str,
+    settings: str | None,
+    model: Path,
+    extractor: Path,
+    clip: Path | None,
+    device: str,
+    allow_cpu: bool,
+) -> None:
     """Train the embedded full-precision model and the feature extractor of DATASET."""
     from quest import pretraining
 
-    pretraining.run(_settings(dataset, settings), model, extractor, device=device, allow_cpu=allow_cpu)
+    pretraining.run(_settings(dataset, settings), model, extractor, device=device, allow_cpu=allow_cpu, clip=clip)
+
+
+@main.command("pretrain-clip")
+@_stage(_output, _device, _allow_cpu)
+def pretrain_clip(dataset: str, settings: str | None, output: Path, device: str, allow_cpu: bool) -> None:
+    """Train the CLIP model of an embedded DATASET of prompts: its text encoder, and its CLIP score."""
+    from quest import pretraining
+
+    pretraining.run_clip(_settings(dataset, settings), output, device=device, allow_cpu=allow_cpu)
 
 
 @main.command("import")
@@ -474,6 +495,47 @@ def bench_evaluator(samples: Path, reference_file: Path, extractor: Path, publis
         for name, expected in adm.PUBLISHED_ADM_G_U.items():
             gap = row[name] - expected
             click.echo(f"{name}: {row[name]:.4f}, ADM prints {expected:.4f} ({gap:+.4f}, {gap / expected:+.2%})")
+
+
+@bench.command("embedded")
+@_stage(
+    click.option("--images", type=click.IntRange(min=240), default=1_000, show_default=True, help="Images to draw."),
+    click.option("--grid", type=FILE, help="PNG of the first 64 of them."),
+    _device,
+)
+def bench_embedded(dataset: str, settings: str | None, images: int, grid: Path | None, device: str) -> None:
+    """How good the full-precision model of DATASET is, one of shapes, and its first stage, extractor and CLIP model."""
+    from quest.metrics import quality
+
+    click.echo(quality.run(_settings(dataset, settings), images, grid, device))
+
+
+@main.group("shapes")
+def shapes_group() -> None:
+    """Pictures and prompts of the embedded datasets that a program draws."""
+
+
+@shapes_group.command("prompts")
+@click.option("--number", type=click.IntRange(min=1), default=1_000, show_default=True)
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@click.option("--output", type=FILE, default=Path("config/prompts/shapes.txt"), show_default=True)
+def shapes_prompts(number: int, seed: int, output: Path) -> None:
+    """Write captions drawn at random, one a line."""
+    from quest.models import shapes
+
+    output.parent.mkdir(parents=True, exist_ok=True)
+    write_bytes(output, "".join(f"{caption}\n" for caption in shapes.captions(number, seed)).encode())
+
+
+@shapes_group.command("picture")
+@click.option("--number", type=click.IntRange(min=1), default=64, show_default=True)
+@click.option("--output", type=FILE, default=Path("docs/images/shapes.png"), show_default=True)
+def shapes_picture(number: int, output: Path) -> None:
+    """Show the first pictures of the reference."""
+    from quest import pictures
+    from quest.models.embedded import real_images
+
+    pictures.save(real_images("shapes", 32, number), output)
 
 
 @main.group("config")

@@ -373,7 +373,10 @@ METHODS: tuple[str, ...] = tuple(name.replace("_", "-") for name in MethodsSetti
 class ClipSettings(Settings):
     """CLIP score of text-conditional images; needs the extra `clip`."""
 
-    model: str = Field(default="openai/clip-vit-base-patch16", description="CLIP model: a hub id, or a folder")
+    model: str = Field(
+        default="openai/clip-vit-base-patch16",
+        description="CLIP model: a hub id, a folder, or an artifact (.safetensors) of an embedded dataset",
+    )
     prompts: Path = Field(description="text file: line i is the prompt of image i")
 
 
@@ -392,25 +395,59 @@ class EvaluationSettings(Settings):
 
 
 class UNetSettings(Settings):
-    """Architecture of an embedded pixel-space model (diffusers' UNet2DModel)."""
+    """Architecture of an embedded model (diffusers' UNet2DModel; UNet2DConditionModel with a condition)."""
 
     channels: tuple[Positive, ...]
     layers_per_block: Positive = 2
-    attention: tuple[bool, ...] = Field(description="self-attention at each resolution, highest first")
+    attention: tuple[bool, ...] = Field(
+        description="attention at each resolution, highest first; to the condition too where there is one"
+    )
     attention_head_dim: Positive = 8
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
 
 
+class AutoencoderSettings(Settings):
+    """First stage of an embedded latent model (diffusers' VQModel or AutoencoderKL) and its training."""
+
+    kind: Literal["vq", "kl"]
+    channels: tuple[Positive, ...] = Field(description="of each resolution, which halves from one to the next")
+    latent_channels: Positive
+    codes: Positive = Field(default=512, description="size of the codebook (vq)")
+    steps: Positive = Field(default=4_000, description="optimizer steps")
+    batch_size: Positive = 256
+    lr: Rate = 8e-4
+
+
+class ClipTrainingSettings(Settings):
+    """CLIP model of an embedded text-conditional dataset: its text encoder, and its CLIP score."""
+
+    width: Positive = Field(default=96, description="channels of both transformers and of the embedding")
+    head_width: Positive = 24
+    text_layers: Positive = 2
+    vision_layers: Positive = 3
+    patch_size: Positive = 4
+    tokens: Positive = Field(default=16, description="length that captions are padded to")
+    steps: Positive = Field(default=2_000, description="optimizer steps, of one picture of each caption")
+    lr: Rate = 5e-4
+
+
 class PretrainSettings(Settings):
-    """How an embedded model is trained; only the `pretrain` rule reads this."""
+    """How an embedded model is trained; only the `pretrain` rules read this."""
 
     unet: UNetSettings
+    autoencoder: AutoencoderSettings | None = Field(default=None, description="set for latent models only")
+    clip: ClipTrainingSettings | None = Field(default=None, description="set for models of prompts only")
+    images: Positive = Field(default=100_000, description="pictures to train on, where a program draws them")
     steps: Positive = Field(description="optimizer steps of the denoiser")
     batch_size: Positive = 512
     lr: Rate = 4e-4
     weight_decay: NonNegative = 1e-4
     ema: Annotated[float, Field(gt=0, lt=1)] = 0.999
+    condition_dropout: Annotated[float, Field(ge=0, lt=1)] = Field(
+        default=0.1, description="share of the samples that are trained without their condition, for guidance"
+    )
     classifier_steps: Positive = Field(default=2_000, description="optimizer steps of the feature extractor")
+    classifier_width: Positive = Field(default=64, description="features of the extractor")
     seed: int = 0
 
 
@@ -433,8 +470,11 @@ class DatasetSettings(Settings):
     extractor: Path = Field(
         description="feature extractor of the metrics: an artifact of kind 'extractor', or Inception's weights (.pth)"
     )
-    real_images: Literal["digits"] | None = Field(
+    real_images: Literal["digits", "shapes"] | None = Field(
         default=None, description="embedded real images; the reference of the metrics"
+    )
+    reference_images: Positive = Field(
+        default=10_000, description="pictures of the reference, where a program draws them"
     )
     reference_batch: Path | None = Field(
         default=None, description="the reference instead: a batch of ADM's layout (.npz), with or without statistics"

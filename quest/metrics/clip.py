@@ -10,7 +10,7 @@ import hashlib
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -19,6 +19,9 @@ from torchmetrics.multimodal.clip_score import CLIPScore
 from quest.metrics.distances import Estimate
 from quest.metrics.statistics import Plan
 
+if TYPE_CHECKING:
+    from quest.models.clip import Clip
+
 Loader = Callable[[], tuple[Any, Any]]  # a CLIP model and its processor, as torchmetrics takes them
 _BATCH = 64
 
@@ -26,7 +29,8 @@ _BATCH = 64
 class ClipScore:
     """Accumulates the score of ``images`` pairs.
 
-    model: a hub id or folder that transformers knows (the paper's table: openai/clip-vit-base-patch16), or a loader.
+    model: a hub id or folder that transformers knows (the paper's table: openai/clip-vit-base-patch16), the artifact
+    (.safetensors) of an embedded dataset, or a loader.
     Raises ValueError when transformers is not installed or does not find the model.
     """
 
@@ -95,6 +99,11 @@ def _load(name: str) -> tuple[Any, Any]:
         raise ValueError(
             f"evaluation.clip needs transformers ({error}); pip install 'quest-diffusion[clip]', or leave it out"
         ) from error
+    if name.endswith(".safetensors"):
+        from quest.models import clip
+
+        own = clip.load(Path(name))
+        return _Tensors(own.model), _Processor(own)
     try:
         return _Tensors(CLIPModel.from_pretrained(name)).eval(), CLIPProcessor.from_pretrained(name)
     except OSError as error:
@@ -119,3 +128,18 @@ class _Tensors(torch.nn.Module):
 
 def _pooled(output: Any) -> Tensor:
     return output if isinstance(output, Tensor) else output.pooler_output
+
+
+class _Processor:
+    """What prepares images and texts for the CLIP artifact of an embedded dataset, called as transformers' is."""
+
+    def __init__(self, clip: Clip):
+        self._clip = clip
+
+    def __call__(
+        self, text: list[str] | None = None, images: list[Tensor] | None = None, **_: Any
+    ) -> dict[str, Tensor]:
+        if images is not None:
+            return {"pixel_values": self._clip.pixels(torch.stack(images))}
+        tokens = self._clip.tokens(text or [])
+        return {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}  # padding comes after the end

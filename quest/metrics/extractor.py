@@ -27,22 +27,22 @@ class Features(NamedTuple):
 
 
 class Classifier(nn.Module):
-    """Three convolutions and a linear layer, for images of 16×16 to 32×32."""
+    """Three convolutions and a linear layer on ``width`` features, for images of 16×16 to 32×32."""
 
-    def __init__(self, channels: int, classes: int):
+    def __init__(self, channels: int, classes: int, width: int = 64):
         super().__init__()
         self.body = nn.Sequential(
-            nn.Conv2d(channels, 32, 3, padding=1),
+            nn.Conv2d(channels, width // 2, 3, padding=1),
             nn.ReLU(),
             nn.MaxPool2d(2),
-            nn.Conv2d(32, 64, 3, padding=1),
+            nn.Conv2d(width // 2, width, 3, padding=1),
             nn.ReLU(),
             nn.MaxPool2d(2),
-            nn.Conv2d(64, 64, 3, padding=1),
+            nn.Conv2d(width, width, 3, padding=1),
             nn.ReLU(),
         )
         self.dropout = nn.Dropout(0.3)
-        self.head = nn.Linear(64, classes)
+        self.head = nn.Linear(width, classes)
 
     def features(self, x: Tensor) -> Features:
         """x (N, C, H, W) in [-1, 1]."""
@@ -122,6 +122,7 @@ def save_extractor(path: Path, classifier: Classifier, name: str, manifest: Mani
         "name": name,
         "channels": classifier.body[0].in_channels,
         "classes": classifier.head.out_features,
+        "width": classifier.head.in_features,
     }
     tensors = {key: tensor.half() for key, tensor in classifier.state_dict().items()}
     return save_tensors(
@@ -140,7 +141,7 @@ def load_extractor(path: Path, device: torch.device | str = "cpu") -> Extractor:
         return inception.load(inception.cached_weights() if str(path) == "inception-fid" else path, device)
     artifact = load_tensors(path, "extractor")
     notes = artifact.manifest.notes
-    classifier = Classifier(notes["channels"], notes["classes"])
+    classifier = Classifier(notes["channels"], notes["classes"], notes.get("width", 64))
     try:
         classifier.load_state_dict({name: tensor.float() for name, tensor in artifact.tensors.items()})
     except RuntimeError as error:

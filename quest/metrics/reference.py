@@ -61,7 +61,7 @@ def run(dataset: str, settings: DatasetSettings, extractor_path: Path, output: P
         source, inputs = {"reference_batch": settings.reference_batch.name}, {"batch": batch.sha256}
     elif settings.real_images is not None:
         extractor = load_extractor(extractor_path, where)
-        images = real_images(settings.real_images, settings.image_size)
+        images = real_images(settings.real_images, settings.image_size, settings.reference_images)
         real = reduce(images.split(CHUNK), len(images), extractor, dataset)
         source, inputs = {"real_images": settings.real_images}, {}
     else:

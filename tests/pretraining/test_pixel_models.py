@@ -1,4 +1,4 @@
-"""Training of embedded models, in a few steps."""
+"""Training of embedded pixel-space models and extractors, in a few steps."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from quest.config import DatasetSettings, PretrainSettings
 from quest.metrics.extractor import load_extractor
 from quest.models import denoiser as denoisers
 from quest.models.embedded import labelled_images
+from quest.pretraining.classifier import train_classifier
+from quest.pretraining.denoiser import build_unet, train_denoiser
 
 CPU = torch.device("cpu")
 PRETRAIN: dict[str, Any] = {
@@ -37,18 +39,18 @@ def pretrain(embedded: DatasetSettings) -> PretrainSettings:
     return embedded.pretrain
 
 
-def test_architecture(embedded: DatasetSettings, pretrain: PretrainSettings) -> None:
-    network = pretraining.build_unet(embedded, pretrain)
+def test_architecture(pretrain: PretrainSettings) -> None:
+    network = build_unet(pretrain.unet, 1, 8)
     assert network.config["down_block_types"] == ("DownBlock2D", "AttnDownBlock2D")
     assert network.config["up_block_types"] == ("AttnUpBlock2D", "UpBlock2D")
     assert network(torch.zeros(2, 1, 8, 8), torch.zeros(2)).sample.shape == (2, 1, 8, 8)
 
 
-def test_denoiser_learns(embedded: DatasetSettings, pretrain: PretrainSettings) -> None:
+def test_denoiser_learns(pretrain: PretrainSettings) -> None:
     torch.manual_seed(0)
     images, _ = labelled_images("digits", 8)
-    untrained = pretraining.build_unet(embedded, pretrain).eval()
-    network, scheduler, loss = pretraining.train_denoiser(images, embedded, pretrain, CPU)
+    untrained = build_unet(pretrain.unet, 1, 8).eval()
+    network, scheduler, _, loss = train_denoiser(images.float() / 127.5 - 1, pretrain, CPU)
     assert not network.training
     assert not any(parameter.requires_grad for parameter in network.parameters())
     assert 0 < loss < 1
@@ -66,7 +68,7 @@ def test_classifier_learns(pretrain: PretrainSettings) -> None:
     torch.manual_seed(0)
     images, labels = labelled_images("digits", 8)
     longer = pretrain.model_copy(update={"classifier_steps": 60})
-    classifier, accuracy = pretraining.train_classifier(images, labels, longer, CPU)
+    classifier, accuracy = train_classifier(images, labels, longer, CPU)
     assert not classifier.training
     held_out = torch.arange(len(images)) % 6 == 5
     with torch.no_grad():

@@ -1,0 +1,102 @@
+"""How good the full-precision model of a dataset of shapes is, by pictures that the program draws anew."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from quest import pictures
+from quest.config import DatasetSettings
+from quest.device import resolve
+from quest.metrics import distances
+from quest.metrics.clip import ClipScore
+from quest.metrics.extractor import Features, load_extractor
+from quest.models import denoiser as denoisers
+from quest.models import shapes
+from quest.models.conditions import EVALUATION, conditions
+from quest.models.first_stage import FirstStage
+from quest.sampling import draw, to_uint8
+
+SEED = 0
+
+
+def run(settings: DatasetSettings, images: int, grid: Path | None, device: str) -> str:
+    """A text table of measure and value. Raises ValueError for a dataset that is not of shapes.
+
+    fid: of images against as many drawn ones; fid_of_real: of other drawn ones against the same; ratio: of the two.
+    extractor_right: share of drawn pictures whose label the extractor finds. class_right, prompt_right: of images that
+    it takes for what they were asked to be; size_right and so on: of each word of the prompts.
+    reconstruction_psnr (dB), reconstruction_fid: of the first stage. clip, clip_of_real: CLIP score, of images and of
+    drawn pictures with their own captions. parameters: of the denoiser, in millions.
+    """
+    if settings.real_images != "shapes":
+        raise ValueError(f"real_images: found {settings.real_images!r}; this measures models of 'shapes'")
+    where = resolve(device)
+    extractor, model = load_extractor(settings.extractor, where), denoisers.load(settings.model, where)
+    real, labels = shapes.draw("quality/real", range(images), settings.image_size, where)
+    other, _ = shapes.draw("quality/other", range(images), settings.image_size, where)
+    generated = draw(model, model.network, settings, SEED, range(images), where)
+    if grid is not None:
+        pictures.save(generated[:64], grid)
+
+    seen = extractor(real)
+    distance = distances.FrechetDistance(distances.fit(seen.pooled), where)
+    of_real = distance(distances.fit(extractor(other).pooled))
+    features = extractor(generated)
+    fid = distance(distances.fit(features.pooled))
+    rows = {"parameters": sum(each.numel() for each in model.network.parameters()) / 1e6}
+    rows |= {"fid": fid, "fid_of_real": of_real, "ratio": fid / of_real}
+    rows["extractor_right"] = _share(_labels(seen) == labels)
+    rows |= _asked(settings, _labels(features).cpu())
+    if model.first_stage is not None:
+        decoded = _reconstructed(model.first_stage, other)
+        error = (decoded.float() - other.cpu().float()).square().mean().item() / 255**2
+        rows |= {
+            "reconstruction_psnr": distances.psnr(error) or float("inf"),
+            "reconstruction_fid": distance(distances.fit(extractor(decoded).pooled)),
+        }
+    if settings.evaluation.clip is not None:
+        asked = conditions(settings.condition, EVALUATION, SEED, range(images))
+        name = settings.evaluation.clip.model
+        own = [shapes.CAPTIONS[label] for label in labels.tolist()]
+        rows |= {"clip": _clip(name, generated, asked or [], where), "clip_of_real": _clip(name, real, own, where)}
+    return "\n".join(f"{name:20} {value:9.4f}" for name, value in rows.items())
+
+
+def _asked(settings: DatasetSettings, found: Tensor) -> dict[str, float]:
+    """Shares of images of which the labels ``found`` are what the protocol's conditions ask for."""
+    asked = conditions(settings.condition, EVALUATION, SEED, range(len(found)))
+    if asked is None:
+        return {}
+    if isinstance(asked[0], int):
+        return {"class_right": _share(shapes.class_of(found) == torch.tensor(asked))}
+    wanted = [shapes.attributes(shapes.LABEL_OF[prompt]) for prompt in asked]
+    words = [shapes.attributes(label) for label in found.tolist()]
+    pairs = list(zip(words, wanted, strict=True))
+    shares = {"prompt_right": sum(a == b for a, b in pairs) / len(pairs)}
+    for index, name in enumerate(shapes.Attributes._fields):
+        shares[f"{name}_right"] = sum(a[index] == b[index] for a, b in pairs) / len(pairs)
+    return shares
+
+
+def _labels(features: Features) -> Tensor:
+    return features.logits.argmax(1)
+
+
+def _share(right: Tensor) -> float:
+    return right.float().mean().item()
+
+
+@torch.inference_mode()
+def _reconstructed(stage: FirstStage, images: Tensor) -> Tensor:
+    """Images (N, C, H, W) uint8 through the first stage and back, on the CPU."""
+    parts = [to_uint8(stage.decode(stage.encode(part.float() / 127.5 - 1))) for part in images.split(256)]
+    return torch.cat(parts)
+
+
+def _clip(name: str, images: Tensor, prompts: list[str], device: torch.device) -> float:
+    score = ClipScore(name, len(images), device)
+    score.update(0, images.cpu(), prompts)
+    return score.compute().value

@@ -1,0 +1,148 @@
+"""Training of latent models on drawn shapes: unconditional, of classes and of prompts, in a few steps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from quest import pretraining
+from quest.artifacts import load_tensors
+from quest.config import AutoencoderSettings, ClipTrainingSettings, DatasetSettings
+from quest.metrics import quality
+from quest.metrics.clip import ClipScore
+from quest.models import clip as clips
+from quest.models import denoiser as denoisers
+from quest.models import shapes
+from quest.models.conditioners import ClassEmbedder, TextEncoder
+from quest.pretraining import autoencoder
+from quest.pretraining.clip import train_clip
+from quest.sampling import draw
+
+CPU = torch.device("cpu")
+AUTOENCODER = {"channels": [8, 16], "latent_channels": 3, "batch_size": 8, "lr": 3e-3}
+CLIP: dict[str, Any] = {"width": 16, "head_width": 8, "text_layers": 1, "vision_layers": 1, "steps": 2, "lr": 2e-3}
+PRETRAIN: dict[str, Any] = {
+    "unet": {"channels": [8, 16], "layers_per_block": 1, "attention": [False, True]},
+    "steps": 2,
+    "batch_size": 8,
+    "images": 300,
+    "classifier_steps": 2,
+    "classifier_width": 16,
+}
+TINY: dict[str, Any] = {"real_images": "shapes", "image_size": 16, "image_channels": 3}
+
+
+@pytest.fixture(scope="module")
+def pictures() -> tuple[torch.Tensor, torch.Tensor]:
+    return shapes.draw("tests", range(256), 16)
+
+
+@pytest.mark.parametrize("kind", ["vq", "kl"])
+def test_first_stage_learns(kind: str, pictures: tuple[torch.Tensor, torch.Tensor]) -> None:
+    torch.manual_seed(0)
+    images, _ = pictures
+    short, long = (
+        autoencoder.train_autoencoder(
+            images, AutoencoderSettings.model_validate(AUTOENCODER | {"kind": kind, "codes": 32, "steps": steps}), CPU
+        )
+        for steps in (1, 60)
+    )
+    assert long.notes["psnr"] > short.notes["psnr"] + 3
+    assert long.latents.shape == (256, 3, 8, 8)
+    assert long.latents.std().item() == pytest.approx(1, rel=1e-4)
+    torch.testing.assert_close(long.first_stage.encode(images[:4].float() / 127.5 - 1), long.latents[:4])
+    if kind == "vq":
+        assert long.notes["codes_used"] > 24, "dead codes come to life"
+
+
+def test_clip_learns_and_round_trips(pictures: tuple[torch.Tensor, torch.Tensor], tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    images, labels = pictures
+    settings = ClipTrainingSettings.model_validate(CLIP | {"steps": 60})
+    model, accuracy = train_clip(images, labels, shapes.CAPTIONS, settings, CPU)
+    assert accuracy > 5 / shapes.LABELS, "five times chance"
+    path = tmp_path / "clip.safetensors"
+    model.model.half().float()  # weights are stored in half precision
+    sha256 = clips.save(path, model, pretraining._manifest(_pretrain())).sha256
+    loaded = clips.load(path)
+    assert loaded.sha256 == sha256
+    texts = ["a small red circle on a blue background", "a heart"]
+    assert torch.equal(loaded.tokens(texts), model.tokens(texts))
+    assert loaded.tokens(texts)[1].tolist()[:4] == [1, loaded.tokens(["a"])[0, 1], 2, 3], "start, a, unknown, end"
+    encoder = loaded.text_encoder()
+    assert encoder(texts).shape == (2, 16, 16)
+    assert torch.equal(encoder([None]), encoder([""]))
+    assert torch.equal(encoder(texts), model.text_encoder()(texts))
+    score = ClipScore(str(path), len(images))
+    score.update(0, images, [shapes.CAPTIONS[label] for label in labels.tolist()])
+    others = ClipScore(str(path), len(images))
+    others.update(0, images, [shapes.CAPTIONS[label] for label in labels.flip(0).tolist()])
+    assert score.compute().value > others.compute().value
+    with pytest.raises(ValueError, match="the model takes 16×16"):
+        loaded.pixels(torch.zeros(1, 3, 8, 8, dtype=torch.uint8))
+
+
+def _pretrain(**changes: Any) -> Any:
+    from quest.config import PretrainSettings
+
+    return PretrainSettings.model_validate(PRETRAIN | changes)
+
+
+def test_stage_of_each_family(make_settings: Callable[..., DatasetSettings], tmp_path: Path) -> None:
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("".join(f"{caption}\n" for caption in shapes.captions(240, 0)))
+    clip, extractor = tmp_path / "clip.safetensors", tmp_path / "extractor.safetensors"
+    families = {
+        "vq": ({}, {"autoencoder": AUTOENCODER | {"kind": "vq", "codes": 16, "steps": 2}}),
+        "class": (
+            {"condition": {"classes": 24}, "sampler": {"guidance_scale": 2.0}},
+            {"autoencoder": AUTOENCODER | {"kind": "vq", "codes": 16, "steps": 2}},
+        ),
+        "text": (
+            {
+                "condition": {"prompts": prompts},
+                "sampler": {"kind": "plms", "guidance_scale": 2.0},
+                "evaluation": {"clip": {"model": str(clip), "prompts": prompts}},
+            },
+            {"autoencoder": AUTOENCODER | {"kind": "kl", "steps": 2}, "clip": CLIP},
+        ),
+    }
+    for name, (protocol, training) in families.items():
+        model = tmp_path / f"{name}.safetensors"
+        settings = make_settings(**TINY | protocol, model=model, extractor=extractor, pretrain=PRETRAIN | training)
+        if name == "text":
+            with pytest.raises(ValueError, match="a model of prompts is conditioned by a CLIP artifact"):
+                pretraining.run(settings, model, extractor, "cpu", allow_cpu=True)
+            pretraining.run_clip(settings, clip, "cpu", allow_cpu=True)
+        given = clip if name == "text" else None
+        pretraining.run(settings, model, extractor, "cpu", allow_cpu=True, clip=given)
+        loaded = denoisers.load(model)
+        assert loaded.shape == (3, 8, 8)
+        assert loaded.first_stage is not None
+        conditioner = {"vq": type(None), "class": ClassEmbedder, "text": TextEncoder}[name]
+        assert type(loaded.conditioner) is conditioner
+        manifest = load_tensors(model, "model").manifest
+        assert manifest.notes["account"]["parameters"] == sum(p.numel() for p in loaded.network.parameters())
+        assert manifest.notes["first_stage_psnr"] > 0
+        assert set(manifest.inputs) == ({"clip"} if name == "text" else set())
+        images = draw(loaded, loaded.network, settings, 0, range(3), CPU)
+        assert images.shape == (3, 3, 16, 16)
+        again = tmp_path / "again.safetensors"
+        pretraining.run(settings, again, tmp_path / "e", "cpu", allow_cpu=True, clip=given)
+        assert again.read_bytes() == model.read_bytes(), "the same for a seed"
+        table = quality.run(settings, 240, tmp_path / "grid.png", "cpu")
+        measures = [line.split()[0] for line in table.splitlines()]
+        assert {"fid", "fid_of_real", "ratio", "extractor_right", "reconstruction_psnr"} <= set(measures)
+        assert ("class_right" in measures, "clip" in measures) == (name == "class", name == "text")
+        assert (tmp_path / "grid.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_prompts_without_a_clip_model(make_settings: Callable[..., DatasetSettings], tmp_path: Path) -> None:
+    settings = make_settings(**TINY, pretrain=PRETRAIN)
+    with pytest.raises(ValueError, match=r"pretrain\.clip: missing"):
+        pretraining.run_clip(settings, tmp_path / "clip", "cpu", allow_cpu=True)
+    assert not (tmp_path / "clip").exists()

@@ -361,6 +361,43 @@ def bench_evaluator(samples: Path, reference_file: Path, extractor: Path, publis
             click.echo(f"{name}: {row[name]:.4f}, ADM prints {expected:.4f} ({gap:+.4f}, {gap / expected:+.2%})")
 
 
+@main.group()
+def testkit() -> None:
+    """Try models of the papers' sizes with random weights."""
+
+
+@testkit.command("random-checkpoint")
+@click.argument("dataset")
+@click.option("--output", type=click.Path(path_type=Path), required=True, help="File or folder to write.")
+def testkit_random_checkpoint(dataset: str, output: Path) -> None:
+    """Write random weights of the model of DATASET in its published layout."""
+    from quest import testkit
+
+    testkit.random_checkpoint(dataset, output, config.load_dataset(dataset).architecture)
+
+
+@testkit.command("truesize")
+@click.argument("dataset")
+@click.option("--source", type=click.Path(path_type=Path), help="Weights to take; random ones without.")
+@_device
+def testkit_truesize(dataset: str, source: Path | None, device: str) -> None:
+    """Take a model of the size of DATASET's through import, calibration, 4 bits, finetuning and sampling."""
+    import tempfile
+
+    from quest import testkit
+
+    settings = config.load_dataset(dataset)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        if source is None:
+            source = folder / ("source.ckpt" if settings.architecture else "source")
+            testkit.random_checkpoint(dataset, source, settings.architecture)
+        for stage, seconds, peak, notes in testkit.walk(
+            testkit.small(settings, source, folder / "prompts.txt"), folder, device
+        ):
+            click.echo(f"{dataset} {stage}: {seconds:.1f} s, peak {peak:.0f} MiB {json.dumps(notes) if notes else ''}")
+
+
 @main.group("config")
 def config_group() -> None:
     """Check and document the configuration."""

@@ -434,6 +434,10 @@ class RunSettings(Settings):
     seeds: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)] = Field(
         description="one whole chain (calibration to metrics) for each"
     )
+    suite: str | None = Field(
+        default=None,
+        description="of the command line only: `snakemake --config suite=NAME` runs config/NAME.yaml",
+    )
 
 
 class Config(NamedTuple):
@@ -485,6 +489,16 @@ def load(source: Path | dict[str, Any] = CONFIG_FILE, folder: Path | None = None
                 where = f"{folder}/datasets/{dataset}.yaml: {key}"
                 raise ConfigError(f"{where} is {count}, which does not divide sampler.steps = {settings.sampler.steps}")
     return Config(run, datasets)
+
+
+def run_file(suite: str | None = None, folder: Path = CONFIG_FILE.parent) -> Path:
+    """The file of the run called ``suite``, like paper; of the default run without. Raises ConfigError."""
+    if suite is None:
+        return folder / CONFIG_FILE.name
+    known = sorted(path.stem for path in folder.glob("*.yaml"))
+    if suite not in known:
+        raise ConfigError(f"suite: {unknown(str(suite), known)} (the files of {folder})")
+    return folder / f"{suite}.yaml"
 
 
 def load_dataset(dataset: str, folder: Path = CONFIG_FILE.parent) -> DatasetSettings:

@@ -102,6 +102,18 @@ def import_(dataset: str, settings: str | None, source: str | None, output: Path
 
 
 @main.command()
+@click.argument("source", type=FILE)
+@_output
+@click.option("--count", type=click.IntRange(min=1), default=10_000, show_default=True)
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+def prompts(source: Path, output: Path, count: int, seed: int) -> None:
+    """Choose prompts from SOURCE, a text file with one a line or COCO's captions (.json)."""
+    from quest import prompts
+
+    prompts.run(source, output, count, seed)
+
+
+@main.command()
 @_stage(click.option("--extractor", type=FILE, required=True), _output, _device)
 def reference(dataset: str, settings: str | None, extractor: Path, output: Path, device: str) -> None:
     """Feature statistics of the real images of DATASET."""

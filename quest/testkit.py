@@ -212,16 +212,16 @@ def _write_stable_diffusion(folder: Path) -> None:
         tokenizer="CLIPTokenizer",
         scheduler="PNDMScheduler",
     )
-    channels = (128, 256, 512, 512)
+    config: dict[str, Any] = {
+        "block_out_channels": (128, 256, 512, 512),
+        "down_block_types": ("DownEncoderBlock2D",) * 4,
+        "up_block_types": ("UpDecoderBlock2D",) * 4,
+        "layers_per_block": 2,
+        "latent_channels": 4,
+        "sample_size": 512,
+    }
     with torch.device("meta"):
-        autoencoder = AutoencoderKL(
-            block_out_channels=channels,
-            down_block_types=("DownEncoderBlock2D",) * len(channels),
-            up_block_types=("UpDecoderBlock2D",) * len(channels),
-            layers_per_block=2,
-            latent_channels=4,
-            sample_size=512,
-        )
+        autoencoder = AutoencoderKL(**config)
     words = [*("a</w>", "b</w>", "c</w>"), *(f"word{i}</w>" for i in range(49_403)), "<|startoftext|>", "<|endoftext|>"]
     encoder = CLIPTextConfig(hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12)
     _filled(stable_diffusion_unet()).save_pretrained(folder / "unet")

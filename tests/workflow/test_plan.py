@@ -107,12 +107,14 @@ def test_each_stage_is_given_the_settings_that_it_depends_on(project: Project) -
     always = {"title", "model", "extractor", "image_size", "image_channels"}
     expected = {
         "results/reference/digits/reference.safetensors": {"real_images", "reference_batch", "reference_sha256"},
-        "results/calibration/digits/seed0.safetensors": {"sampler", "calibration"},
+        "results/calibration/digits/seed0.safetensors": {"sampler", "condition", "calibration"},
         "results/reconstruction/digits/blocks-w4-seed0.safetensors": {
-            *("sampler", "calibration", "quantizer", "reconstruction"),
+            *("sampler", "condition", "calibration", "quantizer", "reconstruction"),
         },
-        "results/finetune/digits/quest-w4a4-seed0.safetensors": {"sampler", "calibration", "quantizer", "methods"},
-        "results/samples/digits/quest-w4a4-seed0.0.safetensors": {"sampler", "evaluation"},
+        "results/finetune/digits/quest-w4a4-seed0.safetensors": {
+            *("sampler", "condition", "calibration", "quantizer", "methods"),
+        },
+        "results/samples/digits/quest-w4a4-seed0.0.safetensors": {"sampler", "condition", "evaluation"},
         "results/metrics/digits/quest-w4a4-seed0.json": {"evaluation"},
     }
     assert {output: set(plan.settings(output)) - always for output in expected} == expected
@@ -205,3 +207,14 @@ def test_an_unknown_suite(default_project: Project) -> None:
         WorkflowError, match=r"suite: unknown 'papr' \(did you mean 'paper'\?\); known are config, paper"
     ):
         Plan(default_project, {"suite": "papr"})
+
+
+def test_every_stage_that_reads_calibration_data_is_given_what_they_were_recorded_for(default_project: Project) -> None:
+    plan = Plan(default_project, {"suite": "paper", "datasets": ["imagenet"], "methods": ["quest"], "bits": ["w4a4"]})
+    given = [plan.settings(str(job.output[0])) for job in plan.jobs if "results/calibration" in str(job.input)]
+    assert len(given) == 2  # reconstruct and finetune
+    recorded = plan.settings("results/calibration/imagenet/seed40.safetensors")
+    for settings in given:
+        assert {key: settings[key] for key in ("sampler", "condition", "calibration")} == {
+            key: recorded[key] for key in ("sampler", "condition", "calibration")
+        }

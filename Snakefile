@@ -1,11 +1,19 @@
 # QuEST as a pipeline: from pretrained diffusion models to tables of their low-bit versions, one file a result.
 # What to run: config/. How to run: profiles/. How a stage runs: workflow/rules/. `snakemake -n` shows what is missing.
+from snakemake.exceptions import WorkflowError
 from snakemake.utils import min_version
+
+from quest.config import ConfigError, run_file
 
 min_version("9.27")
 
+try:
+    RUN_FILE = run_file(config.get("suite"))
+except ConfigError as error:
+    raise WorkflowError(str(error)) from None
 
-configfile: "config/config.yaml"
+
+configfile: RUN_FILE
 
 
 report: "workflow/report/workflow.rst"
@@ -31,6 +39,7 @@ wildcard_constraints:
 
 include: "workflow/rules/pretrain.smk"
 include: "workflow/rules/import.smk"
+include: "workflow/rules/bring.smk"
 include: "workflow/rules/reference.smk"
 include: "workflow/rules/calibrate.smk"
 include: "workflow/rules/reconstruct.smk"

@@ -123,6 +123,18 @@ def import_(dataset: str, settings: str | None, source: str | None, output: Path
 
 
 @main.command()
+@click.argument("source", type=FILE)
+@_output
+@click.option("--count", type=click.IntRange(min=1), default=10_000, show_default=True)
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+def prompts(source: Path, output: Path, count: int, seed: int) -> None:
+    """Choose prompts from SOURCE, a text file with one a line or COCO's captions (.json)."""
+    from quest import prompts
+
+    prompts.run(source, output, count, seed)
+
+
+@main.command()
 @_stage(click.option("--extractor", type=FILE, required=True), _output, _device)
 def reference(dataset: str, settings: str | None, extractor: Path, output: Path, device: str) -> None:
     """Feature statistics of the real images of DATASET."""
@@ -536,6 +548,43 @@ def shapes_picture(number: int, output: Path) -> None:
     from quest.models.embedded import real_images
 
     pictures.save(real_images("shapes", 32, number), output)
+
+
+@main.group()
+def testkit() -> None:
+    """Try models of the papers' sizes with random weights."""
+
+
+@testkit.command("random-checkpoint")
+@click.argument("dataset")
+@click.option("--output", type=click.Path(path_type=Path), required=True, help="File or folder to write.")
+def testkit_random_checkpoint(dataset: str, output: Path) -> None:
+    """Write random weights of the model of DATASET in its published layout."""
+    from quest import testkit
+
+    testkit.random_checkpoint(dataset, output, config.load_dataset(dataset).architecture)
+
+
+@testkit.command("truesize")
+@click.argument("dataset")
+@click.option("--source", type=click.Path(path_type=Path), help="Weights to take; random ones without.")
+@_device
+def testkit_truesize(dataset: str, source: Path | None, device: str) -> None:
+    """Take a model of the size of DATASET's through import, calibration, 4 bits, finetuning and sampling."""
+    import tempfile
+
+    from quest import testkit
+
+    settings = config.load_dataset(dataset)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        if source is None:
+            source = folder / ("source.ckpt" if settings.architecture else "source")
+            testkit.random_checkpoint(dataset, source, settings.architecture)
+        for stage, seconds, peak, notes in testkit.walk(
+            testkit.small(settings, source, folder / "prompts.txt"), folder, device
+        ):
+            click.echo(f"{dataset} {stage}: {seconds:.1f} s, peak {peak:.0f} MiB {json.dumps(notes) if notes else ''}")
 
 
 @main.group("config")

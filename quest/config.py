@@ -548,6 +548,10 @@ class RunSettings(Settings):
     tables: list[str] = Field(
         default=[], description="tables of `config/published.yaml` to make too, from their own cells on the same seeds"
     )
+    suite: str | None = Field(
+        default=None,
+        description="of the command line only: `snakemake --config suite=NAME` runs config/NAME.yaml",
+    )
 
 
 class Config(NamedTuple):
@@ -607,6 +611,16 @@ def load(source: Path | dict[str, Any] = CONFIG_FILE, folder: Path | None = None
                 where = f"{folder}/datasets/{dataset}.yaml: {key}"
                 raise ConfigError(f"{where} is {count}, which does not divide sampler.steps = {settings.sampler.steps}")
     return config
+
+
+def run_file(suite: str | None = None, folder: Path = CONFIG_FILE.parent) -> Path:
+    """The file of the run called ``suite``, like paper; of the default run without. Raises ConfigError."""
+    if suite is None:
+        return folder / CONFIG_FILE.name
+    known = sorted({path.stem for path in folder.glob("*.yaml")} - {"variants", "published"})
+    if suite not in known:
+        raise ConfigError(f"suite: {unknown(str(suite), known)} (the files of {folder})")
+    return folder / f"{suite}.yaml"
 
 
 def load_dataset(dataset: str, folder: Path = CONFIG_FILE.parent) -> DatasetSettings:

@@ -172,7 +172,7 @@ def convert(state: Mapping[str, Tensor], architecture: Architecture) -> Denoiser
     if architecture.scale_by_std and "scale_factor" not in state:
         raise ValueError("scale_factor: missing; expected a number, since this model's latents are scaled by it")
     scale = float(state.get("scale_factor", architecture.scale_factor))
-    parts = [
+    parts: list[tuple[nn.Module, Callable[[str], str]]] = [
         (build_unet(architecture), unet_names(architecture)),
         (build_autoencoder(architecture), autoencoder_names(architecture)),
     ]
@@ -182,7 +182,7 @@ def convert(state: Mapping[str, Tensor], architecture: Architecture) -> Denoiser
     for old in state:
         if old not in known and old.startswith((UNET, FIRST_STAGE, CLASSES)) and not old.startswith(_UNUSED):
             raise ValueError(f"{old}: found {tuple(state[old].shape)}, but the architecture has no such weight")
-    unet, autoencoder, *embedder = [_loaded(*part, state, averaged=architecture.use_ema) for part in parts]
+    unet, autoencoder, *embedder = [_loaded(part, name, state, architecture.use_ema) for part, name in parts]
     conditioner = embedder[0] if embedder else None
     return Denoiser(unet, build_schedule(architecture), FirstStage(autoencoder, scale), conditioner)
 
@@ -221,6 +221,7 @@ def build_unet(architecture: Architecture) -> UNet2DModel | UNet2DConditionModel
     attending = ("CrossAttnDownBlock2D", "CrossAttnUpBlock2D") if unet.use_spatial_transformer else _ATTENDING
     down = [(attending if unet.attends(level) else plain)[0] for level in levels]
     up = [(attending if unet.attends(level) else plain)[1] for level in reversed(levels)]
+    heads: Any = tuple(map(unet.heads, channels))
     shift = "scale_shift" if unet.use_scale_shift_norm else "default"
     with torch.device("meta"):
         if unet.use_spatial_transformer:
@@ -230,7 +231,7 @@ def build_unet(architecture: Architecture) -> UNet2DModel | UNet2DConditionModel
                 up_block_types=tuple(up),
                 resnet_time_scale_shift=shift,
                 cross_attention_dim=unet.context_dim or 0,
-                attention_head_dim=tuple(map(unet.heads, channels)),  # a number of heads, whatever its name
+                attention_head_dim=heads,  # a number of heads, whatever its name
             )
         network = UNet2DModel(
             **common,

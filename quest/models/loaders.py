@@ -115,8 +115,9 @@ def _network(folder: Path, part: str, index: dict[str, Any]) -> Any:
     place = _place(folder, part)
     weights = _weights(place, "diffusion_pytorch_model")
     config = _json(place / "config.json")
+    architecture: Any = _NETWORKS[name]
     try:
-        network, found = _NETWORKS[name].from_pretrained(
+        network, found = architecture.from_pretrained(
             place, torch_dtype=_dtype(weights), local_files_only=True, output_loading_info=True
         )
     except Exception as error:  # of many kinds: diffusers raises whatever the part of it that failed raises
@@ -129,7 +130,7 @@ def _network(folder: Path, part: str, index: dict[str, Any]) -> Any:
 
 
 def _text_encoder(folder: Path) -> TextEncoder:
-    from transformers import CLIPTextModel, CLIPTokenizerFast
+    from transformers import AutoTokenizer, CLIPTextModel
 
     place = _place(folder, "text_encoder")
     weights = _weights(place, "model", "pytorch_model")
@@ -138,10 +139,9 @@ def _text_encoder(folder: Path) -> TextEncoder:
         if not (words / file).is_file() and not (words / "tokenizer.json").is_file():
             raise ArtifactError(f"{words / file}: no such file; the folder is incomplete, fetch it again")
     try:
-        model, found = CLIPTextModel.from_pretrained(
-            place, dtype=_dtype(weights), local_files_only=True, output_loading_info=True
-        )
-        tokenizer: Any = CLIPTokenizerFast.from_pretrained(words, local_files_only=True)
+        read: Any = CLIPTextModel.from_pretrained
+        model, found = read(place, dtype=_dtype(weights), local_files_only=True, output_loading_info=True)
+        tokenizer: Any = AutoTokenizer.from_pretrained(words, local_files_only=True)
     except Exception as error:  # as above, of transformers
         raise ArtifactError(f"{place}: not a CLIP text model, or damaged: {error}") from error
     if found["missing_keys"]:

@@ -108,12 +108,14 @@ def test_each_stage_is_given_the_settings_that_it_depends_on(project: Project) -
     always = {"title", "model", "extractor", "image_size", "image_channels"}
     expected = {
         "results/reference/digits/reference.safetensors": {"real_images", "reference_batch", "reference_sha256"},
-        "results/calibration/digits/seed0.safetensors": {"sampler", "calibration"},
+        "results/calibration/digits/seed0.safetensors": {"sampler", "condition", "calibration"},
         "results/reconstruction/digits/blocks-w4-seed0.safetensors": {
-            *("sampler", "calibration", "quantizer", "reconstruction"),
+            *("sampler", "condition", "calibration", "quantizer", "reconstruction"),
         },
-        "results/finetune/digits/quest-w4a4-seed0.safetensors": {"sampler", "calibration", "quantizer", "methods"},
-        "results/samples/digits/quest-w4a4-seed0.0.safetensors": {"sampler", "evaluation"},
+        "results/finetune/digits/quest-w4a4-seed0.safetensors": {
+            *("sampler", "condition", "calibration", "quantizer", "methods"),
+        },
+        "results/samples/digits/quest-w4a4-seed0.0.safetensors": {"sampler", "condition", "evaluation"},
         "results/metrics/digits/quest-w4a4-seed0.json": {"evaluation"},
     }
     assert {output: set(plan.settings(output)) - always for output in expected} == expected
@@ -234,3 +236,44 @@ def test_a_wrong_protocol_is_refused_before_any_job(
     with pytest.raises(WorkflowError) as caught:
         Plan(project)
     assert message in str(caught.value)
+
+
+def test_the_suite_of_the_paper_is_planned_without_any_weight(default_project: Project) -> None:
+    whole = config.load(ROOT / "config" / "paper.yaml")
+    rules = Plan(default_project, {"suite": "paper"}).rules()
+    cells = len(list(whole.cells()))
+    assert rules["import"] == rules["table"] == len(whole.datasets) == 5
+    assert rules["finetune"] == 5 * (cells - 1)
+    assert rules["measure"] == 5 * cells
+    assert rules["sample"] == cells * sum(settings.evaluation.shards for settings in whole.datasets.values())
+    assert rules["bring"] == 7  # Inception, a reference batch each, and prompts
+    assert Plan(default_project, {"suite": "paper", "seeds": [40, 41]}).rules()["finetune"] == 2 * rules["finetune"]
+
+
+def test_an_imported_model_follows_its_source_in_the_configuration(default_project: Project) -> None:
+    plan = Plan(default_project, {"suite": "paper"})
+    job = plan.job("data/models/lsun-churches/denoiser.safetensors")
+    assert list(job.input) == ["config/models/lsun-churches.yaml"]
+    given = plan.settings("data/models/lsun-churches/denoiser.safetensors")
+    assert (given["source"], given["source_sha256"]) == ("data/sources/lsun-churches/model.ckpt", None)
+    read = config.validate(config.DatasetSettings, given, "--settings")
+    assert read.architecture == Path("config/models/lsun-churches.yaml")
+    assert not plan.job("data/models/cifar10/denoiser.safetensors").input
+
+
+def test_an_unknown_suite(default_project: Project) -> None:
+    with pytest.raises(
+        WorkflowError, match=r"suite: unknown 'papr' \(did you mean 'paper'\?\); known are config, paper"
+    ):
+        Plan(default_project, {"suite": "papr"})
+
+
+def test_every_stage_that_reads_calibration_data_is_given_what_they_were_recorded_for(default_project: Project) -> None:
+    plan = Plan(default_project, {"suite": "paper", "datasets": ["imagenet"], "methods": ["quest"], "bits": ["w4a4"]})
+    given = [plan.settings(str(job.output[0])) for job in plan.jobs if "results/calibration" in str(job.input)]
+    assert len(given) == 2  # reconstruct and finetune
+    recorded = plan.settings("results/calibration/imagenet/seed40.safetensors")
+    for settings in given:
+        assert {key: settings[key] for key in ("sampler", "condition", "calibration")} == {
+            key: recorded[key] for key in ("sampler", "condition", "calibration")
+        }

@@ -137,3 +137,20 @@ def test_the_report_shows_tables_and_pictures(finished: Project) -> None:
     ):
         assert file in report
     assert "The same seeds of digits under every method and bit-width" in report
+
+
+def test_what_a_run_needs_and_nothing_makes_is_asked_for(default_project: Project) -> None:
+    project = default_project
+    suite = ("--config", "suite=paper", "--")
+    reference = "results/reference/lsun-churches/reference.safetensors"
+    output = project.snakemake(*suite, reference, check=False)
+    assert re.search(r"data/\S+: missing; (put the (reference batch|weights))", output)
+    assert not (project.root / reference).exists()
+    files = ("data/references/lsun_churches256.npz", "data/models/inception/weights-inception-2015-12-05-6726825d.pth")
+    for file in map(project.root.joinpath, files):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("brought")
+    project.snakemake(*suite, reference)
+    assert project.calls() == {f"reference {reference}"}
+    project.snakemake("--forceall", *suite, reference)
+    assert all((project.root / file).read_text() == "brought" for file in files)

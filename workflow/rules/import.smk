@@ -11,6 +11,7 @@ rule import:
         "benchmarks/import/{dataset}.tsv"
     wildcard_constraints:
         dataset=one_of(IMPORTED),
+    priority: 100  # first, so that a run without weights stops there
     resources:
         mem_mb=16_000,
         runtime=120,

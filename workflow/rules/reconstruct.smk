@@ -16,6 +16,7 @@ rule reconstruct:
     params:
         settings=protocol(
             "sampler",
+            "condition",
             "calibration",
             "quantizer.weight_search",
             "quantizer.weight_group",

@@ -1,0 +1,14 @@
+# What a run needs and nothing here makes. Where such a file is missing, the job says what to fetch; `update` keeps
+# snakemake from removing one that is there when the job is forced.
+rule bring:
+    output:
+        update("{brought}"),
+    log:
+        "logs/bring/{brought}.log",
+    wildcard_constraints:
+        brought=one_of(BROUGHT),
+    localrule: True
+    params:
+        how=lambda wildcards: BROUGHT[wildcards.brought],
+    shell:
+        "test -s {output:q} || {{ echo '{output}: missing; {params.how}' > {log:q}; exit 1; }}"

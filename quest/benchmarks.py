@@ -6,6 +6,7 @@ import csv
 from pathlib import Path
 
 STAGES = (
+    "pretrain_clip",
     "pretrain",
     "reference",
     "calibrate",

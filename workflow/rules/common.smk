@@ -39,7 +39,12 @@ RUN = CONFIG.run
 CELLS = list(CONFIG.cells())
 QUANTIZED = [cell for cell in CELLS if cell.method != FULL_PRECISION]
 EMBEDDED = [dataset for dataset, settings in CONFIG.datasets.items() if settings.pretrain]
-MODEL, EXTRACTOR = "data/models/{dataset}/denoiser.safetensors", "data/models/{dataset}/extractor.safetensors"
+TEXT = [dataset for dataset in EMBEDDED if CONFIG.datasets[dataset].pretrain.clip]
+MODEL, EXTRACTOR = (
+    "data/models/{dataset}/denoiser.safetensors",
+    "data/models/{dataset}/extractor.safetensors",
+)
+CLIP = "data/models/{dataset}/clip.safetensors"
 # The places that a job takes on the GPU, if there is one; profiles/default says how many there are.
 GPU = int(shutil.which("nvidia-smi") is not None)
 
@@ -100,6 +105,17 @@ def prompts(wildcards):
     return [] if condition is None or condition.prompts is None else str(condition.prompts)
 
 
+def text_encoder(wildcards):
+    """The CLIP artifact that conditions an embedded model of prompts."""
+    return expand(CLIP, dataset=wildcards.dataset) if wildcards.dataset in TEXT else []
+
+
+def clip_model(wildcards):
+    """The CLIP model of the score, where it is a file."""
+    clip = CONFIG.datasets[wildcards.dataset].evaluation.clip
+    return [] if clip is None or not clip.model.endswith(".safetensors") else clip.model
+
+
 def clip_prompts(wildcards):
     """The prompts of the CLIP score, for datasets that have one."""
     clip = CONFIG.datasets[wildcards.dataset].evaluation.clip
@@ -111,7 +127,12 @@ def reconstruction(wildcards):
     variant = variant_of(wildcards.method)
     if variant is None:
         return []
-    return paths.fill(paths.RECONSTRUCTION, **wildcards, variant=variant, weight_bits=Bits.parse(wildcards.bits).weight)
+    return paths.fill(
+        paths.RECONSTRUCTION,
+        **wildcards,
+        variant=variant,
+        weight_bits=Bits.parse(wildcards.bits).weight,
+    )
 
 
 def checkpoint_of(wildcards):

@@ -40,10 +40,7 @@ CELLS = list(CONFIG.cells())
 QUANTIZED = [cell for cell in CELLS if cell.method != FULL_PRECISION]
 EMBEDDED = [dataset for dataset, settings in CONFIG.datasets.items() if settings.pretrain]
 TEXT = [dataset for dataset in EMBEDDED if CONFIG.datasets[dataset].pretrain.clip]
-MODEL, EXTRACTOR = (
-    "data/models/{dataset}/denoiser.safetensors",
-    "data/models/{dataset}/extractor.safetensors",
-)
+MODEL, EXTRACTOR = "data/models/{dataset}/denoiser.safetensors", "data/models/{dataset}/extractor.safetensors"
 CLIP = "data/models/{dataset}/clip.safetensors"
 # The places that a job takes on the GPU, if there is one; profiles/default says how many there are.
 GPU = int(shutil.which("nvidia-smi") is not None)
@@ -127,12 +124,7 @@ def reconstruction(wildcards):
     variant = variant_of(wildcards.method)
     if variant is None:
         return []
-    return paths.fill(
-        paths.RECONSTRUCTION,
-        **wildcards,
-        variant=variant,
-        weight_bits=Bits.parse(wildcards.bits).weight,
-    )
+    return paths.fill(paths.RECONSTRUCTION, **wildcards, variant=variant, weight_bits=Bits.parse(wildcards.bits).weight)
 
 
 def checkpoint_of(wildcards):

@@ -129,7 +129,7 @@ def test_a_file_that_is_no_mapping_is_an_error_of_configuration(tmp_path: Path, 
         ({"reconstruction": {"lr": float("inf")}}, "reconstruction.lr: found inf; a finite number is expected"),
         ({"reconstruction": {"warmup": 1}}, "reconstruction.warmup: found 1; less than 1 is expected"),
         ({"evaluation": {"images": 1}}, "evaluation.images: found 1; greater than or equal to 2 is expected"),
-        ({"real_images": "cifar"}, "real_images: found 'cifar'; 'digits' is expected"),
+        ({"real_images": "cifar"}, "real_images: found 'cifar'; 'digits' or 'shapes' is expected"),
         ({"quantizer": {"softmax_bits": 32}}, "quantizer.softmax_bits: found 32; less than or equal to 16"),
         ({"quantizer": {"weight_search": "l2"}}, "quantizer.weight_search: found 'l2'; 'max' or 'mse' is expected"),
         (

@@ -9,6 +9,7 @@ from typing import NamedTuple
 from quest.benchmarks import measuring
 
 STAGES = (
+    "pretrain_clip",
     "pretrain",
     "reference",
     "calibrate",

@@ -55,7 +55,8 @@ def build(settings: AutoencoderSettings, image_channels: int) -> VQModel | Autoe
 def train_autoencoder(images: Tensor, settings: AutoencoderSettings, device: torch.device) -> Trained:
     """Train on images (N, C, H, W) uint8 and encode them all. Of the notes, psnr is in dB, on the last 1,024 images."""
     x = images.to(device)
-    network = build(settings, x.shape[1]).to(device)
+    network = build(settings, x.shape[1])
+    network.to(device)  # pyright: ignore[reportArgumentType]
 
     def batch() -> Tensor:
         return _scaled(x[torch.randint(len(x), (settings.batch_size,), device=device)])
@@ -82,9 +83,11 @@ def train_autoencoder(images: Tensor, settings: AutoencoderSettings, device: tor
 def _kl_loss(network: AutoencoderKL, batch: Any) -> Any:
     def loss_of(_step: int) -> Tensor:
         images = batch()
-        posterior: Any = network.encode(images).latent_dist
+        encoded: Any = network.encode(images)
+        posterior = encoded.latent_dist
         divergence = posterior.kl().mean() / posterior.mean[0].numel()
-        return _error(network.decode(posterior.sample()).sample, images) + _KL_WEIGHT * divergence
+        decoded: Any = network.decode(posterior.sample())
+        return _error(decoded.sample, images) + _KL_WEIGHT * divergence
 
     return loss_of
 
@@ -99,7 +102,7 @@ def _vq_loss(network: VQModel, batch: Any, settings: AutoencoderSettings) -> Any
         images = batch()
         latents: Any = network.encode(images).latents
         if step < free:
-            return _error(network.decode(latents, force_not_quantize=True).sample, images)
+            return _error(network.decode(latents, force_not_quantize=True, return_dict=False)[0], images)
         with torch.no_grad():
             vectors = latents.detach().movedim(1, -1).flatten(0, -2)
             fresh = vectors[torch.randint(len(vectors), (len(codebook),), device=vectors.device)]

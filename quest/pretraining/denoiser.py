@@ -12,6 +12,7 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from quest.config import PretrainSettings, UNetSettings
 from quest.models.conditioners import ClassEmbedder
@@ -65,7 +66,7 @@ def build_unet(settings: UNetSettings, channels: int, size: int, context: int | 
     if context is None:
         return UNet2DModel(**shared, attention_head_dim=settings.attention_head_dim)
     # What this class calls the dimension of a head is their number.
-    heads = tuple(max(1, width // settings.attention_head_dim) for width in settings.channels)
+    heads: Any = tuple(max(1, width // settings.attention_head_dim) for width in settings.channels)
     return UNet2DConditionModel(**shared, attention_head_dim=heads, cross_attention_dim=context)
 
 
@@ -104,14 +105,15 @@ def train_denoiser(
         told = torch.where(dropped, conditions.null, conditions.indices[batch])
         return mse_loss(network(noisy, t, conditions.context(told)).sample.float(), noise)
 
-    means, parameters = list(average.parameters()), list(trained.parameters())
+    means: list[Any] = list(average.parameters())
+    parameters: list[Any] = list(trained.parameters())
 
     def after(step: int) -> None:
         # A short memory at first, so that the average does not keep the random start.
         decay = min(settings.ema, (1 + step) / (10 + step))
-        with torch.no_grad():
-            torch._foreach_lerp_(means, parameters, 1 - decay)
+        get_ema_multi_avg_fn(decay)(means, parameters, step)
 
     loss = fit(trained, loss_of, "denoiser", settings.steps, settings.lr, settings.weight_decay, after, half=True)
     mean, *embedders = average.eval()
-    return Trained(mean, scheduler, embedders[0] if embedders else None, loss)
+    embedder: Any = embedders[0] if embedders else None
+    return Trained(mean, scheduler, embedder, loss)

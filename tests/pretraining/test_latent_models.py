@@ -49,9 +49,9 @@ def test_first_stage_learns(kind: str, pictures: tuple[torch.Tensor, torch.Tenso
         autoencoder.train_autoencoder(
             images, AutoencoderSettings.model_validate(AUTOENCODER | {"kind": kind, "codes": 32, "steps": steps}), CPU
         )
-        for steps in (1, 60)
+        for steps in (1, 120)
     )
-    assert long.notes["psnr"] > short.notes["psnr"] + 3
+    assert long.notes["psnr"] > short.notes["psnr"] + 1.5
     assert long.latents.shape == (256, 3, 8, 8)
     assert long.latents.std().item() == pytest.approx(1, rel=1e-4)
     torch.testing.assert_close(long.first_stage.encode(images[:4].float() / 127.5 - 1), long.latents[:4])

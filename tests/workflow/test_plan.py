@@ -57,7 +57,7 @@ def test_missing_models_are_trained_first(project: Project) -> None:
     assert plan.rules()["pretrain"] == 1
     assert set(plan.settings("data/models/digits/denoiser.safetensors")) == {
         *("title", "model", "extractor", "image_size", "image_channels"),
-        *("real_images", "pretrain"),
+        *("real_images", "condition", "pretrain"),
     }
 
 
@@ -107,7 +107,9 @@ def test_each_stage_is_given_the_settings_that_it_depends_on(project: Project) -
     plan = Plan(project)
     always = {"title", "model", "extractor", "image_size", "image_channels"}
     expected = {
-        "results/reference/digits/reference.safetensors": {"real_images", "reference_batch", "reference_sha256"},
+        "results/reference/digits/reference.safetensors": {
+            *("real_images", "reference_images", "reference_batch", "reference_sha256")
+        },
         "results/calibration/digits/seed0.safetensors": {"sampler", "condition", "calibration"},
         "results/reconstruction/digits/blocks-w4-seed0.safetensors": {
             *("sampler", "condition", "calibration", "quantizer", "reconstruction"),

@@ -83,7 +83,7 @@ def test_a_new_bit_width_runs_its_own_cells(finished: Project) -> None:
         ("metrics/measure", ALL_MEASURED),
         ("config", {}),
         ("cli", {}),
-        ("pretraining", {}),
+        ("pretraining/denoiser", {}),
     ],
 )
 def test_changed_code(finished: Project, module: str, rules: dict[str, int]) -> None:

@@ -42,14 +42,11 @@ except ConfigError as error:
 RUN = CONFIG.run
 CELLS = list(CONFIG.cells())
 QUANTIZED = [cell for cell in CELLS if cell.method != FULL_PRECISION]
-EMBEDDED = [
-    dataset for dataset, settings in CONFIG.datasets.items() if settings.pretrain
-]
+EMBEDDED = [dataset for dataset, settings in CONFIG.datasets.items() if settings.pretrain]
 IMPORTED = [dataset for dataset, settings in CONFIG.datasets.items() if settings.source]
-MODEL, EXTRACTOR = (
-    "data/models/{dataset}/denoiser.safetensors",
-    "data/models/{dataset}/extractor.safetensors",
-)
+TEXT = [dataset for dataset in EMBEDDED if CONFIG.datasets[dataset].pretrain.clip]
+MODEL, EXTRACTOR = "data/models/{dataset}/denoiser.safetensors", "data/models/{dataset}/extractor.safetensors"
+CLIP = "data/models/{dataset}/clip.safetensors"
 # The places that a job takes on the GPU, if there is one; profiles/default says how many there are.
 GPU = int(shutil.which("nvidia-smi") is not None)
 
@@ -69,17 +66,13 @@ def brought(settings):
         clip and clip.prompts: prompts,
     }
     if settings.extractor.suffix == ".pth":
-        files[settings.extractor] = (
-            "put the weights of that name there; docs/metrics.md says where they are published"
-        )
+        files[settings.extractor] = "put the weights of that name there; docs/metrics.md says where they are published"
     return {str(file): how for file, how in files.items() if file is not None}
 
 
 def of_cells(pattern, dataset, cells, seeds=None, shards=None):
     """The files of `cells` in `pattern`: of every seed of the run and every shard of the dataset unless given."""
-    shards = (
-        range(CONFIG.datasets[dataset].evaluation.shards) if shards is None else shards
-    )
+    shards = range(CONFIG.datasets[dataset].evaluation.shards) if shards is None else shards
     return [
         file
         for cell in cells
@@ -98,13 +91,7 @@ def of_cells(pattern, dataset, cells, seeds=None, shards=None):
 
 def everywhere(pattern, cells=QUANTIZED):
     """The files of `cells` of every dataset; one each where cells share them."""
-    return list(
-        dict.fromkeys(
-            file
-            for dataset in RUN.datasets
-            for file in of_cells(pattern, dataset, cells)
-        )
-    )
+    return list(dict.fromkeys(file for dataset in RUN.datasets for file in of_cells(pattern, dataset, cells)))
 
 
 def variant_of(dataset, method):
@@ -137,9 +124,18 @@ def reference_batch(wildcards):
 def prompts(wildcards):
     """The prompts that the dataset's images are drawn for, if they are drawn for any."""
     condition = CONFIG.datasets[wildcards.dataset].condition
-    return (
-        [] if condition is None or condition.prompts is None else str(condition.prompts)
-    )
+    return [] if condition is None or condition.prompts is None else str(condition.prompts)
+
+
+def text_encoder(wildcards):
+    """The CLIP artifact that conditions an embedded model of prompts."""
+    return expand(CLIP, dataset=wildcards.dataset) if wildcards.dataset in TEXT else []
+
+
+def clip_model(wildcards):
+    """The CLIP model of the score, where it is a file."""
+    clip = CONFIG.datasets[wildcards.dataset].evaluation.clip
+    return [] if clip is None or not clip.model.endswith(".safetensors") else clip.model
 
 
 def clip_prompts(wildcards):
@@ -163,18 +159,12 @@ def reconstruction(wildcards):
 
 def checkpoint_of(wildcards):
     """The low-bit checkpoint of the cell; full precision has none."""
-    return (
-        []
-        if wildcards.method == FULL_PRECISION
-        else paths.fill(paths.CHECKPOINT, **wildcards)
-    )
+    return [] if wildcards.method == FULL_PRECISION else paths.fill(paths.CHECKPOINT, **wildcards)
 
 
 def shards(wildcards, method, bits):
     """All shards of a cell of the dataset, under the same seed."""
-    return of_cells(
-        paths.SAMPLES, wildcards.dataset, [Cell(method, str(bits))], [wildcards.seed]
-    )
+    return of_cells(paths.SAMPLES, wildcards.dataset, [Cell(method, str(bits))], [wildcards.seed])
 
 
 def cells_of_table(wildcards):
@@ -201,10 +191,7 @@ def option(name):
 
     def flags(wildcards, input):
         files = input.get(name.replace("-", "_"))
-        return " ".join(
-            f"--{name} {file}"
-            for file in ([files] if isinstance(files, str) else files)
-        )
+        return " ".join(f"--{name} {file}" for file in ([files] if isinstance(files, str) else files))
 
     return flags
 
@@ -219,10 +206,7 @@ def protocol(*keys):
         cell = CONFIG.settings(wildcards.dataset, wildcards.get("method", FULL_PRECISION))
         whole = cell.model_dump(mode="json")
         # What every protocol must have. The real title is a mere name: changing it reruns nothing.
-        given = {
-            key: whole[key]
-            for key in ("model", "extractor", "image_size", "image_channels")
-        }
+        given = {key: whole[key] for key in ("model", "extractor", "image_size", "image_channels")}
         given |= {"title": wildcards.dataset}
         for key in keys:
             section, _, name = in_python(key, wildcards).partition(".")
@@ -239,9 +223,7 @@ def code(*modules):
     """A parameter: the hash of the library code that the rule runs, and so what a change of the code reruns."""
 
     def hashed(wildcards):
-        return _code_hash(
-            Path(workflow.basedir), *(in_python(name, wildcards) for name in modules)
-        )
+        return _code_hash(Path(workflow.basedir), *(in_python(name, wildcards) for name in modules))
 
     return hashed
 
@@ -252,8 +234,4 @@ def in_python(pattern, wildcards):
 
 
 _code_hash = functools.cache(code_hash)
-BROUGHT = {
-    file: how
-    for settings in CONFIG.datasets.values()
-    for file, how in brought(settings).items()
-}
+BROUGHT = {file: how for settings in CONFIG.datasets.values() for file, how in brought(settings).items()}

@@ -7,6 +7,7 @@ rule measure:
         extractor=extractor,
         checkpoint=checkpoint_of,
         model=model,
+        clip=clip_model,
         prompts=clip_prompts,
     output:
         paths.METRICS,

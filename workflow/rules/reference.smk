@@ -14,7 +14,7 @@ rule reference:
         mem_mb=4_000,
         runtime=60,
     params:
-        settings=protocol("real_images", "reference_batch", "reference_sha256"),
+        settings=protocol("real_images", "reference_images", "reference_batch", "reference_sha256"),
         code=code("quest.metrics.reference"),
     shell:
         "quest reference {wildcards.dataset} --settings {params.settings:q}"

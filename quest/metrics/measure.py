@@ -55,8 +55,7 @@ def run(
     clip_se where the protocol asks for them; mse of full-precision images on the [0, 1] scale, over all pixels of all
     images, and psnr of it in dB (null when the images are identical); what `evaluation.provenance` says they were
     measured with, and clip_model and clip_prompts_sha256; the bit account; trained_share and optimizer_steps of a
-    finetuned cell. Raises ValueError when files do not belong
-    together or a number is not finite.
+    finetuned cell. Raises ValueError when files do not belong together or a number is not finite.
     """
     where = resolve(device)
     extractor = load_extractor(extractor_path, where)

@@ -395,6 +395,30 @@ def paper(
 
 
 @main.command()
+@click.argument("cells", nargs=-1)
+@click.option(
+    "--revision",
+    "revisions",
+    multiple=True,
+    help="A commit to compare with the files that are here; or, given twice, two commits. Then CELLS defaults to all.",
+)
+def compare(cells: tuple[str, ...], revisions: tuple[str, ...]) -> None:
+    """Print CELLS side by side, with differences from the first and their errors.
+
+    A cell is a metrics file or its name, like digits/quest-w4a4 (all seeds) or digits/quest-w4a4-seed0.
+    """
+    from quest import compare
+
+    if len(revisions) > 2:
+        raise ValueError(f"--revision: given {len(revisions)} times; expected once or twice")
+    if revisions:
+        old, new = (*revisions, compare.WORKSPACE)[:2]
+        click.echo(compare.revisions(old, new, cells))
+    else:
+        click.echo(compare.cells(cells))
+
+
+@main.command()
 @click.argument("tables", type=FILE, nargs=-1)
 @click.option("--paper", "papers", type=FILE, multiple=True, help="Table of the papers, from `quest paper`.")
 @click.option("--figure", "figure_files", type=FILE, multiple=True, help="Pictures to attach.")

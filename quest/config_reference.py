@@ -21,6 +21,11 @@ Written by `quest config docs` from `quest/config.py`; do not edit.
 `config/config.yaml` holds the axes of a run, `config/datasets/<dataset>.yaml` the protocol of one dataset. A key that
 is left out has its default; an unknown key or a wrong value is an error that names it. `quest config check` validates
 a run and lists its cells.
+
+`config/variants.yaml` maps `<method>+<what is changed>` to what such a cell changes, keys as in the protocol:
+`quest+no-global-loss: {methods: {quest: {global_loss: false}}}`; sections `methods.<method>` and `quantizer` (but not
+`weight_search` and `split_shortcuts`, which the shared learned rounding depends on). `config/published.yaml` holds the
+tables of the papers.
 """
 _NAMES = {int: "integer", float: "number", str: "text", bool: "true or false", Path: "path"}
 

@@ -115,7 +115,8 @@ def _caption(table: PaperTable, dataset: str, rows: Sequence[Row], published: Pu
     parts = [f"Source: {table.source}."]
     if table.note:
         parts.append(f"{table.note[0].upper()}{table.note[1:]}.")
-    parts.append(f"Here: {dataset}{', ' + ' or '.join(map(str, sorted(seeds))) + ' seeds' if seeds else ''}.")
+    on_seeds = f", {' or '.join(map(str, sorted(seeds)))} {'seed' if seeds == {1} else 'seeds'}" if seeds else ""
+    parts.append(f"Here: {dataset}{on_seeds}.")
     if others:
         parts.append(
             f"It stands in for {', '.join(others)}: the order of the methods may compare, absolute values do not."

@@ -225,15 +225,22 @@ def order(row: Row) -> tuple[Any, ...]:
 
 def require_one_protocol(dataset: str, artifacts: Mapping[Path, JsonArtifact]) -> None:
     """Raise ValueError, naming the file, unless all are cells of ``dataset`` measured alike, each once."""
-    first_file, first = next(iter(artifacts.items()))
     found: dict[str, Path] = {}
+    for file, artifact in artifacts.items():
+        key = row_key(artifact.content)
+        if key in found:
+            raise ValueError(f"{file}: the same cell as {found[key]}")
+        found[key] = file
+    require_alike(dataset, artifacts)
+
+
+def require_alike(dataset: str, artifacts: Mapping[Path, JsonArtifact]) -> None:
+    """Raise ValueError, naming the file, unless all were measured alike on ``dataset``."""
+    first_file, first = next(iter(artifacts.items()))
     for file, artifact in artifacts.items():
         row = artifact.content
         if row["dataset"] != dataset:
             raise ValueError(f"{file}: measured on {row['dataset']!r}, the table is of {dataset!r}")
-        if row_key(row) in found:
-            raise ValueError(f"{file}: the same cell as {found[row_key(row)]}")
-        found[row_key(row)] = file
         for name, value in _protocol(artifact).items():
             expected = _protocol(first)[name]
             if value != expected:

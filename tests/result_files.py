@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from quest.artifacts import Manifest, save_json
+from quest.config import base_method
 from quest.tables import Row
 
 CELLS = [("quest", "w4a4"), ("minmax", "w4a4"), ("fp", "w32a32"), ("minmax", "w8a8"), ("quest", "w8a8")]
@@ -56,7 +57,7 @@ def write_metrics(folder: Path, content: Row, manifest: dict[str, Any] | None = 
         "evaluation": {"images": 1000, "neighbours": 3},
     }
     if content["method"] != "fp":
-        settings["methods"] = {content["method"]: {"sets": 20}}
+        settings["methods"] = {base_method(content["method"]): {"sets": 20}}
     inputs = {"reference": "r" * 64, "model": "m" * 64, "extractor": "e" * 64}
     save_json(
         file,

@@ -54,8 +54,8 @@ def run(
     The row: dataset, method, bits, seed, images; the metrics of `evaluation.numbers` with their errors, and clip and
     clip_se where the protocol asks for them; mse of full-precision images on the [0, 1] scale, over all pixels of all
     images, and psnr of it in dB (null when the images are identical); what `evaluation.provenance` says they were
-    measured with, and clip_model and clip_prompts_sha256; the bit account. Raises ValueError when files do not belong
-    together or a number is not finite.
+    measured with, and clip_model and clip_prompts_sha256; the bit account; trained_share and optimizer_steps of a
+    finetuned cell. Raises ValueError when files do not belong together or a number is not finite.
     """
     where = resolve(device)
     extractor = load_extractor(extractor_path, where)

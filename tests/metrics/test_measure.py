@@ -131,7 +131,11 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
         Manifest(
             kind="checkpoint",
             settings={"methods": {"quest": {"tla_epochs": 2}}},
-            notes={"account": {"weight_mib": 0.5, "gbops": 2.0, "layers": 3}},
+            notes={
+                "account": {"weight_mib": 0.5, "gbops": 2.0, "layers": 3},
+                "trained_share": 0.125,
+                "optimizer_steps": {"tla": 8, "cma": 12},
+            },
         ),
     )
     reference.run("digits", settings(), extractor, tmp_path / "reference.safetensors", "cpu")
@@ -172,6 +176,7 @@ def test_row_of_a_quantized_cell(files: Files):
     assert (row["dataset"], row["method"], row["bits"], row["seed"]) == ("digits", "quest", "w4a4", 0)
     assert (row["images"], row["reference_images"], row["extractor"]) == (IMAGES, 1797, "tiny")
     assert (row["weight_mib"], row["gbops"], row["layers"]) == (0.5, 2.0, 3)
+    assert (row["trained_share"], row["optimizer_steps"]) == (0.125, 20)
 
     images = torch.cat([load_tensors(file, "samples").tensors["images"] for file in files.samples]).double() / 255
     targets = torch.cat([load_tensors(file, "samples").tensors["images"] for file in files.full_precision]) / 255

@@ -34,8 +34,8 @@ os.environ.update(
 try:
     CONFIG = load(config)
     PUBLISHED = published.load()
-    for table in CONFIG.run.tables:
-        PUBLISHED.table(table)
+    for name in CONFIG.run.tables:
+        PUBLISHED.table(name)  # an unknown one is refused
 except ConfigError as error:
     raise WorkflowError(str(error)) from None
 

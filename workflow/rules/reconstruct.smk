@@ -32,4 +32,4 @@ rule reconstruct:
 
 rule reconstruct_all:
     input:
-        [file for file in everywhere(paths.RECONSTRUCTION) if "/none-" not in file],
+        [file for file in everywhere(paths.RECONSTRUCTION) if not Path(file).name.startswith("none-")],

@@ -1,0 +1,136 @@
+"""Comparing cells and revisions: which files, which differences, how sure, and what does not compare."""
+
+from __future__ import annotations
+
+import math
+import re
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from result_files import row, write_metrics
+
+from quest import compare
+from quest.compare import Difference, difference
+
+FID = {"quest": (40.0, 41.0, 43.0), "quest+tla-only": (42.0, 44.0, 44.0)}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Metrics of two methods on three seeds, and of another on one."""
+    (tmp_path / "digits").mkdir()
+    for method, values in FID.items():
+        for seed, fid in enumerate(values):
+            write_metrics(tmp_path / "digits", row(method, seed=seed, fid=fid))
+    write_metrics(tmp_path / "digits", row("minmax"))
+    return tmp_path
+
+
+def lines(text: str) -> dict[str, list[str]]:
+    """Rows of a text table by metric, without it."""
+    rows = [re.split(r"\s{2,}", line.strip()) for line in text.splitlines()]
+    return {cells[0]: cells[1:] for cells in rows if len(cells) > 1}
+
+
+def test_on_the_same_seeds_differences_are_paired():
+    first, second = (dict(enumerate(values)) for values in FID.values())
+    found = difference(first, second)
+    assert found.value == pytest.approx(2)
+    assert found.error == pytest.approx(statistics.stdev([2, 3, 1]) / math.sqrt(3))
+
+
+def test_on_other_seeds_variances_add_up():
+    found = difference({0: 1.0, 1: 3.0}, {2: 4.0, 3: 4.0, 4: 7.0})
+    assert found.value == pytest.approx(3)
+    assert found.error == pytest.approx(math.sqrt(2 / 2 + 3 / 3))
+
+
+def test_one_seed_has_no_error():
+    assert difference({0: 1.0}, {0: 3.0, 1: 5.0}) == Difference(3, None)
+
+
+def test_cells_by_name(folder: Path):
+    text = compare.cells(["digits/quest-w4a4", "digits/quest+tla-only-w4a4"], folder)
+    found = lines(text)
+    assert found["metric"] == [
+        *("QuEST W4A4", "QuEST (tla only) W4A4", "QuEST (tla only) W4A4 − QuEST W4A4"),
+    ]
+    assert found["FID ↓"] == ["41.33 ± 1.53", "43.33 ± 1.15", "+2.00 ± 0.58"]
+    assert found["Size (MiB)"] == ["0.50 ± 0.00", "0.50 ± 0.00", "+0.00 ± 0.00"]
+    assert "QuEST W4A4: seeds 0, 1, 2; QuEST (tla only) W4A4: seeds 0, 1, 2." in text
+
+
+def test_seeds_and_files(folder: Path):
+    file = folder / "digits" / "quest+tla-only-w4a4-seed2.json"
+    found = lines(compare.cells(["digits/quest-w4a4-seed1", str(file), "digits/minmax-w4a4"], folder))
+    assert found["FID ↓"] == ["41.00", "44.00", "80.00", "+3.00", "+39.00"]
+
+
+def test_what_one_lacks_has_no_difference(folder: Path):
+    write_metrics(folder / "digits", row("fp", "w32a32"))
+    found = lines(compare.cells(["digits/fp-w32a32", "digits/minmax-w4a4"], folder))
+    assert found["PSNR to FP (dB) ↑"][0] == found["PSNR to FP (dB) ↑"][2] == "–"
+
+
+def test_an_unknown_cell(folder: Path):
+    with pytest.raises(ValueError, match=r"unknown 'digits/quset-w4a4' \(did you mean 'digits/quest-w4a4'\?\)"):
+        compare.cells(["digits/quset-w4a4", "digits/minmax-w4a4"], folder)
+
+
+def test_one_cell_is_not_enough(folder: Path):
+    with pytest.raises(ValueError, match="nothing to compare with QuEST W4A4; name two cells or more"):
+        compare.cells(["digits/quest-w4a4-seed0", "digits/quest-w4a4-seed1"], folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [({"images": 500}, "images is 500, but 1000 in"), ({"dataset": "shapes"}, "measured on 'shapes'")],
+)
+def test_mixed_protocols_are_refused(folder: Path, changes: dict, message: str):
+    write_metrics(folder / "digits", row("minmax", **changes))
+    with pytest.raises(ValueError, match=message):
+        compare.cells(["digits/quest-w4a4", "digits/minmax-w4a4"], folder)
+
+
+def run(folder: Path, *command: str) -> None:
+    identity = ("-c", "user.name=test", "-c", "user.email=test@localhost")
+    command = ("git", *identity, *command[1:]) if command[0] == "git" else (sys.executable, "-m", *command)
+    subprocess.run(command, cwd=folder, check=True, capture_output=True)
+
+
+@pytest.mark.workflow
+def test_two_revisions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Results that DVC keeps, at a commit and as they are here."""
+    monkeypatch.chdir(tmp_path)
+    metrics = tmp_path / compare.METRICS / "digits"
+    metrics.mkdir(parents=True)
+    run(tmp_path, "git", "init", "--quiet")
+    run(tmp_path, "dvc", "init", "--quiet")
+    for fid, message in ((40.0, "first"), (38.0, "second")):
+        for seed in (0, 1):
+            write_metrics(metrics, row("quest", seed=seed, fid=fid + seed))
+        run(tmp_path, "dvc", "add", "--quiet", str(compare.METRICS))
+        run(tmp_path, "git", "add", "--all")
+        run(tmp_path, "git", "commit", "--quiet", "--message", message)
+    for seed in (0, 1):
+        write_metrics(metrics, row("quest", seed=seed, fid=30.0 + 3 * seed))
+
+    text = compare.revisions("HEAD~1", "HEAD", [])
+    assert text.startswith("digits/quest-w4a4\n")
+    assert lines(text)["FID ↓"] == ["40.50 ± 0.71", "38.50 ± 0.71", "-2.00 ± 0.00"]
+    here = lines(compare.revisions("HEAD", compare.WORKSPACE, ["digits/quest-w4a4"]))
+    assert here["metric"] == ["HEAD", "workspace", "workspace − HEAD"]
+    assert here["FID ↓"] == ["38.50 ± 0.71", "31.50 ± 2.12", "-7.00 ± 1.00"]
+
+    write_metrics(metrics, row("quest", seed=1, images=500))
+    with pytest.raises(ValueError, match="images is 500"):
+        compare.revisions("HEAD", compare.WORKSPACE, [])
+    with pytest.raises(ValueError, match="nonsense: DVC has no results/metrics of it"):
+        compare.revisions("nonsense", "HEAD", [])
+
+
+def test_never_imports_torch():
+    subprocess.run([sys.executable, "-c", "import sys, quest.compare; sys.exit('torch' in sys.modules)"], check=True)

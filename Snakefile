@@ -24,6 +24,7 @@ wildcard_constraints:
     variant=one_of(VARIANTS),
     seed=r"\d+",
     shard=r"\d+",
+    study=one_of(STUDIES),
 
 
 include: "workflow/rules/pretrain.smk"
@@ -36,6 +37,7 @@ include: "workflow/rules/measure.smk"
 include: "workflow/rules/table.smk"
 include: "workflow/rules/figures.smk"
 include: "workflow/rules/track.smk"
+include: "workflow/rules/analyse.smk"
 
 
 rule all:
@@ -45,3 +47,9 @@ rule all:
         rules.figures_all.input,
         rules.track_all.input,
         rules.score_all.input,
+
+
+# The paper's studies, beside the tables: `snakemake analyses`.
+rule analyses:
+    input:
+        rules.analyse_all.input,

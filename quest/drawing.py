@@ -55,9 +55,10 @@ def strip(images: NDArray[np.uint8], pixels: int = MIN_PIXELS) -> NDArray[np.uin
     return cells.transpose(1, 0, 2, 3).reshape(height * factor, count * (width * factor + gap), 3)[:, :-gap]
 
 
-def save(drawn: Figure, path: Path) -> None:
-    """Write a PNG, or an SVG whose text stays text, as the suffix of ``path`` says; equal figures give equal bytes."""
+def save(drawn: Figure, path: Path, dpi: int = DPI) -> None:
+    """Write a PNG of ``dpi`` pixels an inch, or an SVG whose text stays text, as the suffix of ``path`` says; equal
+    figures give equal bytes."""
     vector = path.suffix == ".svg"
     metadata = {"Date": None} if vector else {"Software": None}
     with atomic(path) as partial, mpl.rc_context({"svg.hashsalt": "quest", "svg.fonttype": "none"}):
-        drawn.savefig(partial, dpi=DPI, format="svg" if vector else "png", metadata=metadata)
+        drawn.savefig(partial, dpi=dpi, format="svg" if vector else "png", metadata=metadata)

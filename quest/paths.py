@@ -20,6 +20,7 @@ TABLE_CSV = "results/tables/{dataset}.csv"
 TABLE_MARKDOWN = "results/tables/{dataset}.md"
 SAMPLE_GRID = "results/figures/{dataset}/samples.png"
 COMPARISON = "results/figures/{dataset}/comparison.png"
+ANALYSIS = "results/analysis/{dataset}/{study}"
 TRACKING = "results/tracking/{dataset}.json"
 
 

@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 from quest.config import DatasetSettings
 
 Row = dict[str, Any]
+"""Numbers by name; what begins with an underscore is for the chart alone."""
+_DPI = 100  # the studies of a dataset are under a megabyte together
 
 
 class Study(NamedTuple):
@@ -46,7 +48,7 @@ STUDIES = {
         ("model",),
         ("sampler", "condition", "evaluation.batch_size", "analysis"),
     ),
-    "grid": Study("Samples on the same seeds, methods by bit-widths.", ("samples",), ()),
+    "samples": Study("Samples on the same seeds, methods by bit-widths.", ("samples",), ()),
     "scales": Study(
         "How activation scales change over the sampling steps.", ("model", "checkpoints"), ("sampler", "analysis")
     ),
@@ -92,6 +94,6 @@ def run(
     rows = importlib.import_module(f"quest.analysis.{study}").measure(Subject(settings, files, seed, resolve(device)))
     chart = getattr(charts, study)(dataset, rows)
     table = pd.DataFrame([{k: v for k, v in row.items() if not k.startswith("_")} for row in rows])
-    write_bytes(outputs.csv, table.to_csv(index=False, lineterminator="\n", float_format="%.6g").encode())
-    drawing.save(chart, outputs.png)
+    write_bytes(outputs.csv, table.to_csv(index=False, lineterminator="\n", float_format="%.5g").encode())
+    drawing.save(chart, outputs.png, _DPI)
     drawing.save(chart, outputs.svg)

@@ -8,12 +8,14 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogFormatter
 
 from quest import drawing, tables
 from quest.analysis import Row
 from quest.config import FULL_PRECISION
 from quest.drawing import COLOURS, INK, MARKERS
 
+_LINES = ("-", "--", ":", "-.")  # where markers would make an SVG heavy
 _SHOWN = 48  # pixels of a side of a sample, at most
 
 
@@ -21,18 +23,16 @@ def distributions(dataset: str, rows: Sequence[Row]) -> Figure:
     """Range, standard deviation and kurtosis of each layer's output, over the layers in network order."""
     figure, panels = _figure(f"{dataset}: spread of every layer's output, by version of the weights", 13, 4.2, 1, 3)
     layers = _distinct(rows, "layer")
-    for axes, title, value in (
-        (panels[0], "Range (largest of the steps)", lambda of: max(row["max"] - row["min"] for row in of)),
-        (panels[1], "Standard deviation (mean over steps)", lambda of: np.mean([row["std"] for row in of])),
-        (panels[2], "Kurtosis (largest of the steps; normal: 3)", lambda of: max(row["kurtosis"] for row in of)),
+    for axes, title, name, value in (
+        (panels[0], "Range (largest of the steps)", "largest − smallest output", _range),
+        (panels[1], "Standard deviation (mean over steps)", "standard deviation", _deviation),
+        (panels[2], "Kurtosis (largest of the steps)", "kurtosis (normal distribution: 3)", _kurtosis),
     ):
         for index, version in enumerate(_distinct(rows, "weights")):
             values = [value(_where(rows, weights=version, layer=layer)) for layer in layers]
-            axes.plot(
-                range(len(layers)), values, MARKERS[index], color=COLOURS[index], markersize=4, alpha=0.7, label=version
-            )
-        drawing.plain(axes, title, "layer, from input to output", "of the output (no unit)")
-        axes.set_yscale("log")
+            axes.plot(range(len(layers)), values, _LINES[index], color=COLOURS[index], label=version)
+        drawing.plain(axes, title, "layer, from input to output", name)
+        _logarithmic(axes)
     return _with_legend(figure, panels[0])
 
 
@@ -42,12 +42,13 @@ def histograms(dataset: str, rows: Sequence[Row]) -> Figure:
     title = f"{dataset}: outputs of the {len(layers)} layers with the largest range, by version of the weights"
     figure, panels = _figure(title, 13, 4.2, 1, len(layers))
     for axes, layer in zip(panels, layers, strict=True):
-        for index, version in enumerate(_distinct(rows, "weights")):
-            bins = _where(rows, layer=layer, weights=version)
-            edges = [bins[0]["low"], *(row["high"] for row in bins)]
-            axes.stairs([row["count"] for row in bins], edges, color=COLOURS[index], linewidth=1, label=version)
+        bins = _where(rows, layer=layer)
+        middles = [(row["low"] + row["high"]) / 2 for row in bins]
+        for index, version in enumerate(key for key in bins[0] if key not in ("layer", "low", "high")):
+            counts = [row[version] or np.nan for row in bins]
+            axes.plot(middles, counts, _LINES[index], color=COLOURS[index], linewidth=1, label=version)
         axes.set_yscale("log")
-        drawing.plain(axes, layer, "output (no unit)", "values in a bin")
+        drawing.plain(axes, layer, "output (no unit)", f"values in each of {len(bins)} bins")
     return _with_legend(figure, panels[0])
 
 
@@ -92,7 +93,7 @@ def tokens(dataset: str, rows: Sequence[Row]) -> Figure:
     return _with_legend(figure, panels[0])
 
 
-def grid(dataset: str, rows: Sequence[Row]) -> Figure:
+def samples(dataset: str, rows: Sequence[Row]) -> Figure:
     """A row a method, a column a bit-width; full precision stands above."""
     quantized = [row for row in rows if row["method"] != FULL_PRECISION]
     methods, bits = _distinct(quantized, "method"), _distinct(quantized, "bits")
@@ -131,7 +132,7 @@ def scales(dataset: str, rows: Sequence[Row]) -> Figure:
     title = f"{dataset}: activation scales over the sampling steps, relative to their mean ({rows[0]['bits'].upper()})"
     columns = min(4, len(roles))
     height = -(-len(roles) // columns)
-    figure, panels = _figure(title, 3.2 * columns, 2.3 * height + 0.8, height, columns, sharex=True)
+    figure, panels = _figure(title, 2.8 * columns, 1.9 * height + 0.8, height, columns, sharex=True)
     for axes, role in zip(panels, roles, strict=False):
         for index, method in enumerate(methods):
             mine = _where(rows, role=role, method=method)
@@ -144,20 +145,15 @@ def scales(dataset: str, rows: Sequence[Row]) -> Figure:
                 alpha=0.12,
                 linewidth=0,
             )
-            axes.plot(
-                places,
-                [row["mean_ratio"] for row in mine],
-                marker=MARKERS[index],
-                markersize=3,
-                color=COLOURS[index],
-                label=tables.title(method),
-            )
+            means = [row["mean_ratio"] for row in mine]
+            axes.plot(places, means, _LINES[index % 4], color=COLOURS[index], label=tables.title(method))
         drawing.plain(axes, f"{role.replace('_', ' ')} ({_where(rows, role=role)[0]['sites']})")
         axes.axhline(1, color=INK, linewidth=0.8, linestyle=":")
     for axes in panels[len(roles) :]:
         axes.set_visible(False)
     panels[0].invert_xaxis()
-    figure.supxlabel("timestep, noisiest first", size=10, color=INK)
+    for axes in panels[-columns:]:
+        axes.set_xlabel("timestep, noisiest first", color=INK)
     figure.supylabel("scale / its mean over sets; line: mean of the sites, band: all", size=10, color=INK)
     return _with_legend(figure, panels[0])
 
@@ -168,9 +164,9 @@ def errors(dataset: str, rows: Sequence[Row]) -> Figure:
     figure, (of_layers, of_steps) = _figure(title, 13, 4.6, 1, 2)
     layers, steps = _distinct(rows, "layer"), _distinct(rows, "timestep")
     for index, stage in enumerate(_distinct(rows, "stage")):
-        style: dict[str, Any] = {"color": COLOURS[index], "marker": MARKERS[index], "markersize": 4, "label": stage}
+        style: dict[str, Any] = {"color": COLOURS[index], "linestyle": _LINES[index], "label": stage}
         mean = [np.mean([row["error"] for row in _where(rows, stage=stage, layer=layer)]) for layer in layers]
-        of_layers.plot(range(len(layers)), mean, linewidth=0.8, **style)
+        of_layers.plot(range(len(layers)), mean, linewidth=1, **style)
         median = [np.median([row["error"] for row in _where(rows, stage=stage, timestep=step)]) for step in steps]
         of_steps.plot(steps, median, **style)
     for axes in (of_layers, of_steps):
@@ -260,6 +256,25 @@ def _small(images: Any) -> Any:
     cut = images[:, :, : side[0] * factor, : side[1] * factor]
     means = cut.reshape(*images.shape[:2], side[0], factor, side[1], factor).mean((3, 5))
     return means.round().astype(np.uint8)
+
+
+def _logarithmic(axes: Axes) -> None:
+    """A logarithmic axis whose ticks are plain numbers."""
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter(LogFormatter())
+    axes.yaxis.set_minor_formatter(LogFormatter())
+
+
+def _range(rows: Sequence[Row]) -> float:
+    return max(row["max"] - row["min"] for row in rows)
+
+
+def _deviation(rows: Sequence[Row]) -> float:
+    return float(np.mean([row["std"] for row in rows]))
+
+
+def _kurtosis(rows: Sequence[Row]) -> float:
+    return max(row["kurtosis"] for row in rows)
 
 
 def _distinct(rows: Sequence[Row], key: str) -> list[Any]:

@@ -26,10 +26,8 @@ def measure(subject: Subject) -> list[Row]:
     return [
         {
             "weights": version,
-            "step": step,
             "timestep": timesteps[step],
             "layer": name,
-            "role": str(network.layers()[name].role),
             **summary(output),
         }
         for version, network in versions(subject)

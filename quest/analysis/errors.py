@@ -31,10 +31,8 @@ def measure(subject: Subject) -> list[Row]:
                 rows += [
                     {
                         "stage": stage,
-                        "step": step,
                         "timestep": timesteps[step],
                         "layer": name,
-                        "role": str(network.layers()[name].role),
                         "error": ((output - targets[step][name]).square().sum() / targets[step][name].square().sum())
                         .double()
                         .item(),

@@ -65,7 +65,7 @@ class Segment(NamedTuple):
         return stride
 
 
-def along(loss: Callable[[Tensor], Tensor], z: Tensor, delta: Tensor, points: int = POINTS) -> Segment:
+def along(loss: Callable[[Tensor], Tensor], z: Tensor, delta: Tensor, points: int) -> Segment:
     """The loss, a scalar function of a tensor like ``z``, on the way from z to z + delta."""
     slopes, curvatures, values, gradient = [], [], [], z
     with torch.enable_grad():
@@ -105,7 +105,7 @@ def measure(subject: Subject) -> list[Row]:
             perturbed = _at(network, places, given.arguments)
             for place in places:
                 loss = loss_of(full, place, _double(given.arguments), given.noise.double())
-                segment = along(loss, clean[place], perturbed[place].double() - clean[place])
+                segment = along(loss, clean[place], perturbed[place].double() - clean[place], POINTS)
                 rows += [
                     {"weights": name, "bits": str(bits), "place": place, **_numbers(segment, parts)}
                     for parts in _powers(POINTS)

@@ -19,7 +19,7 @@ BINS = 200
 
 
 def measure(subject: Subject) -> list[Row]:
-    """A row for each layer, version of the weights and bin: its edges and how many values it holds."""
+    """A row for each layer and bin: its edges, and how many values of each version of the weights it holds."""
     states = subject.states()
     names: list[str] = []
     pooled: dict[str, dict[str, Tensor]] = {}
@@ -34,12 +34,16 @@ def measure(subject: Subject) -> list[Row]:
         edges = torch.linspace(
             min(x.min().item() for x in every), max(x.max().item() for x in every), BINS + 1, dtype=torch.float64
         )
-        for version, values in pooled.items():
-            counts = torch.histogram(values[name].double(), edges).hist.long()
-            rows += [
-                {"layer": name, "weights": version, "low": low, "high": high, "count": count}
-                for low, high, count in zip(edges[:-1].tolist(), edges[1:].tolist(), counts.tolist(), strict=True)
-            ]
+        counts = {
+            version: torch.histogram(values[name].double(), edges).hist.long().tolist()
+            for version, values in pooled.items()
+        }
+        rows += [
+            {"layer": name, "low": low, "high": high, **dict(zip(counts, held, strict=True))}
+            for low, high, held in zip(
+                edges[:-1].tolist(), edges[1:].tolist(), zip(*counts.values(), strict=True), strict=True
+            )
+        ]
     return rows
 
 

@@ -103,7 +103,11 @@ def blocks(network: nn.Module) -> dict[str, nn.Module]:
 @contextmanager
 def corrupting(block: nn.Module, corruption: Corruption) -> Iterator[None]:
     """Within, the output of ``block`` is corrupted."""
-    handle = block.register_forward_hook(lambda _module, _inputs, output: corruption.overwrite(output))
+
+    def hook(_module: nn.Module, _inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        return corruption.overwrite(output)
+
+    handle = block.register_forward_hook(hook)
     try:
         yield
     finally:

@@ -190,10 +190,9 @@ def expansion(dataset: str, rows: Sequence[Row]) -> Figure:
         for key, line, what in (("expansion", "-", "eq. 11"), ("expansion_as_printed", ":", "eq. 10 as printed")):
             ratios = [row[key] / row["difference"] for row in mine]
             _curve(at_output, index, parts, ratios, f"{width.upper()}, {what}", line)
-        for place, line in zip(places[:-1], ("-", "--"), strict=False):
-            mine = _where(nearest, place=place, bits=width)
-            misses = [abs(row["expansion"] / row["difference"] - 1) for row in mine]
-            _curve(inside, index, parts, misses, f"{width.upper()}, {place}", line)
+        mine = _where(nearest, place=places[0], bits=width)
+        misses = [abs(row["expansion"] / row["difference"] - 1) for row in mine]
+        _curve(inside, index, parts, misses, width.upper(), "-")
     networks = dict.fromkeys((row["weights"], row["bits"]) for row in rows)
     studied = [network for network in networks if network[1] == bits[-1]]
     for index, (version, width) in enumerate(studied):
@@ -206,7 +205,7 @@ def expansion(dataset: str, rows: Sequence[Row]) -> Figure:
         axes.set_xticks(parts, [str(p) for p in parts])
         axes.set_yscale("log")
     drawing.plain(at_output, "At the output, where the loss is quadratic", "parts K", "expansion / true loss change")
-    drawing.plain(inside, "Inside the network (eq. 11)", "parts K", "|expansion / true loss change − 1|")
+    drawing.plain(inside, f"Inside, after {places[0]} (eq. 11)", "parts K", "|expansion / true loss change − 1|")
     drawing.plain(first, f"First-order sum, K = {parts[-1]}", "place of the perturbation", "Σ ε'g (loss, no unit) ↓")
     for axes in (at_output, inside, first):
         axes.legend(frameon=False, fontsize=7)

@@ -58,13 +58,13 @@ def test_parts_that_do_not_divide_the_segment_are_refused(vectors: tuple[torch.T
 def test_on_a_network(subject: Subject, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(expansion, "POINTS", 4)
     rows = expansion.measure(subject)
-    assert [(row["weights"], row["bits"]) for row in rows[::9]] == [
+    assert [(row["weights"], row["bits"]) for row in rows[::6]] == [
         *(("nearest", bits) for bits in ("w8a8", "w6a6", "w4a4")),
         ("reconstructed", "w4a4"),
         ("finetuned", "w4a4"),
     ]
     places = list(dict.fromkeys(row["place"] for row in rows))
-    assert len(places) == 3
+    assert len(places) == 2
     assert places[-1] == OUTPUT
     for row in rows:
         if row["place"] == OUTPUT:

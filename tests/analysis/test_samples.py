@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -27,7 +28,7 @@ def test_rows_and_chart(subject: Subject, tmp_path: Path):
     assert [(row["method"], row["image"]) for row in rows[::4]] == [("fp", 0), ("minmax", 0), ("quest", 0)]
     assert [row["psnr"] for row in rows[4:]] == [None] * 4 + [pytest.approx(13.979, abs=1e-3)] * 4
     figure = charts.samples("tiny", rows)
-    shown = [axes.get_images()[0].get_array() for axes in figure.axes if axes.get_images()]
+    shown = [np.asarray(axes.get_images()[0].get_array()) for axes in figure.axes if axes.get_images()]
     # full precision once, then two cells: four images of 100 pixels a side, made 33, with gaps of four
     assert [picture.shape[:2] for picture in shown] == [(66, 4 * 66 + 12)] * 3
 

@@ -16,7 +16,7 @@ from quest.analysis.tokens import CHOICES, COUNTS, FILLINGS, Choice, Corruption,
 @pytest.mark.parametrize("shape", [(2, 9, 5), (2, 5, 3, 3)])
 @pytest.mark.parametrize("count", [0, 1, 3, 9])
 def test_as_many_tokens_change_as_are_asked_for(filling: Filling, choice: Choice, shape: tuple[int, ...], count: int):
-    torch.manual_seed(0)
+    torch.manual_seed(1)
     x = torch.randn(shape)
     found = Corruption(count, choice, filling).overwrite(x)
     changed = (found != x).any(2) if len(shape) == 3 else (found != x).any(1).flatten(1)
@@ -31,7 +31,7 @@ def test_the_largest_tokens_are_those_with_the_largest_value():
 
 
 def test_noise_has_the_mean_and_deviation_of_the_sample():
-    torch.manual_seed(0)
+    torch.manual_seed(1)
     x = 5 + 2 * torch.randn(1, 64, 500)
     found = Corruption(64, "random", "noise").overwrite(x)
     assert found.mean().item() == pytest.approx(5, abs=0.05)

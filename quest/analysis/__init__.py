@@ -15,7 +15,6 @@ from quest.config import DatasetSettings
 
 Row = dict[str, Any]
 """Numbers by name; what begins with an underscore is for the chart alone."""
-_DPI = 100  # the studies of a dataset are under a megabyte together
 
 
 class Study(NamedTuple):
@@ -94,6 +93,6 @@ def run(
     rows = importlib.import_module(f"quest.analysis.{study}").measure(Subject(settings, files, seed, resolve(device)))
     chart = getattr(charts, study)(dataset, rows)
     table = pd.DataFrame([{k: v for k, v in row.items() if not k.startswith("_")} for row in rows])
-    write_bytes(outputs.csv, table.to_csv(index=False, lineterminator="\n", float_format="%.5g").encode())
-    drawing.save(chart, outputs.png, _DPI)
+    write_bytes(outputs.csv, table.to_csv(index=False, lineterminator="\n", float_format="%.4g").encode())
+    drawing.save(chart, outputs.png, small=True)
     drawing.save(chart, outputs.svg)

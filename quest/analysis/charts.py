@@ -86,9 +86,8 @@ def tokens(dataset: str, rows: Sequence[Row]) -> Figure:
             label = f"{count} token{'s' if count > 1 else ''}, {'largest |x|' if choice == 'largest' else choice}"
             _line(axes, index, [(blocks.index(row["block"]), row["psnr"], row["psnr_se"]) for row in mine], label)
         axes.set_xticks(range(len(blocks)), labels, rotation=35, ha="right", size=8)
-        what = "by zeros" if filling == "zeros" else "by noise of the output's mean and deviation"
         drawing.plain(
-            axes, f"Overwritten {what}, at every step", "block (its tokens)", "PSNR to the intact sample (dB) ↑"
+            axes, f"Overwritten by {filling}, at every step", "block (its tokens)", "PSNR to the intact sample (dB) ↑"
         )
     return _with_legend(figure, panels[0])
 

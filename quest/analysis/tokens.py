@@ -70,7 +70,9 @@ def measure(subject: Subject) -> list[Row]:
         return sampling.draw(subject.model, network, settings, subject.seed, images, subject.device)
 
     targets, rows = draw(), []
-    for (name, block), choice, filling, count in itertools.product(blocks(network).items(), CHOICES, FILLINGS, COUNTS):
+    for (name, block), choice, filling, count in itertools.product(
+        blocks(network, subject.model.example()).items(), CHOICES, FILLINGS, COUNTS
+    ):
         corruption = Corruption(count, choice, filling, subject.seed)
         with corrupting(block, corruption):
             drawn = draw()
@@ -87,8 +89,11 @@ def measure(subject: Subject) -> list[Row]:
     return rows
 
 
-def blocks(network: nn.Module) -> dict[str, nn.Module]:
-    """Transformer blocks, and attention outside any, in registration order. Raises ValueError where there is none."""
+def blocks(network: nn.Module, example: tuple[Tensor, ...]) -> dict[str, nn.Module]:
+    """Transformer blocks, and attention outside any, in the order in which a call with ``example`` reaches them.
+
+    Raises ValueError where there is none.
+    """
     found: dict[str, nn.Module] = {}
     for name, module in network.named_modules():
         if isinstance(module, BasicTransformerBlock | Attention) and not any(
@@ -97,7 +102,19 @@ def blocks(network: nn.Module) -> dict[str, nn.Module]:
             found[name] = module
     if not found:
         raise ValueError(f"{type(network).__name__} has no attention block; there is no token to overwrite")
-    return found
+    order: list[str] = []
+
+    def note(name: str):
+        return lambda _module, _inputs: order.append(name)
+
+    handles = [module.register_forward_pre_hook(note(name)) for name, module in found.items()]
+    try:
+        with torch.no_grad():
+            network(*example)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return {name: found[name] for name in dict.fromkeys(order)}
 
 
 @contextmanager

@@ -41,7 +41,7 @@ def test_noise_has_the_mean_and_deviation_of_the_sample():
 def test_overwriting_no_token_changes_no_sample(subject: Subject):
     network, images = subject.model.network, range(4)
     intact = sampling.draw(subject.model, network, subject.settings, 0, images, subject.device)
-    for block in tokens.blocks(network).values():
+    for block in tokens.blocks(network, subject.model.example()).values():
         with tokens.corrupting(block, Corruption(0, "largest", "noise")):
             assert torch.equal(
                 sampling.draw(subject.model, network, subject.settings, 0, images, subject.device), intact
@@ -49,7 +49,8 @@ def test_overwriting_no_token_changes_no_sample(subject: Subject):
 
 
 def test_every_block_is_swept_and_nothing_stays_corrupted(subject: Subject):
-    names = list(tokens.blocks(subject.model.network))
+    names = list(tokens.blocks(subject.model.network, subject.model.example()))
+    assert [name.split("_")[0] for name in names] == ["down", "mid", "up", "up"]
     rows = tokens.measure(subject)
     assert len(rows) == len(names) * len(CHOICES) * len(FILLINGS) * len(COUNTS)
     assert list(dict.fromkeys(row["block"] for row in rows)) == names
@@ -61,4 +62,4 @@ def test_every_block_is_swept_and_nothing_stays_corrupted(subject: Subject):
 
 def test_a_network_without_attention_is_refused():
     with pytest.raises(ValueError, match="Linear has no attention block"):
-        tokens.blocks(torch.nn.Linear(1, 1))
+        tokens.blocks(torch.nn.Linear(1, 1), ())

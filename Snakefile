@@ -35,6 +35,7 @@ wildcard_constraints:
     variant=one_of(VARIANTS),
     seed=r"\d+",
     shard=r"\d+",
+    study=one_of(STUDIES),
 
 
 include: "workflow/rules/pretrain.smk"
@@ -50,6 +51,7 @@ include: "workflow/rules/table.smk"
 include: "workflow/rules/figures.smk"
 include: "workflow/rules/track.smk"
 include: "workflow/rules/paper.smk"
+include: "workflow/rules/analyse.smk"
 
 
 rule all:
@@ -60,3 +62,9 @@ rule all:
         rules.track_all.input,
         rules.score_all.input,
         rules.paper_all.input,
+
+
+# The paper's studies, beside the tables: `snakemake analyses`.
+rule analyses:
+    input:
+        rules.analyse_all.input,

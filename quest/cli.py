@@ -14,7 +14,7 @@ from typing import Any
 
 import click
 
-from quest import config
+from quest import analysis, config
 from quest.artifacts import ArtifactError, write_bytes
 
 FILE = click.Path(path_type=Path, dir_okay=False)
@@ -365,6 +365,31 @@ def figures(dataset: str, samples: tuple[Path, ...], table_file: Path, grid: Pat
     from quest import figures
 
     figures.run(dataset, samples, table_file, grid, comparison)
+
+
+@main.group()
+def analyse() -> None:
+    """The paper's studies: each writes its numbers (CSV) and a chart of them (PNG and SVG)."""
+
+
+def _analyse(study: str) -> None:
+    """Add the command of one study; its files are options, repeated where there are many."""
+
+    def command(dataset: str, settings: str | None, seed: int, device: str, **given: Any) -> None:
+        files = {name: paths if isinstance(paths, tuple) else (paths,) for name, paths in given.items()}
+        outputs = analysis.Outputs(**{name: files.pop(name)[0] for name in analysis.Outputs._fields})
+        analysis.run(study, dataset, _settings(dataset, settings), files, seed, outputs, device)
+
+    inputs = [
+        click.option(f"--{name.removesuffix('s')}", name, type=FILE, required=True, multiple=name.endswith("s"))
+        for name in analysis.STUDIES[study].files
+    ]
+    outputs = [click.option(f"--{name}", type=FILE, required=True) for name in analysis.Outputs._fields]
+    analyse.command(study, help=analysis.STUDIES[study].title)(_stage(*inputs, _seed, *outputs, _device)(command))
+
+
+for _study in analysis.STUDIES:
+    _analyse(_study)
 
 
 @main.command()

@@ -394,6 +394,26 @@ class EvaluationSettings(Settings):
     clip: ClipSettings | None = Field(default=None, description="set for text-conditional models only")
 
 
+class AnalysisSettings(Settings):
+    """How much the studies look at; only the `analyse` rule reads this."""
+
+    bits: str = Field(default="w4a4", description="bit-width of the networks that are studied")
+    samples: Positive = Field(default=16, description="trajectories that layers are observed on")
+    steps: Positive = Field(
+        default=5, description="most sampling steps that layers are observed at; as many as divide sampler.steps"
+    )
+    images: Annotated[int, Field(ge=2)] = Field(
+        default=32, description="images drawn for each setting of the sensitivity and token studies"
+    )
+
+    @field_validator("bits")
+    @classmethod
+    def _quantized(cls, bits: str) -> str:
+        if Bits.parse(bits) == UNQUANTIZED:
+            raise ValueError("w32a32 is full precision; expected bits from 2 to 8")
+        return bits
+
+
 class UNetSettings(Settings):
     """Architecture of an embedded model (diffusers' UNet2DModel; UNet2DConditionModel with a condition)."""
 
@@ -489,6 +509,7 @@ class DatasetSettings(Settings):
     reconstruction: ReconstructionSettings = ReconstructionSettings()
     methods: MethodsSettings = MethodsSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
+    analysis: AnalysisSettings = AnalysisSettings()
     pretrain: PretrainSettings | None = Field(default=None, description="set for embedded models only")
 
     @model_validator(mode="after")

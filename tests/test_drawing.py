@@ -29,14 +29,14 @@ def test_images_with_two_channels_cannot_be_shown():
         drawing.strip(np.zeros((1, 2, 8, 8), np.uint8))
 
 
-@pytest.mark.parametrize("suffix", ["png", "svg"])
-def test_equal_figures_give_equal_bytes(tmp_path: Path, suffix: str):
+@pytest.mark.parametrize(("suffix", "small"), [("png", False), ("png", True), ("svg", False)])
+def test_equal_figures_give_equal_bytes(tmp_path: Path, suffix: str, small: bool):
     for name in ("first", "second"):
         figure = drawing.figure(3, 2)
         axes = figure.add_subplot()
         axes.plot([0, 1], [2, 3], marker="o")
         drawing.plain(axes, "a title", "x (steps)", "y (dB)")
-        drawing.save(figure, tmp_path / f"{name}.{suffix}")
+        drawing.save(figure, tmp_path / f"{name}.{suffix}", small)
     content = (tmp_path / f"first.{suffix}").read_bytes()
     assert content == (tmp_path / f"second.{suffix}").read_bytes()
     assert suffix == "png" or b">a title</text>" in content

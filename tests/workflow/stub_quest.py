@@ -12,7 +12,7 @@ import sys
 import time
 from pathlib import Path
 
-OUTPUTS = ("--output", "--csv", "--markdown", "--grid", "--comparison")
+OUTPUTS = ("--output", "--csv", "--markdown", "--grid", "--comparison", "--png", "--svg")
 
 
 def main(arguments: list[str]) -> None:

@@ -10,6 +10,7 @@ import yaml
 from project import Plan, Project
 from test_provenance import provenance
 
+from quest.analysis import STUDIES
 from quest.config import METHODS, RunSettings
 
 ROOT = Path(__file__).parents[2]
@@ -24,6 +25,7 @@ CODE = {
     "table": ["quest.tables"],
     "figures": ["quest.figures"],
     "track": ["quest.tracking"],
+    "analyse": ["quest.analysis", *(f"quest.analysis.{name}" for name in STUDIES)],
 }
 
 
@@ -34,7 +36,7 @@ def folder(path: str) -> str:
 
 def test_a_stage_for_each_rule(project: Project) -> None:
     (project.root / "data/models/digits/denoiser.safetensors").unlink()
-    assert set(STAGES) == set(Plan(project).rules())
+    assert set(STAGES) == set(Plan(project, targets=("all", "analyses")).rules())
 
 
 @pytest.mark.parametrize("name", STAGES)

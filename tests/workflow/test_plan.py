@@ -12,6 +12,7 @@ from project import Plan, Project
 from snakemake.exceptions import WorkflowError
 
 from quest import config
+from quest.analysis import STUDIES
 
 ROOT = Path(__file__).parents[2]
 
@@ -42,6 +43,23 @@ def test_a_run(project: Project) -> None:
         "figures": 1,
         "track": 1,
     }
+
+
+def test_studies_run_only_when_they_are_asked_for(project: Project) -> None:
+    assert "analyse" not in Plan(project).rules()
+    plan = Plan(project, targets=("analyses",))
+    assert plan.rules()["analyse"] == len(STUDIES)
+    files = {
+        "model": "data/models/digits/denoiser.safetensors",
+        "calibration": "results/calibration/digits/seed0.safetensors",
+        "reconstruction": "results/reconstruction/digits/blocks-w4-seed0.safetensors",
+        "checkpoint": "results/finetune/digits/quest-w4a4-seed0.safetensors",
+    }
+    job = plan.job("results/analysis/digits/errors.csv")
+    assert " ".join(f"--{name} {file}" for name, file in files.items()) in job.shellcmd
+    assert set(plan.settings("results/analysis/digits/errors.csv")["methods"]) == {"quest"}
+    assert list(plan.job("results/analysis/digits/tokens.png").input) == [files["model"]]
+    assert plan.job("results/analysis/digits/scales.svg").shellcmd.count(" --checkpoint ") == 2
 
 
 def test_axes_multiply(project: Project) -> None:

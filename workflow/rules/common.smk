@@ -10,6 +10,7 @@ from pathlib import Path
 from snakemake.exceptions import WorkflowError
 
 from quest import paths, published
+from quest.analysis import STUDIES
 from quest.config import (
     FULL_PRECISION,
     METHODS,
@@ -194,6 +195,40 @@ def option(name):
         return " ".join(f"--{name} {file}" for file in ([files] if isinstance(files, str) else files))
 
     return flags
+
+
+def studied(name):
+    """The files that a study reads under `name`, if it does: of the method it is about at the bits that it studies."""
+
+    def files(wildcards):
+        if name not in STUDIES[wildcards.study].files:
+            return []
+        dataset, seed = wildcards.dataset, RUN.seeds[0]
+        bits = CONFIG.datasets[dataset].analysis.bits
+        cell = {"dataset": dataset, "method": "quest", "bits": bits, "seed": seed}
+        return {
+            "model": lambda: model(wildcards),
+            "calibration": lambda: paths.fill(paths.CALIBRATION, **cell),
+            "reconstruction": lambda: paths.fill(
+                paths.RECONSTRUCTION, **cell, variant=variant_of(dataset, "quest"), weight_bits=Bits.parse(bits).weight
+            ),
+            "checkpoint": lambda: paths.fill(paths.CHECKPOINT, **cell),
+            "checkpoints": lambda: of_cells(
+                paths.CHECKPOINT, dataset, [Cell(method, bits) for method in RUN.methods], [seed]
+            ),
+            "samples": lambda: of_cells(paths.SAMPLES, dataset, CELLS, [seed], shards=[0]),
+        }[name]()
+
+    return files
+
+
+def study_options(wildcards, input):
+    """`--NAME FILE` for each file that the study reads; --checkpoint for each of `checkpoints`."""
+    return " ".join(
+        f"--{name.removesuffix('s')} {file}"
+        for name in STUDIES[wildcards.study].files
+        for file in ([input[name]] if isinstance(input[name], str) else input[name])
+    )
 
 
 def protocol(*keys):

@@ -1,0 +1,57 @@
+"""Error of every layer's output after each stage of QuEST: nearest rounding, reconstruction, TLA, CMA.
+
+All stages have the same activation sets and are measured on the same inputs, which nothing was trained on. No network
+is stored between TLA and CMA, so TLA is run again here with the protocol's settings and the run's seed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from quest.analysis import Row
+from quest.analysis.subject import Subject, outputs
+from quest.finetuning import finetune
+from quest.methods import quest as method
+from quest.quantization.network import QuantizedNetwork
+
+STAGES = ("nearest", "reconstruction", "TLA", "CMA")
+
+
+def measure(subject: Subject) -> list[Row]:
+    """A row for each stage, sampling step and layer: ‖Ô - O‖² / ‖O‖², O being the output in full precision."""
+    states = subject.states()
+    full = subject.quantized(subject.bits, calibrated=False)
+    with full.quantizing(weights=False, activations=False):
+        targets = dict(outputs(full, states))
+    timesteps = dict(zip(states.steps.tolist(), states.timesteps.tolist(), strict=True))
+    rows = []
+    for stage, network in networks(subject):
+        with network.frozen():
+            for step, found in outputs(network, states):
+                rows += [
+                    {
+                        "stage": stage,
+                        "timestep": timesteps[step],
+                        "layer": name,
+                        "error": ((output - targets[step][name]).square().sum() / targets[step][name].square().sum())
+                        .double()
+                        .item(),
+                    }
+                    for name, output in found.items()
+                ]
+    return rows
+
+
+def networks(subject: Subject) -> Iterator[tuple[str, QuantizedNetwork]]:
+    """Each of `STAGES` in turn; the third is the second network, trained on."""
+    settings = subject.settings.methods.quest
+    yield STAGES[0], subject.quantized(subject.bits, settings.sets)
+    network = subject.reconstructed(settings.sets)
+    yield STAGES[1], network
+    stage = method.time_embedding_alignment(network, settings)
+    finetune(network, subject.calibration, stage, stage.record(network, subject.calibration), subject.seed)
+    yield STAGES[2], network
+    checkpoint = subject.checkpoint()
+    if checkpoint.method != "quest":
+        raise ValueError(f"{subject.files['checkpoint'][0]}: made by {checkpoint.method}; expected quest's")
+    yield STAGES[3], checkpoint.network

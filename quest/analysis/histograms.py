@@ -1,0 +1,56 @@
+"""Histograms of the layer outputs that have the largest range, before and after finetuning (QuEST, Fig. 2 and 5).
+
+The versions of the weights are those of `quest.analysis.distributions`; values of all observed steps are pooled.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from quest.analysis import Row
+from quest.analysis.distributions import FULL, versions
+from quest.analysis.subject import Subject, outputs
+from quest.calibration import Samples
+from quest.quantization.network import QuantizedNetwork
+
+LAYERS = 3
+BINS = 200
+
+
+def measure(subject: Subject) -> list[Row]:
+    """A row for each layer and bin: its edges, and how many values of each version of the weights it holds."""
+    states = subject.states()
+    names: list[str] = []
+    pooled: dict[str, dict[str, Tensor]] = {}
+    for version, network in versions(subject):
+        if version == FULL:
+            names = widest(network, states)
+        found = [output for _step, output in outputs(network, states, names)]
+        pooled[version] = {name: torch.cat([output[name].flatten() for output in found]).cpu() for name in names}
+    rows = []
+    for name in names:
+        every = [values[name] for values in pooled.values()]
+        edges = torch.linspace(
+            min(x.min().item() for x in every), max(x.max().item() for x in every), BINS + 1, dtype=torch.float64
+        )
+        counts = {
+            version: torch.histogram(values[name].double(), edges).hist.long().tolist()
+            for version, values in pooled.items()
+        }
+        rows += [
+            {"layer": name, "low": low, "high": high, **dict(zip(counts, held, strict=True))}
+            for low, high, held in zip(
+                edges[:-1].tolist(), edges[1:].tolist(), zip(*counts.values(), strict=True), strict=True
+            )
+        ]
+    return rows
+
+
+def widest(network: QuantizedNetwork, states: Samples) -> list[str]:
+    """The layers whose outputs have the largest range at any step, the largest first."""
+    ranges: dict[str, float] = {}
+    for _step, found in outputs(network, states):
+        for name, output in found.items():
+            ranges[name] = max(ranges.get(name, 0.0), (output.max() - output.min()).item())
+    return sorted(ranges, key=ranges.__getitem__, reverse=True)[:LAYERS]

@@ -1,0 +1,131 @@
+"""What a few tokens carry: some of a block's output are overwritten while sampling (QuEST, Fig. 6).
+
+The full-precision network samples; at every step the output of one attention or transformer block has k of its tokens
+replaced. The paper says neither which blocks and steps it means nor how tokens are ranked: here each block in turn, all
+steps, and the largest |x| over channels. Its text replaces by noise, its supplement by zeros: both are measured.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from diffusers.models.attention import BasicTransformerBlock
+from diffusers.models.attention_processor import Attention
+from torch import Tensor, nn
+
+from quest import sampling
+from quest.analysis import Row
+from quest.analysis.closeness import closeness
+from quest.analysis.subject import Subject
+
+Filling = Literal["zeros", "noise"]
+Choice = Literal["random", "largest"]
+COUNTS = (1, 3)
+FILLINGS: tuple[Filling, ...] = ("zeros", "noise")
+CHOICES: tuple[Choice, ...] = ("random", "largest")
+
+
+@dataclass
+class Corruption:
+    """Overwrites ``count`` tokens of each sample: random ones, or those of largest |x|, by zeros or by normal noise of
+    the sample's own mean and deviation."""
+
+    count: int
+    choice: Choice
+    filling: Filling
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        self._random = torch.Generator().manual_seed(self.seed)
+        self.tokens = 0  # of the block, as last seen
+
+    def overwrite(self, x: Tensor) -> Tensor:
+        """Of an image (N, C, H, W), whose pixels are its tokens, or a sequence (N, tokens, C)."""
+        if x.ndim == 4:
+            return self.overwrite(x.flatten(2).transpose(1, 2)).transpose(1, 2).reshape(x.shape)
+        self.tokens = x.shape[1]
+        if self.choice == "random":
+            scores = torch.rand(x.shape[:2], generator=self._random).to(x.device)
+        else:
+            scores = x.abs().amax(2)
+        chosen = scores.topk(min(self.count, self.tokens), dim=1).indices
+        into = torch.zeros_like(x[:, : chosen.shape[1]])
+        if self.filling == "noise":
+            noise = torch.randn(into.shape, generator=self._random).to(x)
+            into = x.mean((1, 2), keepdim=True) + x.std((1, 2), keepdim=True) * noise
+        return x.scatter(1, chosen.unsqueeze(2).expand_as(into), into)
+
+
+def measure(subject: Subject) -> list[Row]:
+    """A row for each block in network order, choice of tokens, filling and count."""
+    network, settings = subject.model.network, subject.settings
+    images = range(settings.analysis.images)
+
+    def draw() -> Tensor:
+        return sampling.draw(subject.model, network, settings, subject.seed, images, subject.device)
+
+    targets, rows = draw(), []
+    for (name, block), choice, filling, count in itertools.product(
+        blocks(network, subject.model.example()).items(), CHOICES, FILLINGS, COUNTS
+    ):
+        corruption = Corruption(count, choice, filling, subject.seed)
+        with corrupting(block, corruption):
+            drawn = draw()
+        rows.append(
+            {
+                "block": name,
+                "block_tokens": corruption.tokens,
+                "choice": choice,
+                "filling": filling,
+                "tokens": count,
+                **closeness(drawn, targets),
+            }
+        )
+    return rows
+
+
+def blocks(network: nn.Module, example: tuple[Tensor, ...]) -> dict[str, nn.Module]:
+    """Transformer blocks, and attention outside any, in the order in which a call with ``example`` reaches them.
+
+    Raises ValueError where there is none.
+    """
+    found: dict[str, nn.Module] = {}
+    for name, module in network.named_modules():
+        if isinstance(module, BasicTransformerBlock | Attention) and not any(
+            name.startswith(f"{outer}.") for outer in found
+        ):
+            found[name] = module
+    if not found:
+        raise ValueError(f"{type(network).__name__} has no attention block; there is no token to overwrite")
+    order: list[str] = []
+
+    def note(name: str):
+        return lambda _module, _inputs: order.append(name)
+
+    handles = [module.register_forward_pre_hook(note(name)) for name, module in found.items()]
+    try:
+        with torch.no_grad():
+            network(*example)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return {name: found[name] for name in dict.fromkeys(order)}
+
+
+@contextmanager
+def corrupting(block: nn.Module, corruption: Corruption) -> Iterator[None]:
+    """Within, the output of ``block`` is corrupted."""
+
+    def hook(_module: nn.Module, _inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        return corruption.overwrite(output)
+
+    handle = block.register_forward_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()

@@ -1,0 +1,52 @@
+"""The tiny model's chain up to a finetuned checkpoint, as a study finds it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from quest import methods, reconstruction
+from quest.analysis.subject import Subject
+from quest.config import Bits, DatasetSettings
+
+ANALYSIS = {"samples": 3, "steps": 2, "images": 4}
+
+
+@pytest.fixture(scope="session")
+def files(
+    tmp_path_factory: pytest.TempPathFactory, model_file: Path, calibration_file: Path, settings: DatasetSettings
+) -> dict[str, tuple[Path, ...]]:
+    """All that a study may read of the tiny model."""
+    folder = tmp_path_factory.mktemp("chain")
+    reconstructed = folder / "reconstruction.safetensors"
+    reconstruction.run(settings, model_file, 4, 0, calibration_file, reconstructed, "cpu")
+    checkpoints = []
+    for method in ("quest", "minmax", "q-diffusion"):
+        checkpoints.append(folder / f"{method}.safetensors")
+        methods.run(
+            settings,
+            model_file,
+            method,
+            Bits(4, 4),
+            0,
+            calibration_file,
+            reconstructed if method != "minmax" else None,
+            checkpoints[-1],
+            "cpu",
+        )
+    return {
+        "model": (model_file,),
+        "calibration": (calibration_file,),
+        "reconstruction": (reconstructed,),
+        "checkpoint": (checkpoints[0],),
+        "checkpoints": tuple(checkpoints),
+    }
+
+
+@pytest.fixture
+def subject(files: dict[str, tuple[Path, ...]], make_settings: Callable[..., DatasetSettings]) -> Subject:
+    """The tiny model as a study is given it."""
+    return Subject(make_settings(analysis=ANALYSIS), files, 0, torch.device("cpu"))

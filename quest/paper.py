@@ -12,8 +12,9 @@ from typing import Any
 
 import pandas as pd
 
-from quest import benchmarks, paths, tables
+from quest import paths, tables
 from quest.artifacts import JsonArtifact, Manifest, load_json, save_json, write_bytes
+from quest.benchmarks.stages import cost as cost_of
 from quest.config import FULL_PRECISION, Bits, Cell, MethodsSettings, base_method, unknown
 from quest.published import FAILED, PaperRow, PaperTable, Published
 from quest.tables import MISSING, Column, Row
@@ -191,7 +192,7 @@ def _cost(artifact: JsonArtifact, folder: Path) -> dict[str, float]:
         files.append(folder / paths.fill(_RECONSTRUCT, **wildcards, variant=variant, weight_bits=weight_bits))
     if not all(file.exists() for file in files):
         return {}
-    costs = [benchmarks.cost(file) for file in files]
+    costs = [cost_of(file) for file in files]
     return {"seconds": sum(cost.seconds for cost in costs), "host_mb": max(cost.memory_mb for cost in costs)}
 
 

@@ -69,16 +69,19 @@ class _Entry:
 def run(table_files: Sequence[Path], figures: Sequence[Path], output: Path | None, papers: Sequence[Path] = ()) -> None:
     """The `track` stage: every row of the tables as an MLflow run, and a run for each table with its figures.
 
-    figures: pictures ``…/<dataset>/<name>.png``; with a single table all of them are its own. Grids of samples go to
-    the rows of the seed that they show too. papers: artifacts of `quest.paper`, a run for each.
+    figures: pictures ``…/<name of the table>/<picture>.png``; with a single table all of them are its own. Grids of
+    samples go to the rows of the seed that they show too. papers: artifacts of `quest.paper`, a run for each.
     output: an artifact of kind "tracking", {"experiment", "runs": {key: fingerprint}}.
     The store is ``MLFLOW_TRACKING_URI``, or ``mlflow.db`` in the current folder. Raises ValueError for a figure of
     no table.
     """
-    artifacts = [load_json(file, "table") for file in table_files]
-    entries = [entry for artifact, own in _with_figures(artifacts, figures) for entry in _entries(artifact, own)]
+    artifacts = {file.stem: load_json(file, "table") for file in table_files}
+    entries = [
+        entry for name, own in _with_figures(list(artifacts), figures) for entry in _entries(name, artifacts[name], own)
+    ]
     paper_tables = [load_json(file, "paper") for file in papers]
     entries += [_paper_entry(artifact) for artifact in paper_tables]
+    entries = list({entry.key: entry for entry in reversed(entries)}.values())  # a cell of several tables: the first's
     fingerprints = {entry.key: entry.fingerprint() for entry in entries}
     with _store() as client:
         experiment = _experiment(client)
@@ -88,7 +91,7 @@ def run(table_files: Sequence[Path], figures: Sequence[Path], output: Path | Non
             written += _write(client, experiment, found.get(entry.key, []), entry, fingerprints[entry.key])
     _log.info("%d of %d MLflow runs written to %s, the others were current", written, len(entries), _uri())
     if output is not None:
-        inputs = {artifact.content["dataset"]: artifact.manifest.sha256 for artifact in artifacts}
+        inputs = {name: artifact.manifest.sha256 for name, artifact in artifacts.items()}
         inputs |= {_paper_key(artifact): artifact.manifest.sha256 for artifact in paper_tables}
         content = {"experiment": EXPERIMENT, "runs": fingerprints}
         save_json(output, content, Manifest(kind="tracking", inputs=inputs))
@@ -106,15 +109,15 @@ def ui(port: int) -> None:
     files = sorted(TABLES.glob("*.json"))
     if not files:
         raise ValueError(f"{TABLES}: no table yet; `snakemake` makes them, `dvc pull {TABLES}` fetches shared ones")
-    datasets = {file.stem for file in files}
-    figures = [file for file in sorted(FIGURES.glob("*/*.png")) if file.parent.name in datasets]
+    names = {file.stem for file in files}
+    figures = [file for file in sorted(FIGURES.glob("*/*.png")) if file.parent.name in names]
     run(files, figures, None, sorted(PAPER.glob("*/*.json")))
     _log.info("http://127.0.0.1:%d is ready in some seconds; Ctrl-C ends it", port)
     command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", uri, "--host", "127.0.0.1"]
     os.execv(sys.executable, [*command, "--port", str(port), "--workers", "1"])
 
 
-def _entries(artifact: JsonArtifact, figures: Sequence[Path]) -> Iterator[_Entry]:
+def _entries(name: str, artifact: JsonArtifact, figures: Sequence[Path]) -> Iterator[_Entry]:
     content = artifact.content
     shown = min(row["seed"] for row in content["rows"])  # the seed of the sample grids
     grids = [file for file in figures if file.stem.startswith("samples")]
@@ -133,13 +136,13 @@ def _entries(artifact: JsonArtifact, figures: Sequence[Path]) -> Iterator[_Entry
     summary = content["summary"]
     note = tables.to_markdown(content["rows"], summary)
     yield _Entry(
-        key=f"{content['dataset']}/table",
+        key=f"{name}/table",
         params={"dataset": content["dataset"]},
         metrics={
-            _named(f"{row['method']}-{row['bits']}/{name}"): float(row[name])
+            _named(f"{row['method']}-{row['bits']}/{metric}"): float(row[metric])
             for row in summary
-            for name in METRICS
-            if row.get(name) is not None
+            for metric in METRICS
+            if row.get(metric) is not None
         },
         tags=_input_tags(artifact) | ({"mlflow.note.content": note} if len(note) <= _TAG_LENGTH else {}),
         frames={"summary": summary, "rows": content["rows"]},
@@ -275,16 +278,13 @@ def _runs(client: MlflowClient, experiment: str) -> dict[str, list[Run]]:
             return found
 
 
-def _with_figures(
-    artifacts: Sequence[JsonArtifact], figures: Sequence[Path]
-) -> Iterator[tuple[JsonArtifact, list[Path]]]:
-    """Each table with its pictures."""
-    datasets = [artifact.content["dataset"] for artifact in artifacts]
+def _with_figures(names: Sequence[str], figures: Sequence[Path]) -> Iterator[tuple[str, list[Path]]]:
+    """Each table's name with its pictures."""
     for file in figures:
-        if len(datasets) > 1 and file.parent.name not in datasets:
-            raise ValueError(f"{file}: of {file.parent.name!r}, but the tables are of {', '.join(datasets)}")
-    for artifact, dataset in zip(artifacts, datasets, strict=True):
-        yield artifact, [file for file in figures if len(datasets) == 1 or file.parent.name == dataset]
+        if len(names) > 1 and file.parent.name not in names:
+            raise ValueError(f"{file}: of {file.parent.name!r}, but the tables are of {', '.join(names)}")
+    for name in names:
+        yield name, [file for file in figures if len(names) == 1 or file.parent.name == name]
 
 
 def _require_free(port: int) -> None:

@@ -41,6 +41,7 @@ except ConfigError as error:
     raise WorkflowError(str(error)) from None
 
 RUN = CONFIG.run
+OF_SUITE = paths.of_suite(RUN.suite)
 CELLS = list(CONFIG.cells())
 QUANTIZED = [cell for cell in CELLS if cell.method != FULL_PRECISION]
 EMBEDDED = [dataset for dataset, settings in CONFIG.datasets.items() if settings.pretrain]
@@ -85,6 +86,7 @@ def of_cells(pattern, dataset, cells, seeds=None, shards=None):
             weight_bits=Bits.parse(cell.bits).weight,
             variant=variant_of(dataset, cell.method) or "none",
             seed=RUN.seeds if seeds is None else seeds,
+            of_suite=OF_SUITE,
             shard=shards,
         )
     ]

@@ -19,9 +19,9 @@ rule figures:
             caption="../report/comparison.rst",
         ),
     log:
-        "logs/figures/{dataset}.log",
+        "logs/figures/{dataset}{of_suite}.log",
     benchmark:
-        "benchmarks/figures/{dataset}.tsv"
+        "benchmarks/figures/{dataset}{of_suite}.tsv"
     resources:
         mem_mb=2_000,
         runtime=10,

@@ -13,9 +13,9 @@ rule table:
         ),
         markdown=paths.TABLE_MARKDOWN,
     log:
-        "logs/table/{dataset}.log",
+        "logs/table/{dataset}{of_suite}.log",
     benchmark:
-        "benchmarks/table/{dataset}.tsv"
+        "benchmarks/table/{dataset}{of_suite}.tsv"
     resources:
         mem_mb=1_000,
         runtime=10,

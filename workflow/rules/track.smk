@@ -6,9 +6,9 @@ rule track:
     output:
         paths.TRACKING,
     log:
-        "logs/track/{dataset}.log",
+        "logs/track/{dataset}{of_suite}.log",
     benchmark:
-        "benchmarks/track/{dataset}.tsv"
+        "benchmarks/track/{dataset}{of_suite}.tsv"
     resources:
         mlflow=1,  # several writers on its first use break a new store
         mem_mb=2_000,

@@ -34,7 +34,7 @@ wildcard_constraints:
     weight_bits=r"\d+",
     variant=one_of(VARIANTS),
     seed=r"\d+",
-    of_suite=re.escape(OF_SUITE),
+    of_suite=re.escape(OF_SUITE) or "(?:)",  # an empty constraint would be none
     shard=r"\d+",
     study=one_of(STUDIES),
 

@@ -246,4 +246,6 @@ def test_a_place_that_cannot_be_written_is_an_artifact_error(tmp_path: Path):
 
 
 def test_settings_in_a_manifest_are_plain_json():
-    assert plain(SamplerSettings.model_validate({"steps": 4})) == {"steps": 4, "eta": 0.0}
+    given = {"steps": 2, "timesteps": (900, 100)}
+    others = {"kind": "ddim", "eta": 0.0, "spacing": "uniform", "guidance_scale": 1.0}
+    assert plain(SamplerSettings.model_validate(given)) == others | {"steps": 2, "timesteps": [900, 100]}

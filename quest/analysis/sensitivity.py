@@ -21,7 +21,8 @@ from quest.quantization.roles import Role
 FAMILIES = {
     "feed-forward": (Role.FEED_FORWARD,),
     "attention and projections": (
-        *(Role.ATTENTION_Q, Role.ATTENTION_K, Role.ATTENTION_V, Role.ATTENTION_OUT, Role.PROJECTION),
+        *(Role.ATTENTION_Q, Role.ATTENTION_K, Role.ATTENTION_V, Role.ATTENTION_OUT),
+        *(Role.CROSS_ATTENTION_K, Role.CROSS_ATTENTION_V, Role.PROJECTION),
     ),
     "convolutions": (Role.CONVOLUTION, Role.SHORTCUT, Role.DOWNSAMPLE, Role.UPSAMPLE),
     "time embedding": (Role.TIME_MLP, Role.TIME_PROJECTION),

@@ -1,4 +1,4 @@
-"""What the benchmarks share: a clock that waits for the device, peak memory, and text tables."""
+"""What the benchmarks share: a clock that waits for the device, and peak memory."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import platform
 import resource
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -55,17 +55,3 @@ def machine(device: torch.device | str) -> str:
     if torch.device(device).type == "cuda":
         where = f"{torch.cuda.get_device_name(device)}; {where}"
     return f"torch {torch.__version__}; {where}"
-
-
-def table(rows: Sequence[Sequence[str]]) -> str:
-    """Text in aligned columns, ``rows[0]`` being the header; columns of numbers are aligned to the right."""
-    columns = list(zip(*rows, strict=True))
-    widths = [max(map(len, column)) for column in columns]
-    numeric = [all(cell[:1].isdigit() or cell in ("", "–") for cell in column[1:]) for column in columns]
-    return "\n".join(
-        "  ".join(
-            cell.rjust(width) if right else cell.ljust(width)
-            for cell, width, right in zip(row, widths, numeric, strict=True)
-        ).rstrip()
-        for row in rows
-    )

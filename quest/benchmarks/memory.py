@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
 from quest.artifacts import Manifest, load_tensors, save_tensors
-from quest.benchmarks import measuring
+from quest.benchmarks import measuring, text
 from quest.config import EvaluationSettings
 from quest.metrics import evaluation, measure, reference
 from quest.metrics.extractor import Extractor, Features
@@ -71,9 +71,7 @@ def run(images: int, shard: int, device: torch.device | str) -> str:
     found = evaluation.numbers(statistics, real, settings, device)
     note("all metrics")
     numbers = ", ".join(f"{name} {found[name]:.4g}" for name in ("fid", "sfid", "is", "kid", "precision", "recall"))
-    return "\n".join(
-        [measuring.machine(device), "", measuring.table(rows), "", f"{numbers}, squared error {squares:g}"]
-    )
+    return "\n".join([measuring.machine(device), "", text.table(rows), "", f"{numbers}, squared error {squares:g}"])
 
 
 def _gather(statistics: Accumulator, shards: Iterator[Tensor], extractor: Extractor) -> float:

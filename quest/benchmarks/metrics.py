@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 
 from quest.artifacts import ArtifactError
-from quest.benchmarks import measuring
+from quest.benchmarks import measuring, text
 from quest.metrics import inception
 from quest.metrics.distances import FrechetDistance, fit
 from quest.metrics.reference import CHUNK
@@ -187,4 +187,4 @@ def _table(timings: list[Timing]) -> str:
     for t in timings:
         value = f"{t.rate:,.1f}" if t.rate is not None else f"{t.seconds:.3f}"
         rows.append((t.task, t.device, t.implementation, value, f"{t.seconds / base[t.task, t.device]:.2f}×"))
-    return measuring.table(rows)
+    return text.table(rows)

@@ -6,7 +6,7 @@ import csv
 from pathlib import Path
 from typing import NamedTuple
 
-from quest.benchmarks import measuring
+from quest.benchmarks import text
 
 STAGES = (
     "pretrain_clip",
@@ -45,7 +45,7 @@ def stages(folder: Path) -> str:
             rows.append((stage, str(len(seconds)), f"{sum(seconds):.1f}", f"{max(seconds):.1f}"))
     if not rows:
         raise ValueError(f"{folder}: no benchmarks of any stage; `snakemake` writes them for the jobs that it runs")
-    return measuring.table([("stage", "jobs", "total s", "max s"), *rows])
+    return text.table([("stage", "jobs", "total s", "max s"), *rows])
 
 
 def cost(file: Path) -> Cost:

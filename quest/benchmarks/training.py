@@ -18,7 +18,7 @@ from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from torch import Tensor, nn
 
 from quest import finetuning, reconstruction
-from quest.benchmarks import measuring, networks
+from quest.benchmarks import measuring, networks, text
 from quest.calibration import Calibration
 from quest.config import (
     Bits,
@@ -272,7 +272,7 @@ def _step_table(steps: Sequence[_Step]) -> str:
         )
         for step in steps
     ]
-    return measuring.table(rows)
+    return text.table(rows)
 
 
 def _block_table(blocks: Sequence[_Block]) -> str:
@@ -289,7 +289,7 @@ def _block_table(blocks: Sequence[_Block]) -> str:
         )
         for block in blocks
     ]
-    return measuring.table(rows)
+    return text.table(rows)
 
 
 def _total_table(name: str, blocks: Sequence[_Block]) -> str:
@@ -325,4 +325,4 @@ def _total_table(name: str, blocks: Sequence[_Block]) -> str:
                 f"{their_hours:.1f}",
             )
         )
-    return measuring.table(rows)
+    return text.table(rows)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from quest.benchmarks import measuring, networks
+from quest.benchmarks import measuring, networks, text
 from quest.quantization import roles
 from quest.quantization.granularity import PerAxis
 from quest.quantization.grid import Grid
@@ -38,4 +38,4 @@ def run(name: str, bits: int, device: torch.device | str) -> str:
         "weights MiB": f"{sum(weight.nbytes for weight in weights) / 2**20:,.0f}",
         "released code, H200, s": f"{PUBLISHED_SECONDS[name]:,.0f}",
     }
-    return "\n".join([measuring.machine(device), "", measuring.table([list(values), list(values.values())])])
+    return "\n".join([measuring.machine(device), "", text.table([list(values), list(values.values())])])

@@ -7,12 +7,12 @@ import time
 import pytest
 import torch
 
-from quest.benchmarks import measuring
+from quest.benchmarks import measuring, text
 
 
 def test_numbers_are_aligned_to_the_right() -> None:
     rows = [("task", "s", "by"), ("features", "1.25", "quest"), ("root", "10", "other")]
-    assert measuring.table(rows) == "task         s  by\nfeatures  1.25  quest\nroot        10  other"
+    assert text.table(rows) == "task         s  by\nfeatures  1.25  quest\nroot        10  other"
 
 
 def test_what_a_run_does_once_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -371,7 +371,7 @@ METHODS: tuple[str, ...] = tuple(name.replace("_", "-") for name in MethodsSetti
 
 
 class ClipSettings(Settings):
-    """CLIP score of text-conditional images; needs the extra `clip`."""
+    """CLIP score of text-conditional images."""
 
     model: str = Field(
         default="openai/clip-vit-base-patch16",

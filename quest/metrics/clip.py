@@ -1,7 +1,7 @@
 """CLIP score of images and their prompts: 100 times the mean cosine of CLIP embeddings (Hessel et al. 2021, w = 1).
 
 torchmetrics' ``CLIPScore``, one for each resampling group, so that the mean has a standard error. The model comes from
-transformers, an extra: ``pip install 'quest-diffusion[clip]'``. It sees images through its own processor.
+transformers and sees images through its own processor.
 """
 
 from __future__ import annotations

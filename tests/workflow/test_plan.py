@@ -282,9 +282,7 @@ def test_an_imported_model_follows_its_source_in_the_configuration(default_proje
 
 
 def test_an_unknown_suite(default_project: Project) -> None:
-    with pytest.raises(
-        WorkflowError, match=r"suite: unknown 'papr' \(did you mean 'paper'\?\); known are ablations, "
-    ):
+    with pytest.raises(WorkflowError, match=r"suite: unknown 'papr' \(did you mean 'paper'\?\); known are ablations, "):
         Plan(default_project, {"suite": "papr"})
 
 

@@ -69,3 +69,8 @@ rule all:
 rule analyses:
     input:
         rules.analyse_all.input,
+
+
+onsuccess:
+    # `dvc commit` wants every folder that dvc.yaml names, also that of the studies, which the default run leaves out.
+    Path("results/analysis").mkdir(parents=True, exist_ok=True)

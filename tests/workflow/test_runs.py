@@ -90,7 +90,7 @@ def test_a_clone_that_pulls_has_nothing_to_do_and_knows_why(finished: Project, t
     finished.run("dvc", "commit", "--force", "--quiet")
     assert "up to date" in finished.run("dvc", "status")
     repro = finished.run("dvc", "repro")
-    assert repro.count("didn't change, skipping") == 11
+    assert repro.count("didn't change, skipping") == 12
     assert not finished.calls()
     finished.run("dvc", "push")
     finished.run("git", "add", "--all")

@@ -523,7 +523,7 @@ def bench_metrics(images: int, rows: int) -> None:
 
 @bench.command("memory")
 @click.option("--images", type=click.IntRange(min=100), default=50_000, show_default=True, help="Images of 256×256.")
-@click.option("--shard", type=click.IntRange(min=1), default=2_000, show_default=True, help="Images of one file.")
+@click.option("--shard", type=click.IntRange(min=1), default=1_000, show_default=True, help="Images of one file.")
 @_device
 def bench_memory(images: int, shard: int, device: str) -> None:
     """Measure random images, shard by shard, by all metrics, and print the peak memory of the process."""

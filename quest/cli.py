@@ -77,6 +77,20 @@ _device = click.option(
     "--device", default="auto", show_default=True, help="cpu, cuda, cuda:1, …; auto takes a GPU when there is one."
 )
 _allow_cpu = click.option("--allow-cpu", is_flag=True, help="Train even without a GPU (hours).")
+# What a method quantizes a model by.
+_cell = (
+    _model,
+    click.option("--method", required=True, help="A method, or a variant of one (config/variants.yaml)."),
+    click.option("--bits", required=True),
+    _seed,
+    click.option("--calibration", "calibration_file", type=FILE, required=True),
+    click.option(
+        "--reconstruction",
+        "reconstruction_file",
+        type=FILE,
+        help="Learned rounding; for the methods that start from it.",
+    ),
+)
 
 
 @main.command()
@@ -184,18 +198,7 @@ def reconstruct(
 
 
 @main.command()
-@_stage(
-    _model,
-    click.option("--method", required=True, help="A method, or a variant of one (config/variants.yaml)."),
-    click.option("--bits", required=True),
-    _seed,
-)
-@click.option("--calibration", "calibration_file", type=FILE, required=True)
-@click.option(
-    "--reconstruction", "reconstruction_file", type=FILE, help="Learned rounding; for the methods that start from it."
-)
-@_output
-@_device
+@_stage(*_cell, _output, _device)
 def finetune(
     dataset: str,
     settings: str | None,
@@ -225,9 +228,7 @@ def finetune(
 
 
 @main.command()
-@_stage(_model, click.option("--method", required=True), click.option("--bits", required=True), _seed)
-@click.option("--calibration", "calibration_file", type=FILE, required=True)
-@click.option("--reconstruction", "reconstruction_file", type=FILE)
+@_stage(*_cell)
 @click.option("--vary", multiple=True, required=True, help="<key>=<value>,<value>,…; every combination is tried.")
 @_device
 def tune(
@@ -247,7 +248,7 @@ def tune(
 
     varied = dict(map(tuning.parse, vary))
     done = tuning.trials(
-        _settings(dataset, settings),
+        _settings(dataset, settings, method),
         model,
         method,
         config.Bits.parse(bits),

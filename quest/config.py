@@ -547,7 +547,7 @@ class MethodVariant(Settings):
     def applied(self, settings: DatasetSettings, source: str) -> DatasetSettings:
         """``settings`` with the overrides. Raises ConfigError that begins with ``source``."""
         given = settings.model_dump(mode="json", exclude_unset=True)
-        return validate(DatasetSettings, _merged(given, self.model_dump(exclude_unset=True)), source)
+        return validate(DatasetSettings, merged(given, self.model_dump(exclude_unset=True)), source)
 
 
 def base_method(name: str) -> str:
@@ -704,9 +704,9 @@ def unknown(name: str, known: Iterable[str]) -> str:
     return f"unknown {name!r}{hint}; known are {', '.join(known)}"
 
 
-def _merged(content: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+def merged(content: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     """``content`` with ``changes`` put in, branch by branch."""
-    below = {key: _merged(content.get(key) or {}, value) for key, value in changes.items() if isinstance(value, dict)}
+    below = {key: merged(content.get(key) or {}, value) for key, value in changes.items() if isinstance(value, dict)}
     return {**content, **changes, **below}
 
 

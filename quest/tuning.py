@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from quest import calibration as calibrations
 from quest import methods
 from quest.calibration import Samples
-from quest.config import Bits, DatasetSettings, validate
+from quest.config import Bits, DatasetSettings, merged, validate
 from quest.device import resolve
 from quest.finetuning import predict
 from quest.models import denoiser as denoisers
@@ -122,11 +122,9 @@ def markdown(done: Sequence[Trial]) -> str:
 def _changed(settings: DatasetSettings, changes: Mapping[str, Any]) -> DatasetSettings:
     content = settings.model_dump(mode="json")
     for key, value in changes.items():
-        *sections, name = key.split(".")
-        inner: Any = content
-        for section in sections:
-            inner = inner.setdefault(section, {})
-        inner[name] = value
+        for name in reversed(key.split(".")):
+            value = {name: value}
+        content = merged(content, value)
     return validate(DatasetSettings, content, "--vary")
 
 

@@ -16,7 +16,7 @@ from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from quest import calibration as calibrations
 from quest.artifacts import Manifest
 from quest.calibration import Calibration
-from quest.config import Bits, DatasetSettings, validate
+from quest.config import Bits, DatasetSettings, merged, validate
 from quest.finetuning import calibrate_activations
 from quest.models import denoiser as denoisers
 from quest.models.denoiser import Denoiser
@@ -52,14 +52,6 @@ SETTINGS: dict[str, Any] = {
     },
     "evaluation": {"images": 6, "shards": 2, "batch_size": 4},
 }
-
-
-def merged(content: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """``content`` with ``changes`` put in, branch by branch."""
-    result = dict(content)
-    for key, value in changes.items():
-        result[key] = merged(result.get(key, {}), value) if isinstance(value, dict) else value
-    return result
 
 
 @pytest.fixture(scope="session")

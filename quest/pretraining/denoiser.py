@@ -113,7 +113,8 @@ def train_denoiser(
         decay = min(settings.ema, (1 + step) / (10 + step))
         get_ema_multi_avg_fn(decay)(means, parameters, step)
 
-    loss = fit(trained, loss_of, "denoiser", settings.steps, settings.lr, settings.weight_decay, after, half=True)
+    optimization = settings.steps, settings.lr, settings.weight_decay
+    loss = fit(trained, loss_of, "denoiser", *optimization, after, half=True, replayed=True)
     mean, *embedders = average.eval()
     embedder: Any = embedders[0] if embedders else None
     return Trained(mean, scheduler, embedder, loss)

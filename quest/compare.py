@@ -112,8 +112,9 @@ def _table(runs: Mapping[str, Mapping[Path, JsonArtifact]]) -> str:
         pairs = [(values[0], other) for other in values[1:]]
         changes = [_change(difference(*pair), column) if all(pair) else MISSING for pair in pairs]
         lines.append([column.header, *(_mean(each, column) for each in values), *changes])
-    seeds = {label: sorted(a.content["seed"] for a in files.values()) for label, files in runs.items()}
-    named = "; ".join(f"{label}: seeds {', '.join(map(str, each))}" for label, each in seeds.items())
+    named = "; ".join(
+        f"{label}: {tables.seeding([artifact.content for artifact in files.values()])}" for label, files in runs.items()
+    )
     table = tabulate(lines, headers, disable_numparse=True, colalign=["left", *["right"] * (len(headers) - 1)])
     return (
         f"{table}\n{named}. A cell ± its standard deviation over seeds, a difference ± its standard error; "

@@ -564,7 +564,12 @@ class RunSettings(Settings):
     )
     bits: Annotated[list[str], Field(min_length=1)] = Field(description="bit-widths, like w4a8")
     seeds: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)] = Field(
-        description="one whole chain (calibration to metrics) for each"
+        description="one whole chain (calibration to metrics) for each, unless `chains` says otherwise"
+    )
+    chains: Positive | None = Field(
+        default=None,
+        description="how many of the seeds have a chain of their own; seed number i of the others samples with the "
+        "quantized models of number i mod `chains`. Default: every seed",
     )
     tables: list[str] = Field(
         default=[], description="tables of `config/published.yaml` to make too, from their own cells on the same seeds"
@@ -573,6 +578,23 @@ class RunSettings(Settings):
         default=None,
         description="of the command line only: `snakemake --config suite=NAME` runs config/NAME.yaml",
     )
+
+    @model_validator(mode="after")
+    def _a_seed_for_each_chain(self) -> RunSettings:
+        if self.chains is not None and self.chains > len(self.seeds):
+            raise ValueError(f"chains is {self.chains}, more than there are seeds, {self.seeds}")
+        return self
+
+    @property
+    def chain_seeds(self) -> list[int]:
+        """The seeds with a chain of their own, from calibration to checkpoint."""
+        return self.seeds[: self.chains]
+
+    def chain_seed(self, seed: int) -> int:
+        """The seed whose quantized models ``seed`` samples with; its own, too, where it is none of the run's."""
+        if seed not in self.seeds:
+            return seed
+        return self.chain_seeds[self.seeds.index(seed) % len(self.chain_seeds)]
 
 
 class Config(NamedTuple):

@@ -55,7 +55,7 @@ def run(
 
     metrics: of the table's cells that were measured on ``dataset``; absent: why the others were not. benchmark_folder:
     of Snakemake's benchmark files, for seconds and memory. A row has name, method, bits, published_on, for each column
-    ``<column>``, ``<column>_spread`` and ``<column>_published``, then seeds, mark, source, note and missing.
+    ``<column>``, ``<column>_spread`` and ``<column>_published``, then seeds, chains, mark, source, note and missing.
     Raises ValueError for an unknown table, or metrics that are not of one protocol.
     """
     table = published.table(name)
@@ -68,7 +68,10 @@ def run(
     content = {"table": name, "dataset": dataset, "title": table.title, "rows": rows}
     save_json(output, content, Manifest(kind="paper", inputs=dict(sorted(inputs.items()))))
     write_bytes(csv, pd.DataFrame(rows, dtype=object).to_csv(index=False, lineterminator="\n").encode())
-    write_bytes(markdown, to_markdown(table, dataset, rows, published).encode())
+    shown = {(row["method"], row["bits"]) for row in rows if row["seeds"]}
+    measurements = sorted((artifact.content for artifact in artifacts.values()), key=tables.order)
+    seeding = tables.seeding([row for row in measurements if (row["method"], row["bits"]) in shown])
+    write_bytes(markdown, to_markdown(table, dataset, rows, published, seeding).encode())
 
 
 def summarize(artifacts: Sequence[JsonArtifact], benchmark_folder: Path) -> dict[Cell, Row]:
@@ -77,18 +80,18 @@ def summarize(artifacts: Sequence[JsonArtifact], benchmark_folder: Path) -> dict
     summary = tables.summarize([artifact.content | _cost(artifact, benchmark_folder) for artifact in ordered])
     found = {Cell(row["method"], row["bits"]): row for row in summary}
     for cell, row in found.items():
-        seconds = [
-            cost["seconds"]
+        seconds = {
+            tables.chain(artifact.content): cost["seconds"]
             for artifact in ordered
             if (artifact.content["method"], artifact.content["bits"]) == cell
             and (cost := _cost(artifact, benchmark_folder))
-        ]
-        row["seconds_spread"] = statistics.stdev(seconds) if len(seconds) == row["seeds"] > 1 else None
+        }
+        row["seconds_spread"] = statistics.stdev(seconds.values()) if len(seconds) == row["chains"] > 1 else None
     return found
 
 
-def to_markdown(table: PaperTable, dataset: str, rows: Sequence[Row], published: Published) -> str:
-    """The table for reading, and lines on what stands for what."""
+def to_markdown(table: PaperTable, dataset: str, rows: Sequence[Row], published: Published, seeding: str) -> str:
+    """The table for reading, and lines on what stands for what. seeding: of `quest.tables`, on what was measured."""
     headers, columns = ["Method", "Bits"], [[row["name"] for row in rows], [row["bits"].upper() for row in rows]]
     if any(row["published_on"] for row in rows):
         headers.append("Published on")
@@ -106,23 +109,25 @@ def to_markdown(table: PaperTable, dataset: str, rows: Sequence[Row], published:
     # Numbers to the right.
     align = ["left" if header in ("Method", "Bits", "Published on", "Note") else "right" for header in headers]
     text = frame.to_markdown(index=False, disable_numparse=True, colalign=align)
-    return f"# {table.title}\n\n{text}\n\n{_caption(table, dataset, rows, published)}\n"
+    return f"# {table.title}\n\n{text}\n\n{_caption(table, dataset, rows, published, seeding)}\n"
 
 
-def _caption(table: PaperTable, dataset: str, rows: Sequence[Row], published: Published) -> str:
+def _caption(table: PaperTable, dataset: str, rows: Sequence[Row], published: Published, seeding: str) -> str:
     named = dict.fromkeys(row["published_on"] for row in rows if row["published_on"])
-    others = [name for name in named if published.datasets[name].dataset != dataset]
-    seeds = {row["seeds"] for row in rows if row["seeds"]}
+    others = {name: published.datasets[name] for name in named if published.datasets[name].dataset != dataset}
+    alike = [name for name, place in others.items() if place.stand_in == dataset]
+    unlike = [name for name, place in others.items() if place.stand_in != dataset]
     parts = [f"Source: {table.source}."]
     if table.note:
         parts.append(f"{table.note[0].upper()}{table.note[1:]}.")
-    on_seeds = f", {' or '.join(map(str, sorted(seeds)))} {'seed' if seeds == {1} else 'seeds'}" if seeds else ""
-    parts.append(f"Here: {dataset}{on_seeds}.")
-    if others:
+    parts.append(f"Here: {', '.join(filter(None, (dataset, seeding)))}.")
+    if alike:
         parts.append(
-            f"It stands in for {', '.join(others)}: the order of the methods may compare, absolute values do not."
+            f"It stands in for {', '.join(alike)}: the order of the methods may compare, absolute values do not."
         )
-    if any(seed > 1 for seed in seeds):
+    if unlike:
+        parts.append(f"It is no stand-in for {', '.join(unlike)}: there even the order of the methods may be another.")
+    if any((row["seeds"] or 0) > 1 for row in rows):
         parts.append("± is the standard deviation over seeds.")
     if any(row["mark"] == "re-run" for row in rows):
         parts.append("* measured by the table's authors for another method.")
@@ -171,6 +176,7 @@ def _row(
         "published_on": row.dataset,
         **values,
         "seeds": None if found is None else found["seeds"],
+        "chains": None if found is None else found["chains"],
         "mark": row.mark,
         "source": row.source or table.source,
         "note": row.note,
@@ -185,7 +191,7 @@ def _cost(artifact: JsonArtifact, folder: Path) -> dict[str, float]:
         return {}
     section: Any = MethodsSettings.model_fields[base_method(row["method"]).replace("-", "_")].annotation
     variant = section.model_validate(settings).starts_from
-    wildcards = {key: row[key] for key in ("dataset", "method", "bits", "seed")}
+    wildcards = {key: row[key] for key in ("dataset", "method", "bits")} | {"seed": tables.chain(row)}
     files = [folder / paths.fill(_FINETUNE, **wildcards)]
     if variant:
         weight_bits = Bits.parse(row["bits"]).weight

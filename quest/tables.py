@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -62,7 +62,7 @@ VARIANTS = (
     "clip_model",
     "clip_prompts_sha256",
 )
-KEYS = ("dataset", "method", "bits", "seed")
+KEYS = ("dataset", "method", "bits", "seed", "chain_seed")
 MISSING = "–"
 TITLES = {  # by name without hyphens
     FULL_PRECISION: "Full precision",
@@ -113,6 +113,7 @@ def score(metrics: Path, output: Path) -> None:
 def summarize(rows: Sequence[Row]) -> list[Row]:
     """One row for each method and bit-width, in the order of ``rows``: every number's mean over seeds.
 
+    "seeds" says how many there are, "chains" how many quantizations they sample with (none at full precision).
     A metric ``m`` has its spread beside it as ``m_spread``, the sample standard deviation (n − 1); None with one seed.
     A number that a seed lacks is None. What is no number stays if all seeds agree on it, else it is None.
     Errors of a single image set (``m_se``) stay only where there is one seed; over several, the spread says more.
@@ -126,7 +127,7 @@ def summarize(rows: Sequence[Row]) -> list[Row]:
 def frame(rows: Sequence[Row]) -> pd.DataFrame:
     """Rows or a summary as a frame: what names a row first, then the metrics, then the rest by name."""
     present = {name for row in rows for name in row}
-    leading = [*KEYS, "seeds", *(name + suffix for name in METRICS for suffix in ("", "_spread"))]
+    leading = [*KEYS, "seeds", "chains", *(name + suffix for name in METRICS for suffix in ("", "_spread"))]
     names = [name for name in leading if name in present]
     # As objects, so that a column with a gap keeps its integers.
     return pd.DataFrame(rows, columns=[*names, *sorted(present - set(names))], dtype=object)
@@ -146,20 +147,58 @@ def to_markdown(rows: Sequence[Row], summary: Sequence[Row]) -> str:
     )
     align = ("left", "left", *("right" for _ in columns))
     text = table.to_markdown(index=False, disable_numparse=True, colalign=align)
-    seeds = sorted({row["seed"] for row in rows})
-    named = f"{'seeds' if len(seeds) > 1 else 'seed'} {', '.join(map(str, seeds))}"
-    spread = ", mean ± standard deviation over seeds" if len(seeds) > 1 else ""
+    spread = " Mean ± standard deviation over seeds." if any(row["seeds"] > 1 for row in summary) else ""
     first = rows[0]
     real = first["reference_images"]
     against = "statistics of a published batch" if real is None else f"{real:,} real ones"
     infinity = "FID∞ is FID extrapolated to infinitely many images. " if _has(columns, "fid_infinity") else ""
     caption = (
         f"{first['dataset']}: {first['images']:,} images a cell against {against}, "
-        f"features of {first['extractor']}{_resized(first)}, {named}{spread}. {infinity}"
+        f"features of {first['extractor']}{_resized(first)}, {seeding(rows)}.{spread} {infinity}"
         f"PSNR and MSE compare with the full-precision (FP) images of the same seeds, values in [0, 1]. {_grids(rows)}"
         f"{MISSING} is not available."
     )
     return f"{text}\n\n{caption}\n"
+
+
+def chain(row: Row) -> int | None:
+    """The seed of the chain that a row's quantized model is of; None at full precision."""
+    return None if row["method"] == FULL_PRECISION else row.get("chain_seed", row["seed"])
+
+
+def seeding(rows: Sequence[Row]) -> str:
+    """The seeds of ``rows`` in words, and how many quantizations they sample with: what a spread over them is of.
+
+    Where cells differ in it, each kind with its cells; full precision only if its seeds are no other cell's.
+    """
+    cells: dict[str, dict[int, int | None]] = {}
+    for row in rows:
+        cells.setdefault(label(row["method"], row["bits"]), {})[row["seed"]] = chain(row)
+    kinds: dict[str, list[str]] = {}
+    for name, chains in cells.items():
+        others = (seeds for other, seeds in cells.items() if other != name)
+        if name != title(FULL_PRECISION) or all(set(seeds) != set(chains) for seeds in others):
+            kinds.setdefault(_seeding(chains), []).append(name)
+    if len(kinds) == 1:
+        return next(iter(kinds))
+    return "; ".join(f"{', '.join(names)}: {kind}" for kind, names in kinds.items())
+
+
+def _seeding(chains: Mapping[int, int | None]) -> str:
+    """The seeds of one cell in words. chains: seed to the seed of its chain."""
+    seeds = _seeds(chains)
+    own = {quantized for quantized in chains.values() if quantized is not None}
+    if not own or list(chains) == list(chains.values()):
+        return f"{seeds}, one whole chain each" if len(own) > 1 else seeds
+    if len(own) > 1:
+        many = f"{len(own)} quantizations (of {_seeds(own)}), sampling {seeds}"
+        return f"{many}, so seeds that share one differ in sampling alone"
+    alone = ", so the spread is that of sampling alone" if len(chains) > 1 else ""
+    return f"one quantization (of {_seeds(own)}), sampling {seeds}{alone}"
+
+
+def _seeds(seeds: Collection[int]) -> str:
+    return f"{'seeds' if len(seeds) > 1 else 'seed'} {', '.join(map(str, sorted(seeds)))}"
 
 
 def _grids(rows: Sequence[Row]) -> str:
@@ -265,7 +304,8 @@ def _protocol(artifact: JsonArtifact) -> dict[str, Any]:
 
 def _summary_row(rows: Sequence[Row]) -> Row:
     first = rows[0]
-    summary: Row = {"dataset": first["dataset"], "method": first["method"], "bits": first["bits"], "seeds": len(rows)}
+    summary: Row = {name: first[name] for name in ("dataset", "method", "bits")}
+    summary |= {"seeds": len(rows), "chains": len({chain(row) for row in rows} - {None})}
     for name in dict.fromkeys(name for row in rows for name in row):
         if name in KEYS or name == "is_std":  # a deviation over splits has no place among those over seeds
             continue

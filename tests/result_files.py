@@ -21,6 +21,7 @@ def row(method: str = "quest", bits: str = "w4a4", seed: int = 0, **changes: Any
         "method": method,
         "bits": bits,
         "seed": seed,
+        "chain_seed": None if method == "fp" else seed,
         "images": 1000,
         "reference_images": 1797,
         "fid": fid,

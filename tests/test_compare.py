@@ -60,7 +60,7 @@ def test_cells_by_name(folder: Path):
     ]
     assert found["FID ↓"] == ["41.33 ± 1.53", "43.33 ± 1.15", "+2.00 ± 0.58"]
     assert found["Size (MiB)"] == ["0.50 ± 0.00", "0.50 ± 0.00", "+0.00 ± 0.00"]
-    assert "QuEST W4A4: seeds 0, 1, 2; QuEST (tla only) W4A4: seeds 0, 1, 2." in text
+    assert "QuEST W4A4: seeds 0, 1, 2, one whole chain each; QuEST (tla only) W4A4: seeds 0, 1, 2, one" in text
 
 
 def test_seeds_and_files(folder: Path):

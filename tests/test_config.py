@@ -60,6 +60,8 @@ def write(folder: Path, run: dict[str, Any] | str, **datasets: dict[str, Any] | 
         ("methods", "quest", "methods: found 'quest'; a valid list is expected"),
         ("seeds", [-1], "seeds.0: found -1; greater than or equal to 0 is expected"),
         ("seeds", ["one"], "seeds.0: found 'one'; a valid integer"),
+        ("chains", 2, "chains is 2, more than there are seeds, [0]"),
+        ("chains", 0, "chains: found 0; greater than 0 is expected"),
         ("seeds", [1, 1], "seeds: [1, 1] names a value twice"),
         ("methods", ["quest", "quest"], "methods: ['quest', 'quest'] names a value twice"),
         ("datasets", ["digits", "digits"], "datasets: ['digits', 'digits'] names a value twice"),
@@ -70,6 +72,15 @@ def test_a_bad_axis_is_named_with_its_file(tmp_path: Path, key: str, value: Any,
     file = write(tmp_path, RUN | {key: value})
     with pytest.raises(ConfigError, match=re.escape(f"{file}: {message}")):
         load(file)
+
+
+def test_seeds_without_a_chain_of_their_own_take_turns(tmp_path: Path):
+    run = load(write(tmp_path, RUN | {"seeds": [5, 6, 7, 8], "chains": 2})).run
+    assert run.chain_seeds == [5, 6]
+    assert [run.chain_seed(seed) for seed in run.seeds] == [5, 6, 5, 6]
+    assert run.chain_seed(9) == 9, "a seed that is not of the run"
+    whole = run.model_copy(update={"chains": None})
+    assert [whole.chain_seed(seed) for seed in run.seeds] == whole.chain_seeds == run.seeds
 
 
 def test_an_unknown_dataset_is_named_with_the_known_ones(tmp_path: Path):

@@ -60,7 +60,26 @@ def test_ours_stand_beside_what_was_published(tmp_path: Path):
     assert [cell.strip() for cell in line.strip("|").split("|")] == [
         *("QuEST", "W4A4", "LSUN", "5.64", "40.50 ± 0.71", "1.50", ""),
     ]
-    assert "Source: a paper, table 3. Here: digits, 2 seeds. It stands in for LSUN:" in markdown
+    assert "table 3. Here: digits, seeds 0, 1, one whole chain each. It stands in for LSUN:" in markdown
+
+
+def test_seeds_that_share_a_quantization_have_its_cost_and_no_spread_of_it(tmp_path: Path):
+    changes = {"settings": {"method": {"rounding": "nearest"}}}
+    metrics = [write_metrics(tmp_path, row("quest", seed=seed, chain_seed=0), changes) for seed in (0, 1, 2)]
+    benchmark(tmp_path, "finetune/digits/quest-w4a4-seed0", 100, "900")
+    rows, text, markdown = write(tmp_path, metrics, ROWS)
+    assert (rows[3]["seeds"], rows[3]["chains"], text[3]["chains"]) == (3, 1, "1")
+    assert (rows[3]["seconds"], rows[3]["seconds_spread"]) == (100, None)
+    assert rows[3]["fid_spread"] == 1
+    alone = "one quantization (of seed 0), sampling seeds 0, 1, 2, so the spread is that of sampling alone."
+    assert f"Here: digits, {alone} It stands in for LSUN:" in markdown
+
+
+def test_what_a_dataset_does_not_stand_in_for_is_named(tmp_path: Path):
+    metrics = [write_metrics(tmp_path, row("quest"))]
+    _, _, markdown = write(tmp_path, metrics, [ROWS[3], ROWS[3] | {"dataset": "FFHQ"}])
+    assert "It stands in for LSUN: the order" in markdown
+    assert "It is no stand-in for FFHQ: there even the order of the methods may be another." in markdown
 
 
 def test_what_is_missing_has_a_reason_and_is_not_zero(tmp_path: Path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from pathlib import Path
 from typing import Any
@@ -64,13 +65,14 @@ def test_values_of_others_are_marked(real: published.Published):
     assert marks == {"fp": None, "q-diffusion": None, "ptqd": "re-run", "efficientdm": "re-run", "quest": None}
 
 
-def test_every_cell_of_the_ablations_has_valid_settings(real: published.Published):
-    run, variants = load(ROOT / "config" / "ablations.yaml"), load_variants(ROOT / "config")
-    for name in run.run.tables:
+@pytest.mark.parametrize("suite", ["ablations", "shapes"])
+def test_every_cell_of_a_suites_tables_has_valid_settings(real: published.Published, suite: str):
+    run, variants = load(ROOT / "config" / f"{suite}.yaml"), load_variants(ROOT / "config")
+    for dataset, name in itertools.product(run.datasets, run.run.tables):
         for cell in real.table(name).cells():
             if cell.method != "fp":
-                settings = of_cell(run.datasets["digits"], cell.method, variants)
-                assert settings.sampler.steps % settings.method(cell.method).sets == 0, (name, cell)
+                settings = of_cell(run.datasets[dataset], cell.method, variants)
+                assert settings.sampler.steps % settings.method(cell.method).sets == 0, (dataset, name, cell)
 
 
 def test_every_column_has_a_name(real: published.Published):

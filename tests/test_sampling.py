@@ -61,24 +61,27 @@ def test_shards_of_the_stage(
     assert same(run(3), images)
 
 
+@pytest.mark.parametrize("seed", [0, 1])  # seeds may share the checkpoint of one
 def test_images_of_a_checkpoint(
     model_file: Path,
     denoiser: Denoiser,
     settings: DatasetSettings,
     make_quantized: Callable[..., QuantizedNetwork],
     tmp_path: Path,
+    seed: int,
 ) -> None:
     network = make_quantized("w4a4")
     path, output = tmp_path / "checkpoint.safetensors", tmp_path / "samples.safetensors"
     checkpoints.save(path, network, "minmax", {}, 0, {"model": denoiser.sha256}, {})
-    sampling.run(settings, model_file, path, 0, 0, output, "cpu")
+    sampling.run(settings, model_file, path, seed, 0, output, "cpu")
     artifact = load_tensors(output, "samples")
     assert (artifact.manifest.notes["method"], artifact.manifest.notes["bits"]) == ("minmax", "w4a4")
+    assert artifact.manifest.seeds == {"run": seed}
     assert set(artifact.manifest.inputs) == {"model", "checkpoint"}
-    assert torch.equal(artifact.tensors["images"], sampling.draw(denoiser, network, settings, 0, range(3), CPU)), (
+    assert torch.equal(artifact.tensors["images"], sampling.draw(denoiser, network, settings, seed, range(3), CPU)), (
         "the same network, its weights quantized once"
     )
-    full = sampling.draw(denoiser, denoiser.network, settings, 0, range(3), CPU)
+    full = sampling.draw(denoiser, denoiser.network, settings, seed, range(3), CPU)
     assert not same(artifact.tensors["images"], full)
 
 

@@ -99,7 +99,7 @@ def test_mean_and_sample_deviation_over_seeds(tmp_path: Path):
     assert summary["weight_mib"] == 0.5
     assert summary["layers"] == 40
     assert "41.00 ± 1.00" in markdown
-    assert "seeds 0, 1, 2, mean ± standard deviation over seeds" in markdown
+    assert "seeds 0, 1, 2, one whole chain each. Mean ± standard deviation over seeds." in markdown
 
 
 def test_one_seed_has_no_spread(tmp_path: Path):
@@ -107,6 +107,43 @@ def test_one_seed_has_no_spread(tmp_path: Path):
     assert all(value is None for r in content["summary"] for name, value in r.items() if name.endswith("_spread"))
     assert "±" not in markdown
     assert "seed 0." in markdown
+
+
+def test_seeds_that_share_a_quantization_are_said_to(tmp_path: Path):
+    rows = [row("fp", "w32a32", seed) for seed in range(3)] + [row(seed=seed, chain_seed=0) for seed in range(3)]
+    content, text, markdown = make(tmp_path, [write_metrics(tmp_path, each) for each in rows])
+    assert [(r["seeds"], r["chains"]) for r in content["summary"]] == [(3, 0), (3, 1)]
+    assert "chain_seed" not in content["summary"][1]
+    assert [line["chain_seed"] for line in csv.DictReader(io.StringIO(text))] == ["", "", "", "0", "0", "0"]
+    alone = "one quantization (of seed 0), sampling seeds 0, 1, 2, so the spread is that of sampling alone."
+    assert f"features of digits-classifier, {alone} Mean ± standard deviation over seeds." in markdown
+
+
+@pytest.mark.parametrize(
+    ("chains", "expected"),
+    [
+        ({"quest": {3: 3}}, "seed 3"),
+        ({"quest": {1: 0}}, "one quantization (of seed 0), sampling seed 1"),
+        ({"fp": {0: None, 1: None}}, "seeds 0, 1"),
+        (
+            {"quest": {0: 0, 1: 1, 2: 0}},
+            "2 quantizations (of seeds 0, 1), sampling seeds 0, 1, 2, so seeds that share one differ in sampling alone",
+        ),
+        (
+            {"fp": {0: None, 1: None}, "quest": {0: 0, 1: 1}, "minmax": {0: 0, 1: 0}, "ptqd": {0: 0, 1: 0}},
+            "QuEST W4A4: seeds 0, 1, one whole chain each; MinMax W4A4, PTQD W4A4: one quantization (of seed 0), "
+            "sampling seeds 0, 1, so the spread is that of sampling alone",
+        ),
+        ({"fp": {0: None, 1: None}, "quest": {0: 0}}, "Full precision: seeds 0, 1; QuEST W4A4: seed 0"),
+    ],
+)
+def test_seeds_in_words(chains: dict[str, dict[int, int | None]], expected: str):
+    rows = [
+        row(method, "w32a32" if method == "fp" else "w4a4", seed, chain_seed=quantized)
+        for method, seeds in chains.items()
+        for seed, quantized in seeds.items()
+    ]
+    assert tables.seeding(rows) == expected
 
 
 def test_the_deviation_over_splits_is_not_summed_up(tmp_path: Path):
@@ -150,7 +187,7 @@ def test_csv_keeps_every_digit_and_integers(tmp_path: Path):
     first = next(csv.DictReader(io.StringIO(text)))
     assert float(first["fid"]) == 1 / 3
     assert first["images"] == "50000"
-    assert list(first)[:6] == ["dataset", "method", "bits", "seed", "fid", "fid_infinity"]
+    assert list(first)[:6] == ["dataset", "method", "bits", "seed", "chain_seed", "fid"]
 
 
 def test_the_caption_says_what_was_measured_with_what(tmp_path: Path):

@@ -98,6 +98,7 @@ def test_a_run_for_each_row_and_one_for_the_table(store: MlflowClient, folder: P
         "method": "quest",
         "bits": "w4a4",
         "seed": "0",
+        "chain_seed": "0",
         "images": "1000",
         "activation_granularity": "per_channel",
         "sampler.steps": "20",

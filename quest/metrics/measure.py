@@ -51,11 +51,12 @@ def run(
     samples and full_precision: all shards of the cell, and of full precision on the same seed.
     checkpoint: the cell's, for its bit account; None for full precision, whose account is the model's.
 
-    The row: dataset, method, bits, seed, images; the metrics of `evaluation.numbers` with their errors, and clip and
-    clip_se where the protocol asks for them; mse of full-precision images on the [0, 1] scale, over all pixels of all
-    images, and psnr of it in dB (null when the images are identical); what `evaluation.provenance` says they were
-    measured with, and clip_model and clip_prompts_sha256; the bit account; trained_share and optimizer_steps of a
-    finetuned cell. Raises ValueError when files do not belong together or a number is not finite.
+    The row: dataset, method, bits, seed, images, and chain_seed, the checkpoint's, which seeds may share (null for full
+    precision); the metrics of `evaluation.numbers` with their errors, and clip and clip_se where the protocol asks for
+    them; mse of full-precision images on the [0, 1] scale, over all pixels of all images, and psnr of it in dB (null
+    when the images are identical); what `evaluation.provenance` says they were measured with, and clip_model and
+    clip_prompts_sha256; the bit account; trained_share and optimizer_steps of a finetuned cell. Raises ValueError when
+    files do not belong together or a number is not finite.
     """
     where = resolve(device)
     extractor = load_extractor(extractor_path, where)
@@ -85,6 +86,7 @@ def run(
         )
 
     row = _row(dataset, settings, manifest, gathered, real, extractor, where) | chosen
+    row["chain_seed"] = quantized.seeds["run"] if quantized else None
     notes = (quantized or origin).notes
     row |= notes.get("account", {})
     if "optimizer_steps" in notes:

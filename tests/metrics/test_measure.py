@@ -131,6 +131,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
         Manifest(
             kind="checkpoint",
             settings={"methods": {"quest": {"tla_epochs": 2}}},
+            seeds={"run": 7},  # seeds may share a chain
             notes={
                 "account": {"weight_mib": 0.5, "gbops": 2.0, "layers": 3},
                 "trained_share": 0.125,
@@ -174,6 +175,7 @@ def test_reference_of_a_dataset_without_real_images_is_refused(files: Files):
 def test_row_of_a_quantized_cell(files: Files):
     row = files.measure()
     assert (row["dataset"], row["method"], row["bits"], row["seed"]) == ("digits", "quest", "w4a4", 0)
+    assert row["chain_seed"] == 7
     assert (row["images"], row["reference_images"], row["extractor"]) == (IMAGES, 1797, "tiny")
     assert (row["weight_mib"], row["gbops"], row["layers"]) == (0.5, 2.0, 3)
     assert (row["trained_share"], row["optimizer_steps"]) == (0.125, 20)

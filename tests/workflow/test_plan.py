@@ -69,6 +69,38 @@ def test_axes_multiply(project: Project) -> None:
     assert (rules["table"], rules["figures"]) == (1, 1)
 
 
+def test_seeds_that_share_a_chain_are_sampled_with_its_checkpoints(project: Project) -> None:
+    plan = Plan(project, {"seeds": [3, 4, 5], "chains": 1, "tables": ["levels"]})
+    rules = plan.rules()
+    assert (rules["calibrate"], rules["reconstruct"], rules["finetune"]) == (1, 2, 6 + 3)
+    assert (rules["sample"], rules["measure"]) == (3 * 2 * (1 + 6 + 3), 3 * (1 + 6 + 3))
+    option = " --checkpoint results/finetune/digits/quest-w4a8-seed3.safetensors "
+    for seed in (3, 4, 5):
+        sample = plan.job(f"results/samples/digits/quest-w4a8-seed{seed}.0.safetensors").shellcmd
+        measure = plan.job(f"results/metrics/digits/quest-w4a8-seed{seed}.json").shellcmd
+        assert f" --seed {seed} " in sample
+        assert option in sample
+        assert option in measure
+        assert f" --full-precision results/samples/digits/fp-w32a32-seed{seed}.0.safetensors " in measure
+
+
+@pytest.mark.parametrize("target", ["calibrate_all", "reconstruct_all", "finetune_all"])
+def test_a_stage_of_the_chain_runs_for_seeds_that_have_one(project: Project, target: str) -> None:
+    plan = Plan(project, {"seeds": [3, 4, 5], "chains": 2}, targets=(target,))
+    assert {job.wildcards.seed for job in plan.jobs} == {"3", "4"}
+
+
+def test_the_suite_of_the_shapes_quantizes_once_and_trains_what_is_missing(default_project: Project) -> None:
+    rules = Plan(default_project, {"suite": "shapes"}).rules()
+    run = config.load(ROOT / "config" / "shapes.yaml")
+    assert rules["pretrain"] == rules["table"] == len(run.datasets) == 3
+    assert rules["pretrain_clip"] == 1
+    assert rules["paper"] == 3 * len(run.run.tables)
+    assert rules["calibrate"] == 3
+    assert rules["measure"] == 3 * (rules["finetune"] + 3)  # full precision has no chain
+    assert rules["sample"] == 2 * rules["measure"]
+
+
 def test_missing_models_are_trained_first(project: Project) -> None:
     (project.root / "data/models/digits/denoiser.safetensors").unlink()
     plan = Plan(project)
@@ -228,6 +260,7 @@ def test_settings_are_what_the_command_line_reads(project: Project) -> None:
         ({"methods": ["quset"]}, "methods: unknown 'quset' (did you mean 'quest'?)"),
         ({"methods": ["quest+tla-onyl"]}, "methods: unknown 'quest+tla-onyl' (did you mean 'quest+tla-only'?)"),
         ({"seed": [1]}, "seed: unknown 'seed' (did you mean 'seeds'?)"),
+        ({"chains": 2}, "chains is 2, more than there are seeds, [0]"),
         ({"seeds": [-1]}, "seeds.0: found -1; greater than or equal to 0 is expected"),
     ],
 )

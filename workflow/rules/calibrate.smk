@@ -24,4 +24,4 @@ rule calibrate:
 
 rule calibrate_all:
     input:
-        everywhere(paths.CALIBRATION),
+        everywhere(paths.CALIBRATION, seeds=RUN.chain_seeds),

@@ -92,9 +92,9 @@ def of_cells(pattern, dataset, cells, seeds=None, shards=None):
     ]
 
 
-def everywhere(pattern, cells=QUANTIZED):
+def everywhere(pattern, cells=QUANTIZED, seeds=None):
     """The files of `cells` of every dataset; one each where cells share them."""
-    return list(dict.fromkeys(file for dataset in RUN.datasets for file in of_cells(pattern, dataset, cells)))
+    return list(dict.fromkeys(file for dataset in RUN.datasets for file in of_cells(pattern, dataset, cells, seeds)))
 
 
 def variant_of(dataset, method):
@@ -161,8 +161,10 @@ def reconstruction(wildcards):
 
 
 def checkpoint_of(wildcards):
-    """The low-bit checkpoint of the cell; full precision has none."""
-    return [] if wildcards.method == FULL_PRECISION else paths.fill(paths.CHECKPOINT, **wildcards)
+    """The low-bit checkpoint that the cell samples with, of the seed whose chain it shares; full precision has none."""
+    if wildcards.method == FULL_PRECISION:
+        return []
+    return paths.fill(paths.CHECKPOINT, **{**wildcards, "seed": RUN.chain_seed(int(wildcards.seed))})
 
 
 def shards(wildcards, method, bits):

@@ -28,4 +28,4 @@ rule finetune:
 
 rule finetune_all:
     input:
-        everywhere(paths.CHECKPOINT),
+        everywhere(paths.CHECKPOINT, seeds=RUN.chain_seeds),

@@ -32,4 +32,8 @@ rule reconstruct:
 
 rule reconstruct_all:
     input:
-        [file for file in everywhere(paths.RECONSTRUCTION) if not Path(file).name.startswith("none-")],
+        [
+            file
+            for file in everywhere(paths.RECONSTRUCTION, seeds=RUN.chain_seeds)
+            if not Path(file).name.startswith("none-")
+        ],

@@ -320,6 +320,7 @@ class QuestSettings(MethodSettings):
 class EfficientDMSettings(MethodSettings):
     """EfficientDM: low-rank weight adapters that merge into the integers, trained on the teacher's trajectories."""
 
+    reconstruction: ClassVar[Variant | None] = "blocks"
     sets: Positive = Field(
         default=100, description="learned activation scales: one for each sampling step; divides sampler.steps"
     )
@@ -335,12 +336,27 @@ class EfficientDMSettings(MethodSettings):
     weight_search: Literal["max", "quantizer"] = Field(
         default="max", description="initial range of a weight channel: its extremes, or as quantizer.weight_search says"
     )
+    rounding: Literal["nearest", "learned"] = Field(
+        default="nearest",
+        description="rounding of the weights that adapters start from; learned needs weight_search quantizer, whose "
+        "ranges it was learned on",
+    )
     adapter_lr_divisor: Rate = Field(
         default=2_500, description="an adapter's learning rate is the mean weight scale of its layer, divided by this"
     )
     weight_scale_lr: Rate = 1e-6
     activation_lr: Rate = Field(default=5e-4, description="of activation scales and zero points (TALSQ)")
     weight_decay: NonNegative = Field(default=0.01, description="of AdamW, on all that is trained")
+
+    @property
+    def starts_from(self) -> Variant | None:
+        return self.reconstruction if self.rounding == "learned" else None
+
+    @model_validator(mode="after")
+    def _rounding_has_its_ranges(self) -> EfficientDMSettings:
+        if self.rounding == "learned" and self.weight_search == "max":
+            raise ValueError("rounding is learned on the ranges of the quantizer; set weight_search to quantizer too")
+        return self
 
 
 class TFMQDMSettings(MethodSettings):

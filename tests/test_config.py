@@ -270,13 +270,18 @@ def test_overrides_keep_what_the_protocol_says_beside_them():
         assert {key for key in method if method[key] != before[key]} <= set(overrides), name
 
 
-def test_quest_needs_no_reconstruction_where_it_starts_from_nearest_weights():
+def test_a_reconstruction_is_needed_where_a_method_starts_from_learned_rounding():
     dataset, variants = load_dataset("digits", ROOT / "config"), load_variants(ROOT / "config")
-    needed = {
-        name: of_cell(dataset, name, variants).method(name).starts_from
-        for name in ("quest", "quest+nearest-rounding", "quest+tla-only", "minmax+per-token", "tfmq-dm")
+    expected = {
+        "quest": "blocks",
+        "quest+nearest-rounding": None,
+        "quest+tla-only": "blocks",
+        "efficientdm": None,
+        "efficientdm+learned-rounding": "blocks",
+        "minmax+per-token": None,
+        "tfmq-dm": "temporal",
     }
-    assert list(needed.values()) == ["blocks", None, "blocks", None, "temporal"]
+    assert {name: of_cell(dataset, name, variants).method(name).starts_from for name in expected} == expected
 
 
 @pytest.mark.parametrize(
@@ -301,6 +306,11 @@ def test_quest_needs_no_reconstruction_where_it_starts_from_nearest_weights():
             {"quest+x": {"quantizer": {"legacy_symmetric_levels": True}}},
             ["quest+x"],
             "quantizer: legacy_symmetric_levels is of symmetric grids; set activation_symmetric too",
+        ),
+        (
+            {"efficientdm+x": {"methods": {"efficientdm": {"rounding": "learned"}}}},
+            ["efficientdm+x"],
+            "rounding is learned on the ranges of the quantizer; set weight_search to quantizer too",
         ),
         (
             {"quest+x": {"methods": {"quest": {"sets": 7}}}},

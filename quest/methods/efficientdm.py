@@ -8,7 +8,8 @@
    proportion to its mean s.
 3. TALSQ: every activation quantizer learns one scale and one zero point for each sampling step.
 The loss is ‖ε̂ - ε‖² on the states of the full-precision teacher's own trajectories from fresh noise, with an optimizer
-step at every sampling step. Trained by AdamW: A and B, the weight scales, TALSQ; learning rates fall linearly to 0.
+step at every sampling step. Trained by AdamW: A and B, the weight scales, TALSQ; learning rates fall linearly to 0. It
+starts from weights rounded to nearest, as in the paper, or with learned rounding.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ from quest.quantization.network import QuantizedNetwork
 from quest.quantization.policy import EIGHT, FULL, Policy
 from quest.quantization.quantizers import ActivationQuantizer
 from quest.quantization.roles import Role
+from quest.quantization.rounding import Nearest
 
 log = logging.getLogger(__name__)
 
@@ -137,6 +139,7 @@ def attach_adapter(layer: QuantizedLayer, settings: EfficientDMSettings, generat
     """Make the layer's weight, as its quantizer sees it, the base plus an adapter; nothing changes at first."""
     if settings.base == "int":
         parametrize.register_parametrization(layer, "weight", IntegerBase(layer))
+        round_to_nearest(layer)
     adapter = LowRank(layer.weight.detach(), settings.rank, generator)
     parametrize.register_parametrization(layer, "weight", adapter)
     return adapter
@@ -148,6 +151,13 @@ def merge_adapters(layers: Iterable[QuantizedLayer]) -> None:
         merged = layer.quantized_weight().detach()
         parametrize.remove_parametrizations(layer, "weight")
         layer.weight.data.copy_(merged)
+        round_to_nearest(layer)
+
+
+def round_to_nearest(layer: QuantizedLayer) -> None:
+    """Once a layer's weight is on its grid, a learned rounding has been applied and must not be again."""
+    for quantizer, _weight in layer.weight_parts():
+        quantizer.rounding = Nearest()
 
 
 def parameter_groups(

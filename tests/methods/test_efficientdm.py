@@ -25,6 +25,7 @@ from quest.quantization.network import QuantizedNetwork, Recipe
 from quest.quantization.policy import EIGHT, FULL
 from quest.quantization.quantizers import ActivationQuantizer
 from quest.quantization.roles import Role
+from quest.quantization.rounding import Fixed
 
 Make = Callable[..., QuantizedNetwork]
 MakeSettings = Callable[..., DatasetSettings]
@@ -59,6 +60,42 @@ def test_at_first_the_student_is_the_nearest_network(
     before = outputs(network, calibration)
     attach(network, method.model_copy(update={"base": base}))
     assert torch.equal(outputs(network, calibration), before)
+
+
+def round_up(network: QuantizedNetwork) -> None:
+    """As reconstruction leaves a network, with a rounding far from nearest."""
+    for layer in network.layers().values():
+        for quantizer, weight in layer.weight_parts():
+            quantizer.rounding = Fixed(torch.ones_like(quantizer.ratio(weight), dtype=torch.bool))
+
+
+@pytest.mark.parametrize("base", ["int", "fp"])
+@pytest.mark.parametrize("options", [{}, {"split_shortcuts": True}, {"weight_group": 8}])
+def test_learned_rounding_is_what_the_student_starts_and_ends_from(
+    make_quantized: Make, calibration: Calibration, method: EfficientDMSettings, base: str, options: dict[str, Any]
+) -> None:
+    network = make_quantized("w4a4", sets=4, **options)
+    nearest = outputs(network, calibration)
+    round_up(network)
+    before = outputs(network, calibration)
+    assert not torch.equal(before, nearest)
+    attach(network, method.model_copy(update={"base": base}))
+    torch.testing.assert_close(outputs(network, calibration), before)
+    efficientdm.merge_adapters(network.layers().values())
+    torch.testing.assert_close(outputs(network, calibration), before)
+
+
+def test_a_learned_code_moves_only_beyond_half_a_step(
+    make_quantized: Make, calibration: Calibration, method: EfficientDMSettings
+) -> None:
+    network = make_quantized("w4a4", sets=4)
+    round_up(network)
+    before = outputs(network, calibration)
+    for name, adapter in attach(network, method).items():
+        scale = network.layers()[name].weight_parts()[0][0].scale.view(-1, 1)
+        adapter.b.data.normal_(generator=torch.Generator().manual_seed(1))
+        adapter.b.data.mul_(0.49 * scale / (adapter.b @ adapter.a.flatten(1)).abs().amax(1, keepdim=True))
+    torch.testing.assert_close(outputs(network, calibration), before)
 
 
 def test_an_integer_base_moves_only_beyond_half_a_step(

@@ -33,6 +33,7 @@ from quest.config import Bits, DatasetSettings, ReconstructionSettings, Variant
 from quest.device import resolve
 from quest.models import denoiser as denoisers
 from quest.models.denoiser import Denoiser
+from quest.models.order import in_call_order
 from quest.models.temporal import TemporalBlock
 from quest.quantization import packing
 from quest.quantization.layers import QuantizedLayer
@@ -92,22 +93,13 @@ def _blocks(network: QuantizedNetwork) -> list[Unit]:
             else:
                 collect(name, child)
 
-    def note(name: str):
-        return lambda _module, _inputs: order.append(name)
-
     collect("", network.network)
-    order: list[str] = []
-    handles = [module.register_forward_pre_hook(note(name)) for name, module in found.items()]
-    try:
-        with torch.no_grad(), network.quantizing(weights=False, activations=False):
-            network(*network.example)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with network.quantizing(weights=False, activations=False):
+        order = in_call_order(network, network.example, found)
     layers = network.layers()
     return [
         Unit(name, found[name], {key: layers[key] for key in layers if f"{key}.".startswith(f"{name}.")})
-        for name in dict.fromkeys(order)
+        for name in order
     ]
 
 

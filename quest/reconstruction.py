@@ -124,7 +124,7 @@ def reconstruct(
                 with network.frozen():  # no weight changes while inputs and targets are recorded
                     cache = record(network, unit, data, settings.cache_mib, weights=True)
                 generator = torch.Generator().manual_seed(seed * 100_003 + number)
-                losses_of_unit = _learn(unit, cache, settings, generator)
+                losses_of_unit = learn_unit(unit, cache, settings, generator)
                 progress.add(unit, losses_of_unit)
             else:
                 progress.put(unit)
@@ -344,8 +344,13 @@ class Cache:
         return tuple(args), named, target
 
 
-def _learn(unit: Unit, cache: Cache, settings: ReconstructionSettings, generator: torch.Generator) -> dict[str, float]:
-    """AdaRound on one unit, ending with hard rounding."""
+def learn_unit(
+    unit: Unit, cache: Cache, settings: ReconstructionSettings, generator: torch.Generator
+) -> dict[str, float]:
+    """AdaRound on one unit in place, ending with hard rounding; returns its losses, as `reconstruct` names them.
+
+    Call it where weights are quantized and activations are not.
+    """
     parts = list(unit.parts().values())
     every = torch.arange(cache.samples)
     nearest = error(unit, cache, every)

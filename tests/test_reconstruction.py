@@ -41,7 +41,7 @@ def learn(
     """What `reconstruct` does with one unit."""
     with network.quantizing(weights=True, activations=False):
         cache = reconstruction.record(network, unit, data, cache_mib, weights=True)
-        return cache, reconstruction._learn(unit, cache, settings, torch.Generator().manual_seed(0))
+        return cache, reconstruction.learn_unit(unit, cache, settings, torch.Generator().manual_seed(0))
 
 
 def unit_called(network: QuantizedNetwork, name: str) -> Unit:
@@ -144,7 +144,7 @@ def test_killed_and_resumed_is_the_same_file(
     kept: int,
 ) -> None:
     path = tmp_path / "w4.safetensors"
-    learn = reconstruction._learn
+    learn = reconstruction.learn_unit
     learned: list[str] = []
 
     def killed_after(limit: int):
@@ -156,12 +156,12 @@ def test_killed_and_resumed_is_the_same_file(
 
         return run
 
-    monkeypatch.setattr(reconstruction, "_learn", killed_after(kept))
+    monkeypatch.setattr(reconstruction, "learn_unit", killed_after(kept))
     with pytest.raises(KeyboardInterrupt):
         reconstruction.run(settings, model_file, 4, 0, calibration_file, path, "cpu")
     assert not path.exists()
     torch.manual_seed(1234)  # nothing hangs on the global generator
-    monkeypatch.setattr(reconstruction, "_learn", killed_after(1000))
+    monkeypatch.setattr(reconstruction, "learn_unit", killed_after(1000))
     reconstruction.run(settings, model_file, 4, 0, calibration_file, path, "cpu")
     assert len(learned) == len(set(learned)) == 18, "no unit is learned twice"
     assert path.read_bytes() == reconstruction_file.read_bytes()
@@ -280,7 +280,7 @@ def test_model_is_in_eval_mode_while_units_are_learned(
 ) -> None:
     """The released code leaves dropout on; the tiny model has a dropout of one half."""
     network = make_quantized(calibrated=False)
-    learn = reconstruction._learn
+    learn = reconstruction.learn_unit
     modes: set[bool] = set()
 
     def spy(unit: Unit, *rest: Any) -> dict[str, float]:
@@ -289,7 +289,7 @@ def test_model_is_in_eval_mode_while_units_are_learned(
         modes.update(dropout.training for dropout in dropouts)
         return learn(unit, *rest)
 
-    monkeypatch.setattr(reconstruction, "_learn", spy)
+    monkeypatch.setattr(reconstruction, "learn_unit", spy)
     short = settings.reconstruction.model_copy(update={"iterations": 1})
     progress = reconstruction.Progress(tmp_path / "progress.safetensors", {})
     reconstruction.reconstruct(network, calibration, short, 0, progress)

@@ -96,8 +96,6 @@ class QuantizedAttention(nn.Module):
     float32. With activations switched off it equals diffusers' eager AttnProcessor.
     """
 
-    OPERANDS = ("q", "k", "v", "probabilities")
-
     def __init__(self, switches: Switches):
         super().__init__()
         self._switches = switches

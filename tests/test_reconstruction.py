@@ -175,8 +175,8 @@ def test_progress_of_another_run_is_not_used(
     network = make_quantized(calibrated=False)
     progress = reconstruction.Progress(path, {"seed": 0})
     unit = reconstruction.units(network)[0]
-    _, losses = learn(network, unit, calibration.samples(2), settings.reconstruction)
-    progress.add(unit, losses)
+    cache, losses = learn(network, unit, calibration.samples(2), settings.reconstruction)
+    progress.add(unit, losses, cache)
     assert set(reconstruction.Progress(path, {"seed": 0}).losses) == {unit.name}
     assert not reconstruction.Progress(path, {"seed": 1}).losses
     progress.remove()
@@ -206,6 +206,22 @@ def test_cache_that_spills_to_the_host_gives_the_same(
         assert cache.host_bytes + cache.device_bytes == 4 * 32 * (32 * 16 + 32 + 16 * 16)
         results.append([quantizer.codes(weight) for quantizer, weight in unit.parts().values()])
     assert all(torch.equal(*pair) for pair in zip(*results, strict=True))
+
+
+@pytest.mark.parametrize(("mib", "where"), [(4096, "device"), (0, "host")])
+def test_the_largest_cache_is_noted_and_outlives_a_kill(
+    make_quantized: Make, calibration: Calibration, settings: DatasetSettings, tmp_path: Path, mib: int, where: str
+) -> None:
+    path, network, samples = tmp_path / "progress.safetensors", make_quantized(calibrated=False), calibration.samples(8)
+    short = settings.reconstruction.model_copy(update={"iterations": 1})
+    progress = reconstruction.Progress(path, {})
+    for name in ("up_blocks.0.resnets.0", "time_embedding.linear_1"):  # the largest one is not the last
+        unit = unit_called(network, name)
+        cache, losses = learn(network, unit, samples, short, mib)
+        progress.add(unit, losses, cache)
+    largest = 4 * 32 * (32 * 16 + 32 + 16 * 16) / 2**20
+    expected = {"device": 0.0, "host": 0.0} | {where: largest}
+    assert progress.notes["cache_mib"] == reconstruction.Progress(path, {}).cache_mib == expected
 
 
 def test_cache_takes_any_samples_of_any_chunk() -> None:
@@ -354,6 +370,8 @@ def test_manifest_says_how_it_was_made(
     assert manifest.settings["weight_bits"] == 4
     assert manifest.settings["reconstruction"]["iterations"] == settings.reconstruction.iterations
     assert all(set(unit) == {"nearest", "learned"} for unit in manifest.notes["losses"].values())
+    assert 0 < manifest.notes["cache_mib"]["device"] <= settings.reconstruction.cache_mib
+    assert manifest.notes["cache_mib"]["host"] == 0
 
 
 def test_layer_outside_blocks_is_a_unit_of_its_own(make_quantized: Make) -> None:

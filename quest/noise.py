@@ -8,6 +8,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+# Seeds of streams that no chain is made from; a chain's own seeds are small. The two are apart, so that a study does
+# not look at what settings were chosen on.
+HELD_OUT = 1_000_000  # added to the seed of a chain: what its studies look at
+TUNING = 2**31  # what settings are chosen on, for all chains
+
 
 class SampleNoise:
     """Standard normal noise for the samples ``indices`` of a run, drawn on the CPU.

@@ -33,6 +33,7 @@ from quest.config import Bits, DatasetSettings, ReconstructionSettings, Variant
 from quest.device import resolve
 from quest.models import denoiser as denoisers
 from quest.models.denoiser import Denoiser
+from quest.models.order import in_call_order
 from quest.models.temporal import TemporalBlock
 from quest.quantization import packing
 from quest.quantization.layers import QuantizedLayer
@@ -92,22 +93,13 @@ def _blocks(network: QuantizedNetwork) -> list[Unit]:
             else:
                 collect(name, child)
 
-    def note(name: str):
-        return lambda _module, _inputs: order.append(name)
-
     collect("", network.network)
-    order: list[str] = []
-    handles = [module.register_forward_pre_hook(note(name)) for name, module in found.items()]
-    try:
-        with torch.no_grad(), network.quantizing(weights=False, activations=False):
-            network(*network.example)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with network.quantizing(weights=False, activations=False):
+        order = in_call_order(network, network.example, found)
     layers = network.layers()
     return [
         Unit(name, found[name], {key: layers[key] for key in layers if f"{key}.".startswith(f"{name}.")})
-        for name in dict.fromkeys(order)
+        for name in order
     ]
 
 
@@ -132,8 +124,8 @@ def reconstruct(
                 with network.frozen():  # no weight changes while inputs and targets are recorded
                     cache = record(network, unit, data, settings.cache_mib, weights=True)
                 generator = torch.Generator().manual_seed(seed * 100_003 + number)
-                losses_of_unit = _learn(unit, cache, settings, generator)
-                progress.add(unit, losses_of_unit)
+                losses_of_unit = learn_unit(unit, cache, settings, generator)
+                progress.add(unit, losses_of_unit, cache)
             else:
                 progress.put(unit)
             losses[unit.name] = progress.losses[unit.name]
@@ -144,21 +136,28 @@ class Progress:
     """Decisions of finished units on disk, so that a killed run goes on after its last finished unit.
 
     path: a file beside the output, removed when the stage ends. key: what the decisions depend on; a file of another
-    key is not used.
+    key is not used. cache_mib: the largest cache of all finished units, on the device and in host memory.
     """
 
     def __init__(self, path: Path, key: dict[str, Any]):
         self._path, self._key = path, key
         self.tensors: dict[str, Tensor] = {}
         self.losses: dict[str, dict[str, float]] = {}
+        self.cache_mib = {"device": 0.0, "host": 0.0}
         if path.exists():
             artifact = artifacts.load_tensors(path, "reconstruction-progress")
             if artifact.manifest.settings == key:
-                self.tensors, self.losses = artifact.tensors, artifact.manifest.notes["losses"]
+                self.tensors, notes = artifact.tensors, artifact.manifest.notes
+                self.losses, self.cache_mib = notes["losses"], notes["cache_mib"]
                 log.info("going on after %d finished units", len(self.losses))
 
-    def add(self, unit: Unit, losses: dict[str, float]) -> None:
-        """Keep the decisions of a unit that was just learned."""
+    @property
+    def notes(self) -> dict[str, Any]:
+        """What an artifact says of the finished units beside their decisions."""
+        return {"losses": self.losses, "cache_mib": self.cache_mib}
+
+    def add(self, unit: Unit, losses: dict[str, float], cache: Cache) -> None:
+        """Keep the decisions of a unit that was just learned, from what ``cache`` holds."""
         for name, (quantizer, _weight) in unit.parts().items():
             assert isinstance(quantizer.rounding, Fixed)
             self.tensors |= {
@@ -167,7 +166,9 @@ class Progress:
                 f"{name}.zero_point": quantizer.zero_point.to(torch.int32),
             }
         self.losses[unit.name] = losses
-        manifest = artifacts.Manifest("reconstruction-progress", settings=self._key, notes={"losses": self.losses})
+        for where, size in {"device": cache.device_bytes, "host": cache.host_bytes}.items():
+            self.cache_mib[where] = max(self.cache_mib[where], size / 2**20)
+        manifest = artifacts.Manifest("reconstruction-progress", settings=self._key, notes=self.notes)
         artifacts.save_tensors(self._path, self.tensors, manifest)
 
     def put(self, unit: Unit) -> None:
@@ -211,8 +212,8 @@ def run(
         output.with_suffix(".progress.safetensors"),
         {"settings": manifest.settings, "seed": seed, "inputs": manifest.inputs},
     )
-    losses = reconstruct(network, calibration, settings.reconstruction, seed, progress, variant)
-    artifacts.save_tensors(output, progress.tensors, replace(manifest, notes={"losses": losses}))
+    reconstruct(network, calibration, settings.reconstruction, seed, progress, variant)
+    artifacts.save_tensors(output, progress.tensors, replace(manifest, notes=progress.notes))
     progress.remove()
 
 
@@ -352,8 +353,13 @@ class Cache:
         return tuple(args), named, target
 
 
-def _learn(unit: Unit, cache: Cache, settings: ReconstructionSettings, generator: torch.Generator) -> dict[str, float]:
-    """AdaRound on one unit, ending with hard rounding."""
+def learn_unit(
+    unit: Unit, cache: Cache, settings: ReconstructionSettings, generator: torch.Generator
+) -> dict[str, float]:
+    """AdaRound on one unit in place, ending with hard rounding; returns its losses, as `reconstruct` names them.
+
+    Call it where weights are quantized and activations are not.
+    """
     parts = list(unit.parts().values())
     every = torch.arange(cache.samples)
     nearest = error(unit, cache, every)

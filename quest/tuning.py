@@ -17,7 +17,7 @@ import yaml
 from torch import Tensor, nn
 
 from quest import calibration as calibrations
-from quest import methods
+from quest import methods, noise
 from quest.calibration import Samples
 from quest.config import Bits, DatasetSettings, merged, validate
 from quest.device import resolve
@@ -26,7 +26,6 @@ from quest.models import denoiser as denoisers
 from quest.models.correction import Correction
 from quest.quantization.network import QuantizedNetwork
 
-_HELD_OUT_SEED = 2**31
 _BATCH = 64
 
 
@@ -69,7 +68,7 @@ def trials(
     for changes, trial_settings in zip(combinations, changed, strict=True):
         denoiser = denoisers.load(model, where)
         if held_out is None:
-            drawn = calibrations.record(denoiser, settings, _HELD_OUT_SEED, where).to(where)
+            drawn = calibrations.record(denoiser, settings, noise.TUNING, where).to(where)
             samples = drawn.samples(len(drawn))
             held_out = samples, full_precision_noise(denoiser.network, samples)
         start = time.perf_counter()

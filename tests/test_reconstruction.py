@@ -41,7 +41,7 @@ def learn(
     """What `reconstruct` does with one unit."""
     with network.quantizing(weights=True, activations=False):
         cache = reconstruction.record(network, unit, data, cache_mib, weights=True)
-        return cache, reconstruction._learn(unit, cache, settings, torch.Generator().manual_seed(0))
+        return cache, reconstruction.learn_unit(unit, cache, settings, torch.Generator().manual_seed(0))
 
 
 def unit_called(network: QuantizedNetwork, name: str) -> Unit:
@@ -144,7 +144,7 @@ def test_killed_and_resumed_is_the_same_file(
     kept: int,
 ) -> None:
     path = tmp_path / "w4.safetensors"
-    learn = reconstruction._learn
+    learn = reconstruction.learn_unit
     learned: list[str] = []
 
     def killed_after(limit: int):
@@ -156,12 +156,12 @@ def test_killed_and_resumed_is_the_same_file(
 
         return run
 
-    monkeypatch.setattr(reconstruction, "_learn", killed_after(kept))
+    monkeypatch.setattr(reconstruction, "learn_unit", killed_after(kept))
     with pytest.raises(KeyboardInterrupt):
         reconstruction.run(settings, model_file, 4, 0, calibration_file, path, "cpu")
     assert not path.exists()
     torch.manual_seed(1234)  # nothing hangs on the global generator
-    monkeypatch.setattr(reconstruction, "_learn", killed_after(1000))
+    monkeypatch.setattr(reconstruction, "learn_unit", killed_after(1000))
     reconstruction.run(settings, model_file, 4, 0, calibration_file, path, "cpu")
     assert len(learned) == len(set(learned)) == 18, "no unit is learned twice"
     assert path.read_bytes() == reconstruction_file.read_bytes()
@@ -175,8 +175,8 @@ def test_progress_of_another_run_is_not_used(
     network = make_quantized(calibrated=False)
     progress = reconstruction.Progress(path, {"seed": 0})
     unit = reconstruction.units(network)[0]
-    _, losses = learn(network, unit, calibration.samples(2), settings.reconstruction)
-    progress.add(unit, losses)
+    cache, losses = learn(network, unit, calibration.samples(2), settings.reconstruction)
+    progress.add(unit, losses, cache)
     assert set(reconstruction.Progress(path, {"seed": 0}).losses) == {unit.name}
     assert not reconstruction.Progress(path, {"seed": 1}).losses
     progress.remove()
@@ -206,6 +206,22 @@ def test_cache_that_spills_to_the_host_gives_the_same(
         assert cache.host_bytes + cache.device_bytes == 4 * 32 * (32 * 16 + 32 + 16 * 16)
         results.append([quantizer.codes(weight) for quantizer, weight in unit.parts().values()])
     assert all(torch.equal(*pair) for pair in zip(*results, strict=True))
+
+
+@pytest.mark.parametrize(("mib", "where"), [(4096, "device"), (0, "host")])
+def test_the_largest_cache_is_noted_and_outlives_a_kill(
+    make_quantized: Make, calibration: Calibration, settings: DatasetSettings, tmp_path: Path, mib: int, where: str
+) -> None:
+    path, network, samples = tmp_path / "progress.safetensors", make_quantized(calibrated=False), calibration.samples(8)
+    short = settings.reconstruction.model_copy(update={"iterations": 1})
+    progress = reconstruction.Progress(path, {})
+    for name in ("up_blocks.0.resnets.0", "time_embedding.linear_1"):  # the largest one is not the last
+        unit = unit_called(network, name)
+        cache, losses = learn(network, unit, samples, short, mib)
+        progress.add(unit, losses, cache)
+    largest = 4 * 32 * (32 * 16 + 32 + 16 * 16) / 2**20
+    expected = {"device": 0.0, "host": 0.0} | {where: largest}
+    assert progress.notes["cache_mib"] == reconstruction.Progress(path, {}).cache_mib == expected
 
 
 def test_cache_takes_any_samples_of_any_chunk() -> None:
@@ -280,7 +296,7 @@ def test_model_is_in_eval_mode_while_units_are_learned(
 ) -> None:
     """The released code leaves dropout on; the tiny model has a dropout of one half."""
     network = make_quantized(calibrated=False)
-    learn = reconstruction._learn
+    learn = reconstruction.learn_unit
     modes: set[bool] = set()
 
     def spy(unit: Unit, *rest: Any) -> dict[str, float]:
@@ -289,7 +305,7 @@ def test_model_is_in_eval_mode_while_units_are_learned(
         modes.update(dropout.training for dropout in dropouts)
         return learn(unit, *rest)
 
-    monkeypatch.setattr(reconstruction, "_learn", spy)
+    monkeypatch.setattr(reconstruction, "learn_unit", spy)
     short = settings.reconstruction.model_copy(update={"iterations": 1})
     progress = reconstruction.Progress(tmp_path / "progress.safetensors", {})
     reconstruction.reconstruct(network, calibration, short, 0, progress)
@@ -354,6 +370,8 @@ def test_manifest_says_how_it_was_made(
     assert manifest.settings["weight_bits"] == 4
     assert manifest.settings["reconstruction"]["iterations"] == settings.reconstruction.iterations
     assert all(set(unit) == {"nearest", "learned"} for unit in manifest.notes["losses"].values())
+    assert 0 < manifest.notes["cache_mib"]["device"] <= settings.reconstruction.cache_mib
+    assert manifest.notes["cache_mib"]["host"] == 0
 
 
 def test_layer_outside_blocks_is_a_unit_of_its_own(make_quantized: Make) -> None:

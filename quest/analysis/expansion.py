@@ -20,11 +20,11 @@ from torch.nn.functional import mse_loss
 
 from quest import reconstruction
 from quest.analysis import Row
-from quest.analysis.subject import HELD_OUT, Subject, recording
+from quest.analysis.subject import Subject, recording
 from quest.config import Bits
 from quest.models import denoiser as denoisers
 from quest.models.conditions import conditions
-from quest.noise import SampleNoise
+from quest.noise import HELD_OUT, SampleNoise
 from quest.quantization.network import QuantizedNetwork
 
 POINTS = 64  # parts of Δ, a power of two

@@ -20,10 +20,9 @@ from quest.config import Bits, CalibrationSettings, DatasetSettings
 from quest.finetuning import calibrate_activations
 from quest.models import denoiser as denoisers
 from quest.models.denoiser import Denoiser
+from quest.noise import HELD_OUT
 from quest.quantization.network import QuantizedNetwork, Recipe
 from quest.quantization.policy import COMMON, Policy
-
-HELD_OUT = 1_000_000  # added to the seed of states that nothing was trained on
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from quest import sampling
 from quest.analysis import Row
 from quest.analysis.closeness import closeness
 from quest.analysis.subject import Subject
+from quest.models.order import in_call_order
 
 Filling = Literal["zeros", "noise"]
 Choice = Literal["random", "largest"]
@@ -102,19 +103,7 @@ def blocks(network: nn.Module, example: tuple[Tensor, ...]) -> dict[str, nn.Modu
             found[name] = module
     if not found:
         raise ValueError(f"{type(network).__name__} has no attention block; there is no token to overwrite")
-    order: list[str] = []
-
-    def note(name: str):
-        return lambda _module, _inputs: order.append(name)
-
-    handles = [module.register_forward_pre_hook(note(name)) for name, module in found.items()]
-    try:
-        with torch.no_grad():
-            network(*example)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return {name: found[name] for name in dict.fromkeys(order)}
+    return {name: found[name] for name in in_call_order(network, example, found)}
 
 
 @contextmanager

@@ -243,7 +243,7 @@ def _blocks(
 
             def round_weights(steps: int, unit: Unit = unit, cache: Cache = cache) -> None:
                 settings = adaround.model_copy(update={"iterations": steps})
-                reconstruction._learn(unit, cache, settings, torch.Generator())
+                reconstruction.learn_unit(unit, cache, settings, torch.Generator())
 
             rounding[key] = 1e3 * measuring.step_seconds(round_weights, iterations, device)
     lsq = QDiffusionSettings(batch_size=batch)
@@ -253,7 +253,7 @@ def _blocks(
 
             def learn_scales(steps: int, unit: Unit = unit, cache: Cache = cache) -> None:
                 settings = lsq.model_copy(update={"iterations": steps})
-                q_diffusion._learn(network, unit, cache, [torch.arange(batch)], settings, torch.Generator())
+                q_diffusion.learn_unit(network, unit, cache, [torch.arange(batch)], settings, torch.Generator())
 
             scales[key] = 1e3 * measuring.step_seconds(learn_scales, iterations, device)
     return [_Block(units[0], len(units), rounding[key], scales[key]) for key, units in same.items()]

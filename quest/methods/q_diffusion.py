@@ -67,7 +67,7 @@ def learn_scales(
             cache = reconstruction.record(network, unit, data, settings.cache_mib, weights=False)
             generator = torch.Generator().manual_seed(seed * 100_003 + number)
             calibrated = _loss(network, unit, cache, groups)
-            _learn(network, unit, cache, groups, settings, generator)
+            learn_unit(network, unit, cache, groups, settings, generator)
             losses[unit.name] = {"calibrated": calibrated, "learned": _loss(network, unit, cache, groups)}
     before, after = (sum(loss[key] for loss in losses.values()) for key in ("calibrated", "learned"))
     log.info("losses of all units: %.4g calibrated, %.4g learned", before, after)
@@ -81,7 +81,7 @@ def sites_of(unit: Unit) -> list[ActivationQuantizer]:
     return [site for site in sites if site.grid.bits < _FINE]
 
 
-def _learn(
+def learn_unit(
     network: QuantizedNetwork,
     unit: Unit,
     cache: Cache,
@@ -89,7 +89,10 @@ def _learn(
     settings: QDiffusionSettings,
     generator: torch.Generator,
 ) -> None:
-    """Adam on the scales of one unit; sets of sampling steps, where there are several, take turns."""
+    """Adam on the activation scales of one unit, in place; sets of sampling steps, where there are several, take turns.
+
+    groups: of each set, the samples of ``cache`` that are at its steps. Weights should be frozen.
+    """
     with training_sets(sites_of(unit)) as sets:
         scales = [scale for of_set in sets for scale in of_set]
         optimizer = torch.optim.Adam(scales, lr=settings.lr)

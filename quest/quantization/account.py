@@ -15,6 +15,7 @@ import torch
 from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 
+from quest.quantization.grid import Grid
 from quest.quantization.layers import QuantizedAttention, QuantizedLayer
 from quest.quantization.quantizers import ActivationQuantizer, Split, WeightQuantizer, Widths
 from quest.quantization.roles import is_layer
@@ -70,11 +71,18 @@ def account(network: nn.Module, example: tuple[Any, ...]) -> dict[str, Any]:
     }
 
 
-def assert_levels(x: Tensor, bits: int, what: str) -> None:
-    """Raise ValueError when x has more distinct values than ``bits`` bits have codes."""
-    found = len(torch.unique(x))
-    if found > 2**bits:
-        raise ValueError(f"{what}: {found} distinct values where {bits} bits allow {2**bits}")
+def assert_levels(rows: Tensor, grid: Grid, what: str) -> None:
+    """Raise ValueError when values that share a scale are more distinct ones than ``grid`` has codes.
+
+    rows: (scales, elements), what the network computes with, not its codes.
+    """
+    ordered = rows.detach().sort(1).values
+    found = 1 + int((ordered[:, 1:] != ordered[:, :-1]).sum(1).max())
+    if found > grid.levels:
+        raise ValueError(
+            f"{what}: found {found} distinct values of one scale, expected at most the {grid.levels} of a grid of "
+            f"{grid.bits} bits"
+        )
 
 
 def _bits(quantizer: nn.Module) -> float:

@@ -81,11 +81,40 @@ def operation(layer: nn.Module) -> Callable[[Tensor, Tensor, Tensor | None], Ten
     if isinstance(layer, nn.Linear):
         return functional.linear
     if isinstance(layer, nn.Conv1d | nn.Conv2d) and layer.padding_mode == "zeros":
-        convolve: Callable[..., Tensor] = functional.conv2d if isinstance(layer, nn.Conv2d) else functional.conv1d
-        return partial(
-            convolve, stride=layer.stride, padding=layer.padding, dilation=layer.dilation, groups=layer.groups
-        )
+        return partial(_convolve, geometry=(layer.stride, layer.padding, layer.dilation, layer.groups))
     raise ValueError(f"cannot quantize {layer}; expected a linear layer or a convolution with zero padding")
+
+
+def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: tuple[Any, ...]) -> Tensor:
+    """geometry: stride, padding, dilation and groups, as the layer has them."""
+    trained = weight.requires_grad or (bias is not None and bias.requires_grad)
+    if x.requires_grad and not trained and not isinstance(geometry[1], str):
+        return _FixedConvolution.apply(x, weight, bias, geometry)  # type: ignore[return-value]
+    return _convolution(x, weight, bias, geometry)
+
+
+def _convolution(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: tuple[Any, ...]) -> Tensor:
+    return (functional.conv2d if weight.ndim == 4 else functional.conv1d)(x, weight, bias, *geometry)
+
+
+class _FixedConvolution(torch.autograd.Function):
+    """A convolution of which only the input is differentiated. Autograd would keep the input for the gradient of the
+    weight, asked for or not: of a network that is trained in part, most of what its convolutions keep."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None, geometry: tuple[Any, ...]) -> Tensor:
+        ctx.save_for_backward(weight)
+        ctx.shape, ctx.geometry = x.shape, geometry
+        return _convolution(x, weight, bias, geometry)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor):  # type: ignore[override]
+        (weight,) = ctx.saved_tensors
+        stride, padding, dilation, groups = ctx.geometry
+        x = gradient.new_empty(ctx.shape)  # only its shape is read
+        place = (stride, padding, dilation, False, [0] * len(stride), groups)
+        to_x, _, _ = torch.ops.aten.convolution_backward(gradient, x, weight, None, *place, (True, False, False))
+        return to_x, None, None, None
 
 
 class QuantizedAttention(nn.Module):
@@ -95,8 +124,6 @@ class QuantizedAttention(nn.Module):
     (N·heads, tokens, context tokens). q and k are quantized before the scaling by d^-1/2; the softmax itself is
     float32. With activations switched off it equals diffusers' eager AttnProcessor.
     """
-
-    OPERANDS = ("q", "k", "v", "probabilities")
 
     def __init__(self, switches: Switches):
         super().__init__()

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from quest.config import Bits, DatasetSettings, QuantizerSettings
 from quest.quantization import granularity, packing, roles
-from quest.quantization.account import account
+from quest.quantization.account import account, assert_levels
 from quest.quantization.granularity import Granularity, PerAxis, PerGroup
 from quest.quantization.grid import Grid, Search, dequantize
 from quest.quantization.layers import QuantizedAttention, QuantizedLayer, Switches
@@ -191,18 +191,25 @@ class QuantizedNetwork(nn.Module):
                 layer.unfreeze()
 
     def account(self) -> dict[str, Any]:
-        """The bit account of one call, after asserting that no layer uses more levels than its bits. Where sampling
-        steps have different bits, bit operations and activation bits are means over the steps."""
+        """The bit account of one call, in which no weight and no activation may use more levels than its bits. Where
+        sampling steps have different bits, bit operations and activation bits are means over the steps.
+
+        Raises ValueError naming the layer or attention operand, how many levels were found and how many expected.
+        """
         for name, layer in self.layers().items():
             for part, (quantizer, weight) in enumerate(layer.weight_parts()):
-                packing.check_codes(quantizer.codes(weight), quantizer.grid, f"{name}[{part}]")
+                what = f"{name}.weight[{part}]"
+                packing.check_codes(quantizer.codes(weight), quantizer.grid, what)
+                with torch.no_grad():
+                    assert_levels(quantizer.granularity.rows(quantizer(weight)), quantizer.grid, what)
         found: dict[str, Any] = {}
-        for width, steps in Counter(self.step.widths).items():
-            self.set_step(self.step.widths.index(width))
-            call = account(self, self.example)
-            for key in ("gbops", "mean_activation_bits"):
-                call[key] = found.get(key, 0.0) + call[key] * steps / self.step.steps
-            found = call
+        with self._asserting_levels():
+            for width, steps in Counter(self.step.widths).items():
+                self.set_step(self.step.widths.index(width))
+                call = account(self, self.example)
+                for key in ("gbops", "mean_activation_bits"):
+                    call[key] = found.get(key, 0.0) + call[key] * steps / self.step.steps
+                found = call
         quantizer, used = self.recipe.quantizer, sorted(set(self.used()), reverse=True)
         return found | {
             "weight_granularity": "per_channel"
@@ -212,6 +219,21 @@ class QuantizedNetwork(nn.Module):
             "activation_levels": self.recipe.activation_grid(self.recipe.bits.activation).levels,
             "policy": self.recipe.policy.name,
         }
+
+    @contextmanager
+    def _asserting_levels(self) -> Iterator[None]:
+        """Within, calls raise ValueError where an activation uses more levels than its bits."""
+
+        def check(site: nn.Module, _inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            assert isinstance(site, ActivationQuantizer)
+            assert_levels(site.granularity.rows(output), site.grid, f"activation {site.name}")
+
+        handles = [site.register_forward_hook(check) for site in self.sites().values()]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
 
     def export(self) -> dict[str, Tensor]:
         """The network as it is stored: packed weight codes, scales and zero points, activation scales, and the

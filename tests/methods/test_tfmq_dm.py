@@ -110,7 +110,7 @@ def test_later_units_leave_the_temporal_features_as_they_are(
     monkeypatch: pytest.MonkeyPatch, make_quantized: Make, calibration: Calibration, settings: DatasetSettings, tmp_path
 ) -> None:
     network = make_quantized("w3a8", calibrated=False)
-    learn = reconstruction._learn
+    learn = reconstruction.learn_unit
     states: list[dict[str, Tensor]] = []
     active: list[set[bool]] = []
 
@@ -121,7 +121,7 @@ def test_later_units_leave_the_temporal_features_as_they_are(
         active.append({isinstance(q.rounding, AdaRound) for layer in projections for q, _ in layer.weight_parts()})
         return losses
 
-    monkeypatch.setattr(reconstruction, "_learn", spy)
+    monkeypatch.setattr(reconstruction, "learn_unit", spy)
     progress = reconstruction.Progress(tmp_path / "progress.safetensors", {})
     short = settings.reconstruction.model_copy(update={"lr": 0.3})
     before = codes(network, *TEMPORAL)
@@ -156,7 +156,7 @@ def test_temporal_features_come_closer_than_by_rounding_to_nearest(
     with network.quantizing(weights=True, activations=False):
         nearest = similarity()
         cache = reconstruction.record(network, unit, calibration.samples(8), 1000, weights=True)
-        losses = reconstruction._learn(unit, cache, settings, torch.Generator().manual_seed(0))
+        losses = reconstruction.learn_unit(unit, cache, settings, torch.Generator().manual_seed(0))
         learned = similarity()
     assert losses["learned"] < 0.5 * losses["nearest"]
     assert learned.mean() > nearest.mean()
@@ -174,7 +174,7 @@ def test_killed_and_resumed_is_the_same_file_and_of_another_variant(
 ) -> None:
     whole, resumed = tmp_path / "whole.safetensors", tmp_path / "resumed.safetensors"
     reconstruction.run(settings, model_file, 4, 0, calibration_file, whole, "cpu", "temporal")
-    learn = reconstruction._learn
+    learn = reconstruction.learn_unit
     learned: list[str] = []
 
     def killed(unit: Unit, *rest: Any) -> dict[str, float]:
@@ -183,11 +183,11 @@ def test_killed_and_resumed_is_the_same_file_and_of_another_variant(
         learned.append(unit.name)
         return learn(unit, *rest)
 
-    monkeypatch.setattr(reconstruction, "_learn", killed)
+    monkeypatch.setattr(reconstruction, "learn_unit", killed)
     with pytest.raises(KeyboardInterrupt):
         reconstruction.run(settings, model_file, 4, 0, calibration_file, resumed, "cpu", "temporal")
     assert learned[0] == "temporal"
-    monkeypatch.setattr(reconstruction, "_learn", learn)
+    monkeypatch.setattr(reconstruction, "learn_unit", learn)
     reconstruction.run(settings, model_file, 4, 0, calibration_file, resumed, "cpu", "temporal")
     assert resumed.read_bytes() == whole.read_bytes()
     assert load_tensors(whole, "reconstruction").manifest.settings["variant"] == "temporal"

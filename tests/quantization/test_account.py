@@ -12,8 +12,10 @@ from torch import Tensor, nn
 
 from quest.config import Bits, QuantizerSettings
 from quest.quantization.account import account, assert_levels
+from quest.quantization.grid import Grid
 from quest.quantization.network import QuantizedNetwork, Recipe
 from quest.quantization.roles import Role
+from quest.quantization.rounding import AdaRound
 
 EXAMPLE = (torch.zeros(1, 1, 8, 8), torch.zeros(1, dtype=torch.long))
 MIB = 8 * 2**20  # bits
@@ -97,16 +99,46 @@ def test_quantized_unet_against_full_precision(make_unet: Callable[..., UNet2DMo
     assert found["full_precision_mib"] == full["full_precision_mib"]
 
 
-def test_weight_with_too_many_levels_is_found(make_unet: Callable[..., UNet2DModel]) -> None:
-    network = QuantizedNetwork(make_unet(), Recipe(Bits(4, 8), QuantizerSettings(), 1, 1), EXAMPLE)
+def four_bits(make_unet: Callable[..., UNet2DModel]) -> QuantizedNetwork:
+    return QuantizedNetwork(make_unet(), Recipe(Bits(4, 8), QuantizerSettings(), 1, 1), EXAMPLE)
+
+
+def test_weight_with_codes_outside_its_bits_is_found(make_unet: Callable[..., UNet2DModel]) -> None:
+    network = four_bits(make_unet)
     quantizer, _ = network.layers()["conv_in"].weight_parts()[0]
-    quantizer.rounding = nn.Identity()
     quantizer.codes = lambda weight: torch.full(weight.shape, 16)  # type: ignore[method-assign]
-    with pytest.raises(ValueError, match=r"conv_in\[0\]: codes from 16 to 16, but 4 bits hold 0 to 15"):
+    with pytest.raises(ValueError, match=r"conv_in\.weight\[0\]: codes from 16 to 16, but 4 bits hold 0 to 15"):
         network.account()
 
 
-def test_assert_levels() -> None:
-    assert_levels(torch.arange(4), 2, "x")
-    with pytest.raises(ValueError, match="x: 5 distinct values where 2 bits allow 4"):
-        assert_levels(torch.arange(5), 2, "x")
+def test_weight_between_its_levels_is_found(make_unet: Callable[..., UNet2DModel]) -> None:
+    """Rounding that is still soft: the codes that would be stored are right, what is multiplied is not."""
+    network = four_bits(make_unet)
+    quantizer, weight = network.layers()["mid_block.resnets.0.conv1"].weight_parts()[0]
+    quantizer.rounding = AdaRound(quantizer.ratio(weight))
+    quantizer.rounding.v.data += 0.1
+    message = (
+        r"mid_block\.resnets\.0\.conv1\.weight\[0\]: found \d+ distinct values of one scale, expected at most the 16"
+    )
+    with pytest.raises(ValueError, match=message):
+        network.account()
+    quantizer.rounding = quantizer.rounding.hard()
+    assert network.account()["mean_weight_bits"] == 4
+
+
+def test_activation_with_more_levels_than_its_bits_is_found(make_unet: Callable[..., UNet2DModel]) -> None:
+    network = QuantizedNetwork(make_unet(), Recipe(Bits(4, 4), QuantizerSettings(), 1, 1), EXAMPLE)
+    network.example = torch.randn(1, 1, 8, 8), EXAMPLE[1]
+    assert network.account()["activation_levels"] == 16
+    name = "down_blocks.0.resnets.0.conv1.input_quantizer"
+    site = network.sites()[name]
+    site.forward = lambda x: x  # type: ignore[method-assign]
+    with pytest.raises(ValueError, match=rf"activation {name}: found \d+ distinct values .* 16 of a grid of 4 bits"):
+        network.account()
+    assert not any(module._forward_hooks for module in network.modules())
+
+
+def test_levels_are_counted_for_each_scale() -> None:
+    assert_levels(torch.arange(8.0).view(2, 4), Grid(2), "x")
+    with pytest.raises(ValueError, match=r"x: found 5 distinct values of one scale, expected at most the 4 .* 2 bits"):
+        assert_levels(torch.tensor([[0.0, 0, 0, 0, 0], [1, 2, 3, 4, 5]]), Grid(2), "x")

@@ -104,14 +104,14 @@ class _FixedConvolution(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None, geometry: tuple[Any, ...]) -> Tensor:
         ctx.save_for_backward(weight)
-        ctx.shape, ctx.geometry = x.shape, geometry
+        ctx.layout, ctx.geometry = (x.shape, x.stride()), geometry
         return _convolution(x, weight, bias, geometry)
 
     @staticmethod
     def backward(ctx, gradient: Tensor):  # type: ignore[override]
         (weight,) = ctx.saved_tensors
         stride, padding, dilation, groups = ctx.geometry
-        x = gradient.new_empty(ctx.shape)  # only its shape is read
+        x = gradient.new_empty_strided(*ctx.layout)  # its values are not read; its layout chooses the algorithm
         place = (stride, padding, dilation, False, [0] * len(stride), groups)
         to_x, _, _ = torch.ops.aten.convolution_backward(gradient, x, weight, None, *place, (True, False, False))
         return to_x, None, None, None

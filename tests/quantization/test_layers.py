@@ -31,11 +31,17 @@ def saved_by(layer: nn.Module, x: Tensor) -> tuple[Tensor, list[tuple[int, ...]]
         return operation(layer)(x, layer.weight, layer.bias), shapes  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize(("layer", "shape"), CASES)
-def test_gradients_of_a_fixed_convolution_are_torchs_to_the_last_bit(layer: Any, shape: tuple[int, ...]) -> None:
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize(("layer", "shape"), [*CASES, (nn.Conv2d(64, 128, 3, padding=1), (8, 64, 8, 8))])
+def test_gradients_of_a_fixed_convolution_are_torchs_to_the_last_bit(
+    layer: Any, shape: tuple[int, ...], channels_last: bool
+) -> None:
     layer = layer.requires_grad_(False)
     torch.manual_seed(0)
-    x = torch.randn(shape, requires_grad=True)
+    x = torch.randn(shape)
+    if channels_last:  # as the output of attention on an image lies in memory
+        x = x.movedim(1, -1).contiguous().movedim(-1, 1)
+    x.requires_grad_(True)
     expected, found = layer(x), operation(layer)(x, layer.weight, layer.bias)
     assert torch.equal(found, expected)
     gradient = torch.randn_like(found)

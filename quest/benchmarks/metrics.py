@@ -96,6 +96,7 @@ def _statistics(device: str, rows: int, rounds: int) -> list[Timing]:
         moments = Moments(WIDTH, device)
         for part in features.split(CHUNK):
             moments.update(part)
+        moments.gaussian()
 
     def theirs() -> None:
         metric = _given().to(device)

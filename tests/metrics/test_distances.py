@@ -349,8 +349,9 @@ def test_precision_recall_is_the_papers_definition(neighbours: int, monkeypatch:
     expected = brute_precision_recall(real, generated, neighbours)
     assert 0 < expected[0] < 1  # else the comparison would say little
     assert precision_recall(real, generated, neighbours) == expected
-    monkeypatch.setattr("quest.metrics.distances._BLOCK_BYTES", 8 * 40 * 7)
-    assert precision_recall(real, generated, neighbours) == expected
+    for rows in (7, 2):
+        monkeypatch.setattr("quest.metrics.distances._ROWS", rows)
+        assert precision_recall(real, generated, neighbours) == expected
 
 
 def test_precision_and_recall_errors_are_those_of_a_share():

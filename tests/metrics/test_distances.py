@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -394,3 +396,24 @@ def test_precision_recall_needs_more_images_than_neighbours():
 @pytest.mark.parametrize(("mse", "expected"), [(1.0, 0.0), (0.01, 20.0), (1e-4, 40.0), (0.0, None)])
 def test_psnr(mse: float, expected: float | None):
     assert psnr(mse) == pytest.approx(expected)
+
+
+def test_distances_hold_blocks_and_no_second_set_of_features():
+    """Peak memory beyond the features themselves, by the kernel's count, in a process of its own."""
+    rows, width = 5_000, 512
+    script = f"""
+import resource, sys, torch
+from quest.metrics import distances
+torch.set_num_threads(1)
+distances._ROWS = 256
+unit = 1 if sys.platform == "darwin" else 1024
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+sets = [torch.rand({rows}, {width}), torch.rand(300, {width})]
+distances.precision_recall(sets[1], sets[1], 3), distances.fit(sets[1])  # what libraries take once
+before = peak()
+distances.precision_recall(sets[1], sets[0], 3)
+distances.fit(sets[0])
+print(peak() - before)
+"""
+    found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert int(found.stdout) < rows * width * 8, "fewer than the features have in float64"

@@ -79,12 +79,14 @@ def _gather(statistics: Accumulator, shards: Iterator[Tensor], extractor: Extrac
     squares, first = 0.0, 0
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "samples.safetensors"
-        for _ in (save_tensors(file, {"images": made}, Manifest(kind="samples")) for made in shards):
+        for made in shards:
+            save_tensors(file, {"images": made}, Manifest(kind="samples"))
+            del made  # no part of measuring
             own, teacher = (load_tensors(file, "samples").tensors["images"] for _ in range(2))
-            squares += measure._squared_error(own, teacher)
+            squares += measure.squared_error(own, teacher)
             evaluation.take_in(statistics, first, own, extractor)
             first += len(own)
-            del own, teacher  # before the next is made, which is no part of measuring
+            del own, teacher  # as `quest measure` does before it reads the next
     return squares
 
 

@@ -44,17 +44,20 @@ class Batch:
 
     def images(self, count: int) -> Iterator[Tensor]:
         """All images in order, (n, C, H, W) uint8, ``count`` at a time. Raises ArtifactError for a corrupt file."""
-        bytes_each = int(np.prod(self.shape[1:]))
+        total, height, width, channels = self.shape
+        size = height * width * channels
         try:
             with zipfile.ZipFile(self.path) as archive, archive.open(f"{IMAGES}.npy") as member:
                 _header(self.path, member)
-                for first in range(0, self.shape[0], count):
-                    number = min(count, self.shape[0] - first)
-                    data = bytearray(member.read(number * bytes_each))
-                    if len(data) != number * bytes_each:
-                        raise _corrupt(self.path, f"{IMAGES} ends within image {first + len(data) // bytes_each}")
-                    part = torch.frombuffer(data, dtype=torch.uint8).view(number, *self.shape[1:])
-                    yield part.permute(0, 3, 1, 2).contiguous()
+                for first in range(0, total, count):
+                    part = torch.empty(min(count, total - first), channels, height, width, dtype=torch.uint8)
+                    for number, image in enumerate(part, first):  # one at a time: a second copy is of one image
+                        data = bytearray(member.read(size))
+                        if len(data) != size:
+                            raise _corrupt(self.path, f"{IMAGES} ends within image {number}")
+                        pixels = torch.frombuffer(data, dtype=torch.uint8).view(height, width, channels)
+                        image.copy_(pixels.permute(2, 0, 1))
+                    yield part
         except (zipfile.BadZipFile, OSError, EOFError) as error:
             raise _corrupt(self.path, str(error)) from error
 

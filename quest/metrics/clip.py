@@ -31,7 +31,7 @@ class ClipScore:
 
     model: a hub id or folder that transformers knows (the paper's table: openai/clip-vit-base-patch16), the artifact
     (.safetensors) of an embedded dataset, or a loader.
-    Raises ValueError when transformers is not installed or does not find the model.
+    Raises ValueError when transformers does not find the model.
     """
 
     def __init__(self, model: str | Loader, images: int, device: torch.device | str = "cpu"):
@@ -93,17 +93,13 @@ def read_prompts(path: Path, images: int) -> tuple[list[str], str]:
 
 
 def _load(name: str) -> tuple[Any, Any]:
-    try:
-        from transformers import CLIPModel, CLIPProcessor  # pyright: ignore[reportMissingImports]
-    except ImportError as error:
-        raise ValueError(
-            f"evaluation.clip needs transformers ({error}); pip install 'quest-diffusion[clip]', or leave it out"
-        ) from error
     if name.endswith(".safetensors"):
         from quest.models import clip
 
         own = clip.load(Path(name))
         return _Tensors(own.model), _Processor(own)
+    from transformers import CLIPModel, CLIPProcessor
+
     try:
         return _Tensors(CLIPModel.from_pretrained(name)).eval(), CLIPProcessor.from_pretrained(name)
     except OSError as error:

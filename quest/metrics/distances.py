@@ -11,15 +11,15 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from quest.metrics.statistics import ClassSums, Gaussian, Moments, total, without
+from quest.metrics.statistics import ClassSums, Gaussian, Moments, require_finite, total, without
 
-_BLOCK_BYTES = 2**28  # of a distance matrix in memory at once
+_ROWS = 2048  # of a block of the matrix of distances, and of the features that are in float64 for it
 _POINTS = 15  # set sizes that FID at infinity is fitted to
 _EXTRAPOLATION_SEED = _BLOCK_SEED = 0
 _log = logging.getLogger(__name__)
@@ -195,8 +195,15 @@ def precision_recall(
     for name, rows in (("reference images", real), ("images", generated)):
         if len(rows) <= neighbours:
             raise ValueError(f"evaluation.neighbours is {neighbours}, which needs more than the {len(rows)} {name}")
-    real, generated = (_checked(rows).to(device, torch.float64) for rows in (real, generated))
-    return _covered(generated, real, neighbours), _covered(real, generated, neighbours)
+    real, generated = (_checked(rows).to(device) for rows in (real, generated))
+    real_radii, radii = _radii(real, neighbours), _radii(generated, neighbours)
+    in_real, in_generated = (torch.zeros(len(rows), dtype=torch.bool, device=device) for rows in (generated, real))
+    for rows in _spans(generated):
+        for others in _spans(real):
+            between = _distances(generated[rows], real[others])
+            in_real[rows] |= (between <= real_radii[others]).any(1)
+            in_generated[others] |= (between <= radii[rows, None]).any(0)
+    return _share(in_real), _share(in_generated)
 
 
 def psnr(mse: float) -> float | None:
@@ -216,25 +223,44 @@ def _factor(covariance: Tensor) -> Tensor:
     return vectors[:, kept] * values[kept].sqrt()
 
 
-def _covered(points: Tensor, manifold: Tensor, neighbours: int) -> Estimate:
-    """Share of ``points`` in the union of the nearest-neighbour balls around the rows of ``manifold``."""
-    # The nearest row is the row itself, at distance 0.
-    radii = _by_rows(manifold, manifold, lambda distances: distances.kthvalue(neighbours + 1, dim=1).values)
-    inside = _by_rows(points, manifold, lambda distances: (distances <= radii).any(1))
+def _radii(points: Tensor, neighbours: int) -> Tensor:
+    """Distance (N,) float64 of each row of ``points`` (N, D) to its ``neighbours``-th nearest other row."""
+    count = neighbours + 1  # the nearest row is the row itself, at distance 0
+    nearest = torch.full((len(points), count), math.inf, dtype=torch.float64, device=points.device)
+
+    def keep(rows: slice, between: Tensor) -> None:
+        closest = between.topk(min(count, between.shape[1]), largest=False).values
+        nearest[rows] = torch.cat([nearest[rows], closest], 1).topk(count, largest=False).values
+
+    for rows in _spans(points):
+        for others in _spans(points):
+            if rows.start <= others.start:  # a distance counts for both of its rows
+                between = _distances(points[rows], points[others])
+                keep(rows, between)
+                if rows != others:
+                    keep(others, between.T)
+    return nearest.amax(1)
+
+
+def _spans(points: Tensor) -> list[slice]:
+    """The rows of ``points`` in consecutive blocks."""
+    return [slice(first, min(first + _ROWS, len(points))) for first in range(0, len(points), _ROWS)]
+
+
+def _distances(points: Tensor, others: Tensor) -> Tensor:
+    """Euclidean distances (N, M) of rows (N, D) and (M, D), float64."""
+    return torch.cdist(points.double(), others.double())
+
+
+def _share(inside: Tensor) -> Estimate:
+    """Share of True in ``inside`` (N,)."""
     share = inside.double().mean().item()
-    return Estimate(share, math.sqrt(share * (1 - share) / len(points)))
-
-
-def _by_rows(points: Tensor, manifold: Tensor, reduce: Callable[[Tensor], Tensor]) -> Tensor:
-    """``reduce`` of the distances of each row of ``points`` to all of ``manifold``, a bounded block at a time."""
-    rows = max(1, _BLOCK_BYTES // (8 * len(manifold)))
-    return torch.cat([reduce(torch.cdist(block, manifold)) for block in points.split(rows)])
+    return Estimate(share, math.sqrt(share * (1 - share) / len(inside)))
 
 
 def _checked(features: Tensor) -> Tensor:
     """features (N, D), for use outside inference mode."""
     if features.ndim != 2 or len(features) < 2:
         raise ValueError(f"found features of shape {tuple(features.shape)}, expected (N, D) with at least two rows")
-    if not features.isfinite().all():
-        raise ValueError("the feature extractor gave NaN or infinite features")
+    require_finite(features)
     return features

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from quest.config import EvaluationSettings
 from quest.metrics import adm, distances
 from quest.metrics.extractor import Extractor, load_extractor
-from quest.metrics.reference import CHUNK, Reference, of_batch
+from quest.metrics.reference import CHUNK, READ, Reference, of_batch
 from quest.metrics.statistics import Accumulator, Plan
 
 
@@ -92,7 +92,7 @@ def of_batches(samples: Path, real: Path, extractor_path: Path, device: torch.de
     settings = EvaluationSettings(images=count, kid_block_size=block)
     accumulator = start(settings, count, extractor)
     first = 0
-    for images in tqdm(generated.images(CHUNK), desc="samples", unit="part", total=-(-count // CHUNK), mininterval=5):
+    for images in tqdm(generated.images(READ), desc="samples", unit="part", total=-(-count // READ), mininterval=5):
         take_in(accumulator, first, images, extractor)
         first += len(images)
     found = numbers(accumulator, reference, settings, device)

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from quest.metrics.clip import ClipScore
 
 
+_DIFFERENCES = 16  # images whose differences are in memory at once, in four times their bytes
+
+
 class _Gathered(NamedTuple):
     """What remains of a cell's images: statistics, closeness to full precision, CLIP score if asked for, manifests."""
 
@@ -143,6 +146,7 @@ def read_shards(files: Sequence[Path], settings: DatasetSettings) -> Iterator[Te
             raise ValueError(f"{file}: found images {tuple(images.shape)} {images.dtype}, expected {expected}")
         position += len(images)
         yield artifact
+        del artifact, images  # before the next one is read
     if position != settings.evaluation.images:
         raise ValueError(f"{files[-1]}: ends at {position} images; evaluation.images is {settings.evaluation.images}")
 
@@ -171,21 +175,29 @@ def _gather(
     manifests: list[Manifest] = []
     teacher_manifests: list[Manifest] = []
     squares, values = 0.0, 0
-    pairs = zip(read_shards(samples, settings), read_shards(full_precision, settings), strict=True)
-    for own, teacher in tqdm(pairs, desc="measure", unit="shard", total=len(samples), mininterval=5):
-        images, targets = own.tensors["images"], teacher.tensors["images"]
-        if images.shape != targets.shape:
-            raise ValueError(
-                f"{samples[0]}: cut into other shards than {full_precision[0]}; sample both with one evaluation.shards"
-            )
-        squares += _squared_error(images, targets)
-        values += images.numel()
-        first = own.manifest.notes["first"]
-        evaluation.take_in(statistics, first, images, extractor)
-        if score is not None:
-            score.update(first, images, prompts[first : first + len(images)])
-        manifests.append(own.manifest)
-        teacher_manifests.append(teacher.manifest)
+    teachers = read_shards(full_precision, settings)
+    # Not zip, which holds a pair until it has the next: two shards are in memory, not four.
+    with tqdm(desc="measure", unit="shard", total=len(samples), mininterval=5) as progress:
+        for own in read_shards(samples, settings):
+            teacher = next(teachers, None)
+            images = own.tensors["images"]
+            if teacher is None or images.shape != teacher.tensors["images"].shape:
+                raise ValueError(
+                    f"{samples[0]}: cut into other shards than {full_precision[0]}; "
+                    "sample both with one evaluation.shards"
+                )
+            squares += squared_error(images, teacher.tensors["images"])
+            values += images.numel()
+            first = own.manifest.notes["first"]
+            evaluation.take_in(statistics, first, images, extractor)
+            if score is not None:
+                score.update(first, images, prompts[first : first + len(images)])
+            manifests.append(own.manifest)
+            teacher_manifests.append(teacher.manifest)
+            del own, teacher, images
+            progress.update()
+    for _ in teachers:  # it refuses images beyond the last
+        pass
     estimate = score.compute() if score is not None else None
     return _Gathered(statistics, squares / values, estimate, manifests, teacher_manifests)
 
@@ -214,16 +226,11 @@ def _row(
     }
 
 
-def _squared_error(images: Tensor, targets: Tensor) -> float:
-    """Sum over all values of the squared difference of uint8 images, on the [0, 1] scale."""
+def squared_error(images: Tensor, targets: Tensor) -> float:
+    """Sum over all values of the squared difference of uint8 images (n, C, H, W), on the [0, 1] scale."""
     # Exact: integers below 2^16, summed in 64 bits, whatever the order.
-    return (
-        sum(
-            (a.int() - b.int()).square().sum().item()
-            for a, b in zip(images.split(256), targets.split(256), strict=True)
-        )
-        / 255**2
-    )
+    pairs = zip(images.split(_DIFFERENCES), targets.split(_DIFFERENCES), strict=True)
+    return sum((a.int() - b).square_().sum().item() for a, b in pairs) / 255**2
 
 
 def _cell(manifest: Manifest) -> tuple[str, str, int]:

@@ -19,6 +19,7 @@ from quest.models.embedded import real_images
 
 MANIFOLD_IMAGES = 10_000  # real images of precision, recall and KID, as in ADM's reference batches
 CHUNK = 4096  # images whose features are in memory at once, besides those that are kept
+READ = 1024  # images of a batch that are read at once: 200 MB at 256×256
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,7 @@ def of_batch(batch: adm.Batch, extractor: Extractor, dataset: str) -> Reference:
 
     Raises ValueError when its statistics are of features of another width than the extractor's.
     """
-    real = reduce(batch.images(CHUNK), batch.shape[0], extractor, dataset, batch.statistics, batch.sha256)
+    real = reduce(batch.images(READ), batch.shape[0], extractor, dataset, batch.statistics, batch.sha256)
     for name, gaussian in real.gaussians.items():
         if batch.statistics is not None and name == "pooled" and len(gaussian.mean) != real.pooled.shape[1]:
             raise ValueError(

@@ -11,11 +11,13 @@ are kept, 4 · D bytes each, 410 MB for Inception.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
+from scipy.linalg.blas import dsyrk  # pyright: ignore[reportAttributeAccessIssue]
 from torch import Tensor
 
 from quest.metrics.extractor import Features
@@ -23,6 +25,8 @@ from quest.metrics.extractor import Features
 GROUPS = 20  # of the delete-a-group jackknife and of the extrapolation to infinitely many images
 FEATURE_IMAGES = 50_000  # ADM's evaluator compares as many generated images in precision and recall
 _SHUFFLE_SEED = 0
+_ROWS = 1024  # in float64 at once
+_TILE = 128  # of a matrix that is mirrored
 
 
 class Gaussian(NamedTuple):
@@ -36,10 +40,17 @@ class Gaussian(NamedTuple):
     rows: int | None
 
 
+def require_finite(features: Tensor) -> None:
+    """Raises ValueError for NaN or infinity; extremes carry both, and unlike ``isfinite()`` need no memory."""
+    if features.numel() and not torch.stack(features.aminmax()).isfinite().all():
+        raise ValueError("the feature extractor gave NaN or infinite features")
+
+
 class Moments:
     """Count, mean (D,) and scatter about the mean (D, D) of feature rows, float64; merged by Chan's formula.
 
     Chan, Golub and LeVeque 1983: no sum of squares is kept, which would lose digits to cancellation.
+    scatter: its upper triangle alone counts; what stands below is left to chance.
     """
 
     def __init__(self, width: int, device: torch.device | str = "cpu"):
@@ -51,41 +62,59 @@ class Moments:
         """Take in features (N, D) of any float dtype and device. Raises ValueError for NaN, infinity or another D."""
         if features.ndim != 2 or features.shape[1] != len(self.mean):
             raise ValueError(f"found features of shape {tuple(features.shape)}, expected (N, {len(self.mean)})")
-        if not features.isfinite().all():
-            raise ValueError("the feature extractor gave NaN or infinite features")
-        if len(features):
-            rows = features.to(self.mean.device, torch.float64)
-            mean = rows.mean(0)
-            self._add(len(rows), mean, _gram(rows - mean))
+        require_finite(features)
+        for part in features.split(_ROWS):
+            if count := len(part):
+                rows = torch.empty(count + 1, len(self.mean), dtype=torch.float64, device=self.mean.device)
+                centred = rows[:-1].copy_(part)
+                mean = centred.mean(0)
+                centred -= mean
+                # The gap between the means enters the scatter as one more row.
+                rows[-1] = self._move_mean(count, mean)
+                _add_gram(self.scatter, rows)
 
     def merge(self, other: Moments) -> None:
         """Take in all that ``other`` has seen. Raises ValueError for another width."""
         if len(other.mean) != len(self.mean):
             raise ValueError(f"cannot merge moments of width {len(other.mean)} into those of width {len(self.mean)}")
         if other.count:
-            self._add(other.count, other.mean.to(self.mean.device), other.scatter.to(self.mean.device))
+            gap = self._move_mean(other.count, other.mean.to(self.mean.device))
+            self.scatter += other.scatter.to(self.mean.device)
+            self.scatter.addr_(gap, gap)
 
     def gaussian(self) -> Gaussian:
         """Mean and unbiased covariance. Raises ValueError for fewer than two rows."""
         if self.count < 2:
             raise ValueError(f"a covariance needs at least two rows of features, found {self.count}")
-        return Gaussian(self.mean.clone(), self.scatter / (self.count - 1), self.count)
+        return Gaussian(self.mean.clone(), _mirrored(self.scatter / (self.count - 1)), self.count)
 
-    def _add(self, count: int, mean: Tensor, scatter: Tensor) -> None:
-        total = self.count + count
+    def _move_mean(self, count: int, mean: Tensor) -> Tensor:
+        """Count ``count`` rows of ``mean`` in; returns g (D,) by whose square ggᵀ the scatter grows besides theirs."""
         gap = mean - self.mean
-        self.scatter += scatter
-        self.scatter.addr_(gap, gap, alpha=self.count * count / total)
+        total = self.count + count
+        weight = math.sqrt(self.count * count / total)
         self.mean += gap * (count / total)
         self.count = total
+        return gap * weight
 
 
-def _gram(rows: Tensor) -> Tensor:
-    """rowsᵀ · rows (D, D) of rows (N, D)."""
-    if rows.device.type == "cpu":  # NumPy knows such a product and computes one half; torch computes both
-        array = rows.detach().numpy()
-        return torch.from_numpy(array.T @ array)
-    return rows.T @ rows  # halves are too small to keep a GPU busy
+def _add_gram(scatter: Tensor, rows: Tensor) -> None:
+    """Add rowsᵀ · rows of rows (N, D) to the upper triangle of ``scatter`` (D, D), or to all of it."""
+    if rows.device.type == "cpu":  # one half of the products, and into place: torch knows no such call
+        # Transposed, row-major is column-major, and the upper triangle the lower.
+        dsyrk(1.0, rows.numpy().T, beta=1.0, c=scatter.numpy().T, lower=True, overwrite_c=True)
+    else:
+        scatter.addmm_(rows.T, rows)  # halves are too small to keep a GPU busy
+
+
+def _mirrored(matrix: Tensor) -> Tensor:
+    """``matrix`` (D, D) with its upper triangle copied to the lower, in place and in tiles that stay in the cache."""
+    for first in range(0, len(matrix), _TILE):
+        rows, rest = matrix[first : first + _TILE], slice(first + _TILE, None)
+        square = rows[:, first : first + _TILE]
+        square.copy_(square.triu() + square.triu(1).T)
+        matrix[rest, first : first + _TILE] = rows[:, rest].T
+    return matrix
 
 
 def total(parts: Sequence[Moments]) -> Moments:
@@ -102,7 +131,7 @@ def without(whole: Moments, part: Moments) -> Gaussian:
     mean = whole.mean + (whole.mean - part.mean) * (part.count / count)
     gap = part.mean - mean
     scatter = (whole.scatter - part.scatter).addr_(gap, gap, alpha=-count * part.count / whole.count)
-    return Gaussian(mean, scatter / (count - 1), count)
+    return Gaussian(mean, _mirrored(scatter / (count - 1)), count)
 
 
 class ClassSums:
@@ -115,8 +144,7 @@ class ClassSums:
 
     def update(self, logits: Tensor, splits: Tensor) -> None:
         """Take in logits (N, K) of images that belong to ``splits`` (N,). Raises ValueError for NaN or infinity."""
-        if not logits.isfinite().all():
-            raise ValueError("the feature extractor gave NaN or infinite features")
+        require_finite(logits)
         device = self.counts.device
         log_p = logits.to(device, torch.float64).log_softmax(1)
         p = log_p.exp()
@@ -207,8 +235,8 @@ class Accumulator:
             raise ValueError(f"images {first} to {first + count - 1} of a set of {self.plan.images}")
         if self._seen[first : first + count].any():
             raise ValueError(f"images {first} to {first + count - 1} were taken in before; give each shard once")
-        if not all(part.isfinite().all() for part in features):
-            raise ValueError("the feature extractor gave NaN or infinite features")
+        for part in features:
+            require_finite(part)
         if not self.pooled:
             self._allocate(features.pooled.shape[1], features.spatial.shape[1], features.logits.shape[1])
         places = self._places[first : first + count]

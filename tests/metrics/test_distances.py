@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -349,8 +351,9 @@ def test_precision_recall_is_the_papers_definition(neighbours: int, monkeypatch:
     expected = brute_precision_recall(real, generated, neighbours)
     assert 0 < expected[0] < 1  # else the comparison would say little
     assert precision_recall(real, generated, neighbours) == expected
-    monkeypatch.setattr("quest.metrics.distances._BLOCK_BYTES", 8 * 40 * 7)
-    assert precision_recall(real, generated, neighbours) == expected
+    for rows in (7, 2):
+        monkeypatch.setattr("quest.metrics.distances._ROWS", rows)
+        assert precision_recall(real, generated, neighbours) == expected
 
 
 def test_precision_and_recall_errors_are_those_of_a_share():
@@ -393,3 +396,24 @@ def test_precision_recall_needs_more_images_than_neighbours():
 @pytest.mark.parametrize(("mse", "expected"), [(1.0, 0.0), (0.01, 20.0), (1e-4, 40.0), (0.0, None)])
 def test_psnr(mse: float, expected: float | None):
     assert psnr(mse) == pytest.approx(expected)
+
+
+def test_distances_hold_blocks_and_no_second_set_of_features():
+    """Peak memory beyond the features themselves, by the kernel's count, in a process of its own."""
+    rows, width = 5_000, 512
+    script = f"""
+import resource, sys, torch
+from quest.metrics import distances
+torch.set_num_threads(1)
+distances._ROWS = 256
+unit = 1 if sys.platform == "darwin" else 1024
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+sets = [torch.rand({rows}, {width}), torch.rand(300, {width})]
+distances.precision_recall(sets[1], sets[1], 3), distances.fit(sets[1])  # what libraries take once
+before = peak()
+distances.precision_recall(sets[1], sets[0], 3)
+distances.fit(sets[0])
+print(peak() - before)
+"""
+    found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert int(found.stdout) < rows * width * 8, "fewer than the features have in float64"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import weakref
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -353,6 +354,23 @@ def test_closeness_needs_full_precision_on_the_same_seed(files: Files):
         files.measure(full_precision=write_shards(files.folder, images, inputs, "fp", "w32a32", seed=1))
     with pytest.raises(ValueError, match=r"drawn from checkpoint .*, model"):
         files.measure(full_precision=files.samples)
+
+
+def test_two_shards_are_in_memory_at_once(files: Files, monkeypatch: pytest.MonkeyPatch):
+    read: list[weakref.ref[Tensor]] = []
+    alive: list[int] = []
+
+    def load(path: Path, kind: str) -> Any:
+        artifact = load_tensors(path, kind)
+        if kind == "samples":
+            alive.append(sum(images() is not None for images in read))
+            read.append(weakref.ref(artifact.tensors["images"]))
+        return artifact
+
+    monkeypatch.setattr(measure, "load_tensors", load)
+    files.measure()
+    assert len(alive) == 2 * SHARDS
+    assert max(alive) == 1, "others while one is read"
 
 
 def test_full_precision_cut_otherwise_is_found(files: Files):

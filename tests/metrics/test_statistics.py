@@ -61,6 +61,31 @@ def test_moments_are_numpys_mean_and_covariance():
     np.testing.assert_allclose(covariance.numpy(), np.cov(rows.double().numpy(), rowvar=False), rtol=1e-11, atol=1e-12)
 
 
+def test_moments_of_one_call_are_those_of_many(monkeypatch: pytest.MonkeyPatch):
+    rows = torch.randn(300, 7, generator=torch.Generator().manual_seed(0)) + 10
+    found = []
+    for block in (1024, 64, 1):
+        monkeypatch.setattr("quest.metrics.statistics._ROWS", block)
+        moments = Moments(7)
+        moments.update(rows)
+        found.append(moments.gaussian())
+        assert torch.equal(found[-1].covariance, found[-1].covariance.T)
+    for each in found[1:]:
+        torch.testing.assert_close(each.mean, found[0].mean, rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(each.covariance, found[0].covariance, rtol=1e-11, atol=1e-12)
+
+
+@pytest.mark.parametrize("width", [1, 128, 300])
+def test_a_covariance_is_whole_at_every_width(width: int):
+    rows = torch.randn(50, width, generator=torch.Generator().manual_seed(0))
+    whole, part = Moments(width), Moments(width)
+    whole.update(rows)
+    part.update(rows[:20])
+    for found, expected in ((whole.gaussian(), rows), (without(whole, part), rows[20:])):
+        covariance = np.cov(expected.double().numpy(), rowvar=False).reshape(width, width)
+        np.testing.assert_allclose(found.covariance.numpy(), covariance, rtol=1e-11, atol=1e-12)
+
+
 def test_moments_keep_their_digits_far_from_the_origin():
     # Sums of squares would be 1e16 here, and a variance of 1 below their last digit.
     rows = torch.randn(1000, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64) + 1e8
@@ -83,8 +108,8 @@ def test_merged_moments_are_those_of_all_rows_in_any_order():
     for order in (parts, parts[::-1]):
         merged = total(order)
         assert merged.count == 200
-        torch.testing.assert_close(merged.scatter, whole.scatter, rtol=1e-12, atol=1e-12)
-        torch.testing.assert_close(merged.mean, whole.mean, rtol=1e-12, atol=1e-12)
+        for found, expected in zip(merged.gaussian()[:2], whole.gaussian()[:2], strict=True):
+            torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
     assert parts[0].count == 3, "the parts are left as they were"
 
 

@@ -310,7 +310,7 @@ def test_stage_writes_a_checkpoint(
     calibration: Calibration,
     tmp_path: Path,
 ) -> None:
-    variant = settings.method(method).reconstruction
+    variant = settings.method(method).starts_from
     weights, output = tmp_path / "w4.safetensors", tmp_path / "checkpoint.safetensors"
     reconstruction.run(settings, model_file, 4, 0, calibration_file, weights, "cpu", variant or "blocks")
     methods.run(settings, model_file, method, Bits(4, 4), 0, calibration_file, weights, output, "cpu")

@@ -72,5 +72,7 @@ rule analyses:
 
 
 onsuccess:
-    # `dvc commit` wants every folder that dvc.yaml names, also that of the studies, which the default run leaves out.
-    Path("results/analysis").mkdir(parents=True, exist_ok=True)
+    # `dvc commit` wants every folder that DVC knows, also those of the studies and of the papers' tables, which the default
+    # run leaves out.
+    for folder in ("results/analysis", "results/paper"):
+        Path(folder).mkdir(parents=True, exist_ok=True)

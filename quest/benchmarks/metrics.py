@@ -66,7 +66,7 @@ def _extraction(device: str, images: int, rounds: int) -> list[Timing]:
     with tempfile.TemporaryDirectory() as folder:
         own = inception.untrained(Path(folder), device)
         weights = Path(folder) / "weights.pth"
-        torch.save(own._network.state_dict(), weights)
+        torch.save(own.network.state_dict(), weights)
         network = inception.network_class()("theirs", inception.LAYERS, feature_extractor_weights_path=str(weights))
         metric: Any = FrechetInceptionDistance(
             feature=WIDTH, feature_extractor_weights_path=str(weights), antialias=False

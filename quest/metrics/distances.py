@@ -81,15 +81,6 @@ class FrechetDistance:
             )
 
 
-def frechet_distance(reference: Gaussian, features: Tensor) -> float:
-    """`FrechetDistance` of features (N, D) to ``reference``, with its warning."""
-    distance = FrechetDistance(reference, features.device)
-    generated = fit(features)
-    value = distance(generated)
-    distance.warn_if_rank_deficient(len(features))
-    return value
-
-
 def jackknifed_distance(distance: FrechetDistance, groups: Sequence[Moments]) -> Estimate:
     """Distance of all images, and its delete-a-group jackknife error: √((G−1)/G Σ (θ₋g − θ̄)²) over G groups.
 

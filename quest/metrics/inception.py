@@ -44,9 +44,9 @@ class InceptionExtractor(Extractor):
 
     def __init__(self, network: Any, name: str, sha256: str, device: torch.device | str):
         self.name, self.sha256, self.device = name, sha256, device
-        self._network = network.to(device).eval()
+        self.network = network.to(device).eval()
         self._spatial: list[Tensor] = []
-        self._network.Mixed_6d.branch1x1.register_forward_hook(self._keep_spatial)
+        self.network.Mixed_6d.branch1x1.register_forward_hook(self._keep_spatial)
 
     def _keep_spatial(self, module: object, inputs: object, output: Tensor) -> None:
         # To channels last before flattening: that is the order of TensorFlow, where the statistics come from.
@@ -54,7 +54,7 @@ class InceptionExtractor(Extractor):
 
     def _forward(self, images: Tensor) -> Features:
         with without_tf32():
-            pooled, logits = self._network(images)
+            pooled, logits = self.network(images)
         return Features(pooled, self._spatial.pop(), logits)
 
 

@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from scipy.linalg.blas import dsyrk  # pyright: ignore[reportAttributeAccessIssue]
 from torch import Tensor
 
 from quest.metrics.extractor import Features
@@ -26,6 +25,7 @@ GROUPS = 20  # of the delete-a-group jackknife and of the extrapolation to infin
 FEATURE_IMAGES = 50_000  # ADM's evaluator compares as many generated images in precision and recall
 _SHUFFLE_SEED = 0
 _ROWS = 1024  # in float64 at once
+_PANEL = 256  # rows of a scatter matrix that are added to at once
 _TILE = 128  # of a matrix that is mirrored
 
 
@@ -100,11 +100,10 @@ class Moments:
 
 def _add_gram(scatter: Tensor, rows: Tensor) -> None:
     """Add rowsᵀ · rows of rows (N, D) to the upper triangle of ``scatter`` (D, D), or to all of it."""
-    if rows.device.type == "cpu":  # one half of the products, and into place: torch knows no such call
-        # Transposed, row-major is column-major, and the upper triangle the lower.
-        dsyrk(1.0, rows.numpy().T, beta=1.0, c=scatter.numpy().T, lower=True, overwrite_c=True)
-    else:
-        scatter.addmm_(rows.T, rows)  # halves are too small to keep a GPU busy
+    # In panels, about half of the products; on a GPU they would be too small to keep it busy.
+    panel = _PANEL if rows.device.type == "cpu" else len(scatter)
+    for first in range(0, len(scatter), panel):
+        scatter[first : first + panel, first:].addmm_(rows[:, first : first + panel].T, rows[:, first:])
 
 
 def _mirrored(matrix: Tensor) -> Tensor:

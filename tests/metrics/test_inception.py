@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from quest.artifacts import ArtifactError
 from quest.metrics import inception
-from quest.metrics.distances import fit, frechet_distance
+from quest.metrics.distances import FrechetDistance, fit
 from quest.metrics.extractor import load_extractor
 from quest.metrics.inception import InceptionExtractor
 
@@ -119,7 +119,7 @@ def test_features_are_the_tensors_of_torch_fidelitys_network(tmp_path: Path):
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     extractor = inception.untrained(tmp_path, device)
-    network: Any = extractor._network
+    network: Any = extractor.network
     images = pictures(6)
     found = extractor(images, batch_size=4)
     assert [tuple(part.shape) for part in found] == [(6, 2048), (6, 2023), (6, 1008)]
@@ -162,7 +162,7 @@ def test_fid_is_that_of_torch_fidelity(tmp_path: Path):
     extractor = inception.untrained(tmp_path, "cuda" if torch.cuda.is_available() else "cpu")
     images = pictures(80)
     features = [extractor(part).pooled[:, :24].cpu().double() for part in (images[:40], images[40:] // 2)]
-    own = frechet_distance(fit(features[0]), features[1])
+    own = FrechetDistance(fit(features[0]))(fit(features[1]))
     statistics = [fid_features_to_statistics(rows) for rows in features]
     expected = fid_statistics_to_metric(*statistics, verbose=False)["frechet_inception_distance"]
     log.info("FID of 24 features: %.12g, torch-fidelity's %.12g", own, expected)

@@ -482,6 +482,11 @@ class PretrainSettings(Settings):
     condition_dropout: Annotated[float, Field(ge=0, lt=1)] = Field(
         default=0.1, description="share of the samples that are trained without their condition, for guidance"
     )
+    snr_cap: Rate | None = Field(
+        default=None,
+        description="γ of min-SNR weighting (Hang et al. 2023): less weight where there is little noise; without, all "
+        "noise levels count alike",
+    )
     classifier_steps: Positive = Field(default=2_000, description="optimizer steps of the feature extractor")
     classifier_width: Positive = Field(default=64, description="features of the extractor")
     seed: int = 0

@@ -1,4 +1,8 @@
-"""Training of an embedded noise predictor (Ho et al. 2020, eq. 14), conditional ones for classifier-free guidance."""
+"""Training of an embedded noise predictor (Ho et al. 2020, eq. 14), conditional ones for classifier-free guidance.
+
+Where ``snr_cap`` γ is given, the squared error of a noise level counts min(SNR, γ) / SNR (Hang et al. 2023, section
+3.4): levels of little noise, which decide little of what a picture shows, then do not outweigh the others.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +15,6 @@ from diffusers.models.unets.unet_2d import UNet2DModel
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from torch import Tensor, nn
-from torch.nn.functional import mse_loss
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from quest.config import PretrainSettings, UNetSettings
@@ -70,6 +73,13 @@ def build_unet(settings: UNetSettings, channels: int, size: int, context: int | 
     return UNet2DConditionModel(**shared, attention_head_dim=heads, cross_attention_dim=context)
 
 
+def noise_level_weights(alphas: Tensor, snr_cap: float | None) -> Tensor:
+    """What the squared error counts at each ᾱ (T,): min(SNR, snr_cap) / SNR, or 1."""
+    if snr_cap is None:
+        return torch.ones_like(alphas)
+    return (snr_cap * (1 - alphas) / alphas).clamp(max=1)
+
+
 class Trained(NamedTuple):
     """The moving average of the network and, where it is learned, of its embedder; the schedule; the last loss."""
 
@@ -92,6 +102,7 @@ def train_denoiser(
     if conditions is not None and conditions.embedder is not None:
         trained.append(conditions.embedder)
     average = copy.deepcopy(trained).requires_grad_(False)
+    weights = noise_level_weights(alphas, settings.snr_cap)
 
     def loss_of(_step: int) -> Tensor:
         batch = torch.randint(len(data), (settings.batch_size,), device=device)
@@ -99,11 +110,12 @@ def train_denoiser(
         noise = torch.randn(len(batch), *data.shape[1:], device=device)
         signal = alphas[t].view(-1, 1, 1, 1)
         noisy = signal.sqrt() * data[batch] + (1 - signal).sqrt() * noise
-        if conditions is None:
-            return mse_loss(network(noisy, t).sample.float(), noise)
-        dropped = torch.rand(len(batch), device=device) < settings.condition_dropout
-        told = torch.where(dropped, conditions.null, conditions.indices[batch])
-        return mse_loss(network(noisy, t, conditions.context(told)).sample.float(), noise)
+        told: tuple[Tensor, ...] = ()
+        if conditions is not None:
+            dropped = torch.rand(len(batch), device=device) < settings.condition_dropout
+            told = (conditions.context(torch.where(dropped, conditions.null, conditions.indices[batch])),)
+        error = (network(noisy, t, *told).sample.float() - noise).square()
+        return (error * weights[t].view(-1, 1, 1, 1)).mean()
 
     means: list[Any] = list(average.parameters())
     parameters: list[Any] = list(trained.parameters())

@@ -16,7 +16,7 @@ from quest.metrics.extractor import load_extractor
 from quest.models import denoiser as denoisers
 from quest.models.embedded import labelled_images
 from quest.pretraining.classifier import train_classifier
-from quest.pretraining.denoiser import build_unet, train_denoiser
+from quest.pretraining.denoiser import build_unet, noise_level_weights, train_denoiser
 
 CPU = torch.device("cpu")
 PRETRAIN: dict[str, Any] = {
@@ -105,3 +105,10 @@ def test_not_without_a_gpu_unless_asked(embedded: DatasetSettings, tmp_path: Pat
 def test_model_that_is_brought_by_the_user(settings: DatasetSettings, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="not an embedded one"):
         pretraining.run(settings, tmp_path / "m", tmp_path / "e", "cpu", allow_cpu=True)
+
+
+def test_little_noise_counts_less_where_the_signal_to_noise_ratio_is_capped():
+    ratios = torch.tensor([100.0, 5.0, 0.5])
+    alphas = ratios / (1 + ratios)
+    torch.testing.assert_close(noise_level_weights(alphas, 5.0), torch.tensor([0.05, 1.0, 1.0]))
+    torch.testing.assert_close(noise_level_weights(alphas, None), torch.ones(3))

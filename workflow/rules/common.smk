@@ -131,8 +131,8 @@ def prompts(wildcards):
 
 
 def text_encoder(wildcards):
-    """The CLIP artifact that conditions an embedded model of prompts."""
-    return expand(CLIP, dataset=wildcards.dataset) if wildcards.dataset in TEXT else []
+    """The CLIP artifact that conditions an embedded model of prompts; that it was pulled later than the model says nothing."""
+    return ancient(expand(CLIP, dataset=wildcards.dataset)) if wildcards.dataset in TEXT else []
 
 
 def clip_model(wildcards):

@@ -65,6 +65,7 @@ def test_interrupted_in_the_middle_of_a_job(project: Project) -> None:
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # tests in the background ignore it
     )
     try:
         deadline = time.monotonic() + 60

@@ -562,14 +562,15 @@ def bench_evaluator(samples: Path, reference_file: Path, extractor: Path, publis
 @bench.command("embedded")
 @_stage(
     click.option("--images", type=click.IntRange(min=240), default=1_000, show_default=True, help="Images to draw."),
+    click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of their noise."),
     click.option("--grid", type=FILE, help="PNG of the first 64 of them."),
     _device,
 )
-def bench_embedded(dataset: str, settings: str | None, images: int, grid: Path | None, device: str) -> None:
+def bench_embedded(dataset: str, settings: str | None, images: int, seed: int, grid: Path | None, device: str) -> None:
     """How good the full-precision model of DATASET is, one of shapes, and its first stage, extractor and CLIP model."""
     from quest.metrics import quality
 
-    click.echo(quality.run(_settings(dataset, settings), images, grid, device))
+    click.echo(quality.run(_settings(dataset, settings), images, seed, grid, device))
 
 
 @main.group("shapes")

@@ -19,11 +19,13 @@ Row = dict[str, Any]
 
 class Study(NamedTuple):
     """title: one line for the command's help. files: what it reads, by the names of its options; the files of
-    ``checkpoints`` and ``samples`` are many. sections: the settings that it depends on."""
+    ``reconstructions``, ``checkpoints`` and ``samples`` are many. sections: the settings that it depends on.
+    weight_bits: of its reconstruction, where they are not those that the protocol studies."""
 
     title: str
     files: tuple[str, ...]
     sections: tuple[str, ...]
+    weight_bits: int | None = None
 
 
 STUDIES = {
@@ -39,8 +41,9 @@ STUDIES = {
     ),
     "sensitivity": Study(
         "Closeness of samples when one family of layers has fewer activation bits.",
-        ("model", "calibration"),
-        ("sampler", "condition", "calibration", "quantizer", "methods.minmax", "evaluation.batch_size", "analysis"),
+        ("model", "calibration", "reconstruction"),
+        ("sampler", "condition", "calibration", "quantizer", "methods.quest", "evaluation.batch_size", "analysis"),
+        weight_bits=8,
     ),
     "tokens": Study(
         "Closeness of samples when a few tokens of an attention block are overwritten.",
@@ -55,6 +58,11 @@ STUDIES = {
         "Error of every layer's output after each stage of the method.",
         ("model", "calibration", "reconstruction", "checkpoint"),
         ("sampler", "condition", "calibration", "quantizer", "methods.quest", "analysis"),
+    ),
+    "offsets": Study(
+        "How much of the error that rounded weights leave is one constant a channel.",
+        ("model", "reconstructions"),
+        ("sampler", "condition", "quantizer", "analysis"),
     ),
     "expansion": Study(
         "Theorem 3.2 in numbers: the loss along a quantization perturbation, and its expansions.",

@@ -16,6 +16,7 @@ from quest.config import FULL_PRECISION
 from quest.drawing import COLOURS, INK, MARKERS
 
 _LINES = ("-", "--", ":", "-.")  # where markers would make an SVG heavy
+_ROUNDING = {"nearest": "nearest", "blocks": "learned by block", "temporal": "learned, time embedding first"}
 _SHOWN = 48  # pixels of a side of a sample, at most
 
 
@@ -175,6 +176,23 @@ def errors(dataset: str, rows: Sequence[Row]) -> Figure:
     drawing.plain(of_layers, "Mean over steps, by layer", "layer, from input to output", relative)
     drawing.plain(of_steps, "Median layer, by timestep", "timestep, noisiest first", relative)
     return _with_legend(figure, of_layers)
+
+
+def offsets(dataset: str, rows: Sequence[Row]) -> Figure:
+    """A panel a weight bit-width; over the timesteps, the whole error and its constant part for each rounding."""
+    widths = _distinct(rows, "weight_bits")
+    title = f"{dataset}: error of the predicted noise by rounded weights, and what of it is one constant a channel"
+    figure, panels = _figure(title, 13, 4.6, 1, len(widths))
+    for axes, bits in zip(panels, widths, strict=True):
+        for index, rounding in enumerate(_distinct(rows, "rounding")):
+            mine = _where(rows, weight_bits=bits, rounding=rounding)
+            steps = [row["timestep"] for row in mine]
+            for key, line, what in (("rms", "-", "whole"), ("constant_rms", ":", "constant")):
+                _curve(axes, index, steps, [row[key] for row in mine], f"{_ROUNDING[rounding]}: {what}", line)
+        axes.invert_xaxis()
+        axes.set_ylim(bottom=0)
+        drawing.plain(axes, f"{bits}-bit weights", "timestep, noisiest first", "root mean square (the noise has 1) ↓")
+    return _with_legend(figure, panels[0], columns=3)
 
 
 def expansion(dataset: str, rows: Sequence[Row]) -> Figure:

@@ -38,7 +38,7 @@ def measure(subject: Subject) -> list[Row]:
 
 def versions(subject: Subject) -> Iterator[tuple[str, QuantizedNetwork]]:
     """The network with each version of the weights in turn, activations in full precision until the next is taken."""
-    before = subject.reconstructed(calibrated=False)
+    before = subject.reconstructed(subject.bits, calibrated=False)
     for version, network, on_grid in (
         (FULL, before, False),
         (RECONSTRUCTED, before, True),

@@ -46,7 +46,7 @@ def networks(subject: Subject) -> Iterator[tuple[str, QuantizedNetwork]]:
     """Each of `STAGES` in turn; the third is the second network, trained on."""
     settings = subject.settings.methods.quest
     yield STAGES[0], subject.quantized(subject.bits, settings.sets)
-    network = subject.reconstructed(settings.sets)
+    network = subject.reconstructed(subject.bits, settings.sets)
     yield STAGES[1], network
     stage = method.time_embedding_alignment(network, settings)
     finetune(network, subject.calibration, stage, stage.record(network, subject.calibration), subject.seed)

@@ -118,7 +118,7 @@ def networks(subject: Subject) -> Iterator[tuple[str, Bits, QuantizedNetwork]]:
     sets = subject.settings.methods.quest.sets
     for bits in dict.fromkeys((Bits(8, 8), Bits(6, 6), subject.bits)):
         yield "nearest", bits, subject.quantized(bits, sets)
-    yield "reconstructed", subject.bits, subject.reconstructed(sets)
+    yield "reconstructed", subject.bits, subject.reconstructed(subject.bits, sets)
     yield "finetuned", subject.bits, subject.checkpoint().network
 
 

@@ -1,8 +1,8 @@
 """Which layers need their activation bits: one family at a time is lowered, the rest stays at 8 bits (QuEST, Fig. 3).
 
-Weights are rounded to nearest at 8 bits and nothing is trained. Activation scales are shared as the protocol says for 8
-bits at every width: its finer granularity at 4 bits would hide what the bits do. The operands of attention products
-stay at 8 bits.
+Weights have their learned rounding at 8 bits and nothing is finetuned: rounded to nearest, 8 bits alone can change
+images more than a family does. Activation scales are shared as the protocol says for 8 bits at every width: its finer
+granularity at 4 bits would hide what the bits do. The operands of attention products stay at 8 bits.
 """
 
 from __future__ import annotations
@@ -71,4 +71,4 @@ def lowered(subject: Subject, family: str | None, bits: int) -> QuantizedNetwork
     """The network at 8 bits with ``bits`` for the inputs of one family."""
     roles = () if family is None else FAMILIES[family]
     policy = Policy("sensitivity", tuple((str(role), Bits(8, bits)) for role in roles))
-    return subject.quantized(EIGHT, subject.settings.methods.minmax.sets, policy)
+    return subject.reconstructed(EIGHT, subject.settings.methods.quest.sets, policy)

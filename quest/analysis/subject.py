@@ -73,9 +73,11 @@ class Subject:
             calibrate_activations(network, self.calibration)
         return network
 
-    def reconstructed(self, sets: int = 1, calibrated: bool = True) -> QuantizedNetwork:
+    def reconstructed(
+        self, bits: Bits, sets: int = 1, policy: Policy = COMMON, calibrated: bool = True
+    ) -> QuantizedNetwork:
         """The same with the learned rounding of its weights: what finetuning starts from."""
-        network = self.quantized(self.bits, sets, calibrated=False)
+        network = self.quantized(bits, sets, policy, calibrated=False)
         reconstruction.apply(self.files["reconstruction"][0], network, self.model)
         if calibrated:
             calibrate_activations(network, self.calibration)

@@ -19,13 +19,12 @@ from quest.models.conditions import EVALUATION, conditions
 from quest.models.first_stage import FirstStage
 from quest.sampling import draw, to_uint8
 
-SEED = 0
 
-
-def run(settings: DatasetSettings, images: int, grid: Path | None, device: str) -> str:
+def run(settings: DatasetSettings, images: int, seed: int, grid: Path | None, device: str) -> str:
     """A text table of measure and value. Raises ValueError for a dataset that is not of shapes.
 
-    fid: of images against as many drawn ones; fid_of_real: of other drawn ones against the same; ratio: of the two.
+    fid: of images of sampling ``seed`` against as many drawn ones; fid_of_real: of other drawn ones against the same;
+    ratio: of the two.
     extractor_right: share of drawn pictures whose label the extractor finds. class_right, prompt_right: of images that
     it takes for what they were asked to be; size_right and so on: of each word of the prompts.
     reconstruction_psnr (dB), reconstruction_fid: of the first stage. clip, clip_of_real: CLIP score, of images and of
@@ -37,7 +36,7 @@ def run(settings: DatasetSettings, images: int, grid: Path | None, device: str) 
     extractor, model = load_extractor(settings.extractor, where), denoisers.load(settings.model, where)
     real, labels = shapes.draw("quality/real", range(images), settings.image_size, where)
     other, _ = shapes.draw("quality/other", range(images), settings.image_size, where)
-    generated = draw(model, model.network, settings, SEED, range(images), where)
+    generated = draw(model, model.network, settings, seed, range(images), where)
     if grid is not None:
         pictures.save(generated[:64], grid)
 
@@ -49,7 +48,7 @@ def run(settings: DatasetSettings, images: int, grid: Path | None, device: str) 
     rows = {"parameters": sum(each.numel() for each in model.network.parameters()) / 1e6}
     rows |= {"fid": fid, "fid_of_real": of_real, "ratio": fid / of_real}
     rows["extractor_right"] = _share(_labels(seen) == labels)
-    rows |= _asked(settings, _labels(features).cpu())
+    rows |= _asked(settings, seed, _labels(features).cpu())
     if model.first_stage is not None:
         decoded = _reconstructed(model.first_stage, other)
         error = (decoded.float() - other.cpu().float()).square().mean().item() / 255**2
@@ -58,16 +57,16 @@ def run(settings: DatasetSettings, images: int, grid: Path | None, device: str) 
             "reconstruction_fid": distance(distances.fit(extractor(decoded).pooled)),
         }
     if settings.evaluation.clip is not None:
-        asked = conditions(settings.condition, EVALUATION, SEED, range(images))
+        asked = conditions(settings.condition, EVALUATION, seed, range(images))
         name = settings.evaluation.clip.model
         own = [shapes.CAPTIONS[label] for label in labels.tolist()]
         rows |= {"clip": _clip(name, generated, asked or [], where), "clip_of_real": _clip(name, real, own, where)}
     return "\n".join(f"{name:20} {value:9.4f}" for name, value in rows.items())
 
 
-def _asked(settings: DatasetSettings, found: Tensor) -> dict[str, float]:
+def _asked(settings: DatasetSettings, seed: int, found: Tensor) -> dict[str, float]:
     """Shares of images of which the labels ``found`` are what the protocol's conditions ask for."""
-    asked = conditions(settings.condition, EVALUATION, SEED, range(len(found)))
+    asked = conditions(settings.condition, EVALUATION, seed, range(len(found)))
     if asked is None:
         return {}
     if isinstance(asked[0], int):

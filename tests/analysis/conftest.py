@@ -23,6 +23,10 @@ def files(
     folder = tmp_path_factory.mktemp("chain")
     reconstructed = folder / "reconstruction.safetensors"
     reconstruction.run(settings, model_file, 4, 0, calibration_file, reconstructed, "cpu")
+    of_eight = folder / "reconstruction-w8.safetensors"
+    reconstruction.run(settings, model_file, 8, 0, calibration_file, of_eight, "cpu")
+    temporal = folder / "reconstruction-temporal.safetensors"
+    reconstruction.run(settings, model_file, 4, 0, calibration_file, temporal, "cpu", variant="temporal")
     checkpoints = []
     for method in ("quest", "minmax", "q-diffusion"):
         checkpoints.append(folder / f"{method}.safetensors")
@@ -41,6 +45,8 @@ def files(
         "model": (model_file,),
         "calibration": (calibration_file,),
         "reconstruction": (reconstructed,),
+        "reconstruction of 8 bits": (of_eight,),
+        "reconstructions": (of_eight, reconstructed, temporal),
         "checkpoint": (checkpoints[0],),
         "checkpoints": tuple(checkpoints),
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,6 +13,14 @@ from quest.analysis import charts, sensitivity
 from quest.analysis.sensitivity import FAMILIES, even, lowered
 from quest.analysis.subject import Subject
 from quest.quantization.roles import Role
+from quest.quantization.rounding import Fixed
+
+
+@pytest.fixture
+def subject(subject: Subject) -> Subject:
+    """With the learned rounding of 8 bits, as the study is given it."""
+    return replace(subject, files={**subject.files, "reconstruction": subject.files["reconstruction of 8 bits"]})
+
 
 PRESENT = [family for family in FAMILIES if family != "feed-forward"]  # the tiny model has none
 
@@ -31,6 +40,7 @@ def test_only_the_inputs_of_the_family_are_lowered(subject: Subject, family: str
         assert site.grid.bits == (4 if layer.role in FAMILIES[family] else 8)
         assert site.scale[0].numel() == 1  # shared alike at 4 bits and at 8
         assert layer.weight_parts()[0][0].grid.bits == 8
+        assert isinstance(layer.weight_parts()[0][0].rounding, Fixed)  # learned
 
 
 def test_every_role_but_the_edges_is_in_one_family():

@@ -134,7 +134,8 @@ def test_stage_of_each_family(make_settings: Callable[..., DatasetSettings], tmp
         again = tmp_path / "again.safetensors"
         pretraining.run(settings, again, tmp_path / "e", "cpu", allow_cpu=True, clip=given)
         assert again.read_bytes() == model.read_bytes(), "the same for a seed"
-        table = quality.run(settings, 240, tmp_path / "grid.png", "cpu")
+        table = quality.run(settings, 240, 0, tmp_path / "grid.png", "cpu")
+        assert quality.run(settings, 240, 1, None, "cpu") != table, "other noise"
         measures = [line.split()[0] for line in table.splitlines()]
         assert {"fid", "fid_of_real", "ratio", "extractor_right", "reconstruction_psnr"} <= set(measures)
         assert ("class_right" in measures, "clip" in measures) == (name == "class", name == "text")

@@ -60,6 +60,11 @@ def test_studies_run_only_when_they_are_asked_for(project: Project) -> None:
     assert set(plan.settings("results/analysis/digits/errors.csv")["methods"]) == {"quest"}
     assert list(plan.job("results/analysis/digits/tokens.png").input) == [files["model"]]
     assert plan.job("results/analysis/digits/scales.svg").shellcmd.count(" --checkpoint ") == 2
+    of_eight = files["reconstruction"].replace("-w4-", "-w8-")
+    assert plan.job("results/analysis/digits/sensitivity.csv").input.reconstruction == of_eight
+    both = [files["reconstruction"], files["reconstruction"].replace("/blocks-", "/temporal-")]
+    offsets = [each.replace("-w4-", f"-{bits}-") for bits in ("w8", "w4") for each in both]
+    assert list(plan.job("results/analysis/digits/offsets.csv").input.reconstructions) == offsets
 
 
 def test_axes_multiply(project: Project) -> None:

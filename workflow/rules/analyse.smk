@@ -4,6 +4,7 @@ rule analyse:
         model=studied("model"),
         calibration=studied("calibration"),
         reconstruction=studied("reconstruction"),
+        reconstructions=studied("reconstructions"),
         checkpoint=studied("checkpoint"),
         checkpoints=studied("checkpoints"),
         samples=studied("samples"),

@@ -6,6 +6,7 @@ import re
 import shutil
 import sys
 from pathlib import Path
+from typing import get_args
 
 from snakemake.exceptions import WorkflowError
 
@@ -19,6 +20,7 @@ from quest.config import (
     Bits,
     Cell,
     ConfigError,
+    Variant,
     base_method,
     load,
     unknown,
@@ -214,8 +216,16 @@ def studied(name):
             "model": lambda: model(wildcards),
             "calibration": lambda: paths.fill(paths.CALIBRATION, **cell),
             "reconstruction": lambda: paths.fill(
-                paths.RECONSTRUCTION, **cell, variant=variant_of(dataset, "quest"), weight_bits=Bits.parse(bits).weight
+                paths.RECONSTRUCTION,
+                **cell,
+                variant=variant_of(dataset, "quest"),
+                weight_bits=STUDIES[wildcards.study].weight_bits or Bits.parse(bits).weight,
             ),
+            "reconstructions": lambda: [
+                paths.fill(paths.RECONSTRUCTION, **cell, variant=variant, weight_bits=weight_bits)
+                for weight_bits in dict.fromkeys((8, Bits.parse(bits).weight))
+                for variant in get_args(Variant)
+            ],
             "checkpoint": lambda: paths.fill(paths.CHECKPOINT, **cell),
             "checkpoints": lambda: of_cells(
                 paths.CHECKPOINT, dataset, [Cell(method, bits) for method in RUN.methods], [seed]

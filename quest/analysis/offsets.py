@@ -1,0 +1,64 @@
+"""How much of the error that rounded weights leave in the predicted noise is one constant a channel.
+
+Activations are in full precision. A constant is what a sampler adds up from step to step: it shifts the brightness or
+the colour of every image. What is left of the error differs from place to place and largely averages out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from quest import artifacts, finetuning, reconstruction
+from quest.analysis import Row
+from quest.analysis.subject import Subject
+from quest.config import Bits
+from quest.quantization.network import QuantizedNetwork
+
+NEAREST = "nearest"
+
+
+@torch.no_grad()
+def measure(subject: Subject) -> list[Row]:
+    """A row for each weight bit-width, rounding (nearest, then the variants of `quest.reconstruction`) and sampling
+    step; errors are in units of the noise, whose standard deviation is 1."""
+    states = subject.states()
+    timesteps = dict(zip(states.steps.tolist(), states.timesteps.tolist(), strict=True))
+    rows = []
+    for rounding, bits, network in networks(subject):
+        for step, timestep in timesteps.items():
+            chosen = (states.steps == step).nonzero().flatten()
+            with network.quantizing(weights=False, activations=False):
+                target = finetuning.predict(network, states, chosen)
+            with network.quantizing(weights=True, activations=False):
+                error = finetuning.predict(network, states, chosen) - target
+            rows.append({"weight_bits": bits, "rounding": rounding, "timestep": timestep, **parts(error)})
+    return rows
+
+
+def networks(subject: Subject) -> Iterator[tuple[str, int, QuantizedNetwork]]:
+    """Rounding, weight bits and network: rounded to nearest at the bits of the artifacts, and as each artifact says."""
+    files = subject.files["reconstructions"]
+    settings = {path: artifacts.load_tensors(path, "reconstruction").manifest.settings for path in files}
+    for bits in dict.fromkeys(each["weight_bits"] for each in settings.values()):
+        yield NEAREST, bits, subject.quantized(Bits(bits, 8), calibrated=False)
+        for path, each in settings.items():
+            if each["weight_bits"] == bits:
+                network = subject.quantized(Bits(bits, 8), calibrated=False)
+                reconstruction.apply(path, network, subject.model, each["variant"])
+                yield each["variant"], bits, network
+
+
+def parts(error: Tensor) -> dict[str, float]:
+    """Of errors (N, C, ...): root mean square, that of each channel's mean, the largest of these means, and what share
+    of the square the means are."""
+    constant = error.double().transpose(0, 1).flatten(1).mean(1)
+    whole, square = error.double().square().mean(), constant.square().mean()
+    return {
+        "rms": whole.sqrt().item(),
+        "constant_rms": square.sqrt().item(),
+        "constant_largest": constant.abs().max().item(),
+        "constant_share": (square / whole).item(),
+    }

@@ -25,16 +25,17 @@ def measure(subject: Subject) -> list[Row]:
     """A row for each weight bit-width, rounding (nearest, then the variants of `quest.reconstruction`) and sampling
     step; errors are in units of the noise, whose standard deviation is 1."""
     states = subject.states()
-    timesteps = dict(zip(states.steps.tolist(), states.timesteps.tolist(), strict=True))
+    at = {step: (states.steps == step).nonzero().flatten() for step in states.steps.unique().tolist()}
+    full = subject.quantized(subject.bits, calibrated=False)
+    with full.quantizing(weights=False, activations=False):
+        targets = {step: finetuning.predict(full, states, chosen) for step, chosen in at.items()}
     rows = []
     for rounding, bits, network in networks(subject):
-        for step, timestep in timesteps.items():
-            chosen = (states.steps == step).nonzero().flatten()
-            with network.quantizing(weights=False, activations=False):
-                target = finetuning.predict(network, states, chosen)
-            with network.quantizing(weights=True, activations=False):
-                error = finetuning.predict(network, states, chosen) - target
-            rows.append({"weight_bits": bits, "rounding": rounding, "timestep": timestep, **parts(error)})
+        with network.frozen(), network.quantizing(weights=True, activations=False):
+            for step, chosen in at.items():
+                error = finetuning.predict(network, states, chosen) - targets[step]
+                timestep = int(states.timesteps[chosen[0]])
+                rows.append({"weight_bits": bits, "rounding": rounding, "timestep": timestep, **parts(error)})
     return rows
 
 

@@ -27,15 +27,16 @@ def run(settings: DatasetSettings, images: int, seed: int, grid: Path | None, de
     ratio: of the two.
     extractor_right: share of drawn pictures whose label the extractor finds. class_right, prompt_right: of images that
     it takes for what they were asked to be; size_right and so on: of each word of the prompts.
-    reconstruction_psnr (dB), reconstruction_fid: of the first stage. clip, clip_of_real: CLIP score, of images and of
-    drawn pictures with their own captions. parameters: of the denoiser, in millions.
+    reconstruction_psnr (dB), reconstruction_fid, reconstruction_right: of drawn pictures through the first stage; what
+    it loses of small shapes no denoiser brings back. clip, clip_of_real: CLIP score, of images and of drawn pictures
+    with their own captions. parameters: of the denoiser, in millions.
     """
     if settings.real_images != "shapes":
         raise ValueError(f"real_images: found {settings.real_images!r}; this measures models of 'shapes'")
     where = resolve(device)
     extractor, model = load_extractor(settings.extractor, where), denoisers.load(settings.model, where)
     real, labels = shapes.draw("quality/real", range(images), settings.image_size, where)
-    other, _ = shapes.draw("quality/other", range(images), settings.image_size, where)
+    other, other_labels = shapes.draw("quality/other", range(images), settings.image_size, where)
     generated = draw(model, model.network, settings, seed, range(images), where)
     if grid is not None:
         pictures.save(generated[:64], grid)
@@ -51,10 +52,12 @@ def run(settings: DatasetSettings, images: int, seed: int, grid: Path | None, de
     rows |= _asked(settings, seed, _labels(features).cpu())
     if model.first_stage is not None:
         decoded = _reconstructed(model.first_stage, other)
+        passed = extractor(decoded)
         error = (decoded.float() - other.cpu().float()).square().mean().item() / 255**2
         rows |= {
             "reconstruction_psnr": distances.psnr(error) or float("inf"),
-            "reconstruction_fid": distance(distances.fit(extractor(decoded).pooled)),
+            "reconstruction_fid": distance(distances.fit(passed.pooled)),
+            "reconstruction_right": _share(_labels(passed) == other_labels),
         }
     if settings.evaluation.clip is not None:
         asked = conditions(settings.condition, EVALUATION, seed, range(images))

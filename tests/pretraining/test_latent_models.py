@@ -14,13 +14,14 @@ from quest.artifacts import load_tensors
 from quest.config import AutoencoderSettings, ClipTrainingSettings, DatasetSettings
 from quest.metrics import quality
 from quest.metrics.clip import ClipScore
+from quest.metrics.extractor import load_extractor
 from quest.models import clip as clips
 from quest.models import denoiser as denoisers
 from quest.models import shapes
 from quest.models.conditioners import ClassEmbedder, TextEncoder
 from quest.pretraining import autoencoder
 from quest.pretraining.clip import train_clip
-from quest.sampling import draw
+from quest.sampling import draw, to_uint8
 
 CPU = torch.device("cpu")
 AUTOENCODER = {"channels": [8, 16], "latent_channels": 3, "batch_size": 8, "lr": 3e-3}
@@ -136,8 +137,12 @@ def test_stage_of_each_family(make_settings: Callable[..., DatasetSettings], tmp
         assert again.read_bytes() == model.read_bytes(), "the same for a seed"
         table = quality.run(settings, 240, 0, tmp_path / "grid.png", "cpu")
         assert quality.run(settings, 240, 1, None, "cpu") != table, "other noise"
-        measures = [line.split()[0] for line in table.splitlines()]
+        measures = {name: float(value) for name, value in map(str.split, table.splitlines())}
         assert {"fid", "fid_of_real", "ratio", "extractor_right", "reconstruction_psnr"} <= set(measures)
+        drawn, labels = shapes.draw("quality/other", range(240), 16, CPU)
+        through = to_uint8(loaded.first_stage.decode(loaded.first_stage.encode(drawn.float() / 127.5 - 1)))
+        found = load_extractor(extractor, CPU)(through).logits.argmax(1)
+        assert measures["reconstruction_right"] == pytest.approx((found == labels).float().mean().item(), abs=1e-4)
         assert ("class_right" in measures, "clip" in measures) == (name == "class", name == "text")
         assert (tmp_path / "grid.png").read_bytes()[:4] == b"\x89PNG"
 

@@ -13,6 +13,7 @@ rule analyse:
         png=report(
             f"{paths.ANALYSIS}.png",
             category="{dataset}",
+            subcategory="Studies",
             labels={"result": "{study}"},
             caption="../report/analysis.rst",
         ),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -38,6 +39,7 @@ def run(settings: DatasetSettings, images: int, seed: int, grid: Path | None, de
     real, labels = shapes.draw("quality/real", range(images), settings.image_size, where)
     other, other_labels = shapes.draw("quality/other", range(images), settings.image_size, where)
     generated = draw(model, model.network, settings, seed, range(images), where)
+    asked = conditions(settings.condition, EVALUATION, seed, range(images))
     if grid is not None:
         pictures.save(generated[:64], grid)
 
@@ -49,7 +51,8 @@ def run(settings: DatasetSettings, images: int, seed: int, grid: Path | None, de
     rows = {"parameters": sum(each.numel() for each in model.network.parameters()) / 1e6}
     rows |= {"fid": fid, "fid_of_real": of_real, "ratio": fid / of_real}
     rows["extractor_right"] = _share(_labels(seen) == labels)
-    rows |= _asked(settings, seed, _labels(features).cpu())
+    if asked is not None:
+        rows |= _right(asked, _labels(features).cpu())
     if model.first_stage is not None:
         decoded = _reconstructed(model.first_stage, other)
         passed = extractor(decoded)
@@ -60,18 +63,14 @@ def run(settings: DatasetSettings, images: int, seed: int, grid: Path | None, de
             "reconstruction_right": _share(_labels(passed) == other_labels),
         }
     if settings.evaluation.clip is not None:
-        asked = conditions(settings.condition, EVALUATION, seed, range(images))
         name = settings.evaluation.clip.model
         own = [shapes.CAPTIONS[label] for label in labels.tolist()]
         rows |= {"clip": _clip(name, generated, asked or [], where), "clip_of_real": _clip(name, real, own, where)}
     return "\n".join(f"{name:20} {value:9.4f}" for name, value in rows.items())
 
 
-def _asked(settings: DatasetSettings, seed: int, found: Tensor) -> dict[str, float]:
-    """Shares of images of which the labels ``found`` are what the protocol's conditions ask for."""
-    asked = conditions(settings.condition, EVALUATION, seed, range(len(found)))
-    if asked is None:
-        return {}
+def _right(asked: list[Any], found: Tensor) -> dict[str, float]:
+    """Shares of images of which the labels ``found`` (N,) are what ``asked``, classes or prompts, says."""
     if isinstance(asked[0], int):
         return {"class_right": _share(shapes.class_of(found) == torch.tensor(asked))}
     wanted = [shapes.attributes(shapes.LABEL_OF[prompt]) for prompt in asked]

@@ -8,13 +8,18 @@ Every stage writes single files, never folders: only files carry a checksum that
 
 from __future__ import annotations
 
+from pathlib import Path
+
+CONFIG = Path("config")
+
 CELL = "{method}-{bits}-seed{seed}"
 
 REFERENCE = "results/reference/{dataset}/reference.safetensors"
 CALIBRATION = "results/calibration/{dataset}/seed{seed}.safetensors"
-RECONSTRUCTION = "results/reconstruction/{dataset}/{variant}-w{weight_bits}-seed{seed}.safetensors"
+RECONSTRUCTION = "results/reconstruction/{dataset}/{grouping}-w{weight_bits}-seed{seed}.safetensors"
 CHECKPOINT = f"results/finetune/{{dataset}}/{CELL}.safetensors"
 SAMPLES = f"results/samples/{{dataset}}/{CELL}.{{shard}}.safetensors"
+PREVIEW = f"results/previews/{{dataset}}/{CELL}.safetensors"
 METRICS = f"results/metrics/{{dataset}}/{CELL}.json"
 SCORES = f"results/scores/{{dataset}}/{CELL}.json"
 TABLE = "results/tables/{dataset}{of_suite}.json"

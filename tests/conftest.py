@@ -13,14 +13,17 @@ from diffusers.models.unets.unet_2d import UNet2DModel
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 
-from quest import calibration as calibrations
 from quest.artifacts import Manifest
-from quest.calibration import Calibration
-from quest.config import Bits, DatasetSettings, merged, validate
-from quest.finetuning import calibrate_activations
-from quest.models import denoiser as denoisers
-from quest.models.denoiser import Denoiser
-from quest.quantization.network import QuantizedNetwork, Recipe
+from quest.config.dataset import DatasetSettings
+from quest.config.reading import merged, validate
+from quest.config.values import Bits
+from quest.diffusion import denoiser as denoisers
+from quest.diffusion.denoiser import Denoiser
+from quest.learning import calibration as calibrations
+from quest.learning.calibration import Calibration
+from quest.learning.finetuning import calibrate_activations
+from quest.learning.start import recipe as make_recipe
+from quest.quantization.network import QuantizedNetwork
 
 torch.set_num_threads(1)
 
@@ -35,7 +38,7 @@ SETTINGS: dict[str, Any] = {
     "quantizer": {"weight_search": "max"},
     "reconstruction": {"iterations": 8, "batch_size": 4, "lr": 1e-2, "samples": 16},
     "methods": {
-        "minmax": {"sets": 2},
+        "nearest": {"sets": 2},
         "q_diffusion": {"iterations": 4, "batch_size": 4, "lr": 1e-2, "samples": 16},
         "ptqd": {"iterations": 2, "batch_size": 4, "lr": 1e-2, "samples": 16, "trajectories": 8, "held_out": 4},
         "quest": {
@@ -149,7 +152,7 @@ def make_quantized(
     def build(bits: str, calibrated: bool, sets: int, quantizer: dict[str, Any]) -> QuantizedNetwork:
         settings = make_settings(quantizer=quantizer)
         denoiser = denoisers.load(model_file)
-        recipe = Recipe.of(settings, Bits.parse(bits), sets)
+        recipe = make_recipe(settings, Bits.parse(bits), sets)
         network = QuantizedNetwork(denoiser.network, recipe, denoiser.example())
         if calibrated:
             calibrate_activations(network, calibrations.load(calibration_file, denoiser, settings))

@@ -6,16 +6,16 @@ from pathlib import Path
 from typing import Any
 
 from quest.artifacts import Manifest, save_json
-from quest.config import base_method
-from quest.tables import Row
+from quest.config.methods import base_method
+from quest.report.tables import Row
 
-CELLS = [("quest", "w4a4"), ("minmax", "w4a4"), ("fp", "w32a32"), ("minmax", "w8a8"), ("quest", "w8a8")]
+CELLS = [("quest", "w4a4"), ("nearest", "w4a4"), ("fp", "w32a32"), ("nearest", "w8a8"), ("quest", "w8a8")]
 FID = {"w32a32": 2.0, "w8a8": 2.5, "w4a4": 40.0}
 
 
 def row(method: str = "quest", bits: str = "w4a4", seed: int = 0, **changes: Any) -> Row:
-    """A flat row of the digits; minmax has twice QuEST's FID, and each seed adds 1."""
-    fid = FID[bits] * (2 if method == "minmax" else 1) + seed
+    """A flat row of the digits; nearest has twice QuEST's FID, and each seed adds 1."""
+    fid = FID[bits] * (2 if method == "nearest" else 1) + seed
     numbers = {
         "dataset": "digits",
         "method": method,

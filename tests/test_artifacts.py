@@ -24,7 +24,7 @@ from quest.artifacts import (
     save_tensors,
     write_bytes,
 )
-from quest.config import SamplerSettings
+from quest.config.sampling import SamplerSettings
 
 MANIFEST = Manifest(
     kind="toy",

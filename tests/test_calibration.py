@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 import torch
 
-from quest import calibration as calibrations
 from quest.artifacts import ArtifactError
-from quest.calibration import Calibration
-from quest.config import DatasetSettings, SamplerSettings
-from quest.models import denoiser as denoisers
-from quest.models.denoiser import Denoiser
+from quest.config.dataset import DatasetSettings
+from quest.config.sampling import SamplerSettings
+from quest.diffusion import denoiser as denoisers
+from quest.diffusion.denoiser import Denoiser
+from quest.learning import calibration as calibrations
+from quest.learning.calibration import Calibration
 from quest.noise import SampleNoise
 
 CPU = torch.device("cpu")

@@ -8,20 +8,21 @@ from pathlib import Path
 import pytest
 import torch
 
-from quest import checkpoints
 from quest.artifacts import ArtifactError, load_tensors, save_tensors
-from quest.calibration import Calibration
-from quest.config import Bits, DatasetSettings
-from quest.models import denoiser as denoisers
-from quest.models.correction import Correction
-from quest.models.denoiser import Denoiser
+from quest.config.dataset import DatasetSettings
+from quest.config.values import Bits
+from quest.deploy import checkpoints
+from quest.diffusion import denoiser as denoisers
+from quest.diffusion.correction import Correction
+from quest.diffusion.denoiser import Denoiser
+from quest.learning.calibration import Calibration
 from quest.quantization.network import QuantizedNetwork
 
 Make = Callable[..., QuantizedNetwork]
 
 
 def save(path: Path, network: QuantizedNetwork, denoiser: Denoiser) -> None:
-    checkpoints.save(path, network, "minmax", {"method": {}}, 7, {"model": denoiser.sha256}, {"extra": 1})
+    checkpoints.save(path, network, "nearest", {"method": {}}, 7, {"model": denoiser.sha256}, {"extra": 1})
 
 
 @pytest.mark.parametrize("bits", ["w8a8", "w4a4"])
@@ -37,7 +38,7 @@ def test_outputs_are_the_same_after_a_file(
     path = tmp_path / "checkpoint.safetensors"
     save(path, network, denoiser)
     loaded = checkpoints.load(path, denoiser, settings)
-    assert loaded.method == "minmax"
+    assert loaded.method == "nearest"
     assert loaded.network.recipe == network.recipe
     samples = calibration.samples(2)
     with torch.no_grad():

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from result_files import row, write_metrics
 
-from quest import compare
-from quest.compare import Difference, difference
+from quest.report import compare
+from quest.report.compare import Difference, difference
 
 FID = {"quest": (40.0, 41.0, 43.0), "quest+tla-only": (42.0, 44.0, 44.0)}
 
@@ -25,7 +25,7 @@ def folder(tmp_path: Path) -> Path:
     for method, values in FID.items():
         for seed, fid in enumerate(values):
             write_metrics(tmp_path / "digits", row(method, seed=seed, fid=fid))
-    write_metrics(tmp_path / "digits", row("minmax"))
+    write_metrics(tmp_path / "digits", row("nearest"))
     return tmp_path
 
 
@@ -65,19 +65,19 @@ def test_cells_by_name(folder: Path):
 
 def test_seeds_and_files(folder: Path):
     file = folder / "digits" / "quest+tla-only-w4a4-seed2.json"
-    found = lines(compare.cells(["digits/quest-w4a4-seed1", str(file), "digits/minmax-w4a4"], folder))
+    found = lines(compare.cells(["digits/quest-w4a4-seed1", str(file), "digits/nearest-w4a4"], folder))
     assert found["FID ↓"] == ["41.00", "44.00", "80.00", "+3.00", "+39.00"]
 
 
 def test_what_one_lacks_has_no_difference(folder: Path):
     write_metrics(folder / "digits", row("fp", "w32a32"))
-    found = lines(compare.cells(["digits/fp-w32a32", "digits/minmax-w4a4"], folder))
+    found = lines(compare.cells(["digits/fp-w32a32", "digits/nearest-w4a4"], folder))
     assert found["PSNR to FP (dB) ↑"][0] == found["PSNR to FP (dB) ↑"][2] == "–"
 
 
 def test_an_unknown_cell(folder: Path):
     with pytest.raises(ValueError, match=r"unknown 'digits/quset-w4a4' \(did you mean 'digits/quest-w4a4'\?\)"):
-        compare.cells(["digits/quset-w4a4", "digits/minmax-w4a4"], folder)
+        compare.cells(["digits/quset-w4a4", "digits/nearest-w4a4"], folder)
 
 
 def test_one_cell_is_not_enough(folder: Path):
@@ -90,9 +90,9 @@ def test_one_cell_is_not_enough(folder: Path):
     [({"images": 500}, "images is 500, but 1000 in"), ({"dataset": "shapes"}, "measured on 'shapes'")],
 )
 def test_mixed_protocols_are_refused(folder: Path, changes: dict, message: str):
-    write_metrics(folder / "digits", row("minmax", **changes))
+    write_metrics(folder / "digits", row("nearest", **changes))
     with pytest.raises(ValueError, match=message):
-        compare.cells(["digits/quest-w4a4", "digits/minmax-w4a4"], folder)
+        compare.cells(["digits/quest-w4a4", "digits/nearest-w4a4"], folder)
 
 
 def run(folder: Path, *command: str) -> None:
@@ -133,4 +133,6 @@ def test_two_revisions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
 
 def test_never_imports_torch():
-    subprocess.run([sys.executable, "-c", "import sys, quest.compare; sys.exit('torch' in sys.modules)"], check=True)
+    subprocess.run(
+        [sys.executable, "-c", "import sys, quest.report.compare; sys.exit('torch' in sys.modules)"], check=True
+    )

@@ -14,13 +14,17 @@ from diffusers.models.autoencoders.vq_model import VQModel
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 
-from quest import artifacts, calibration, methods, reconstruction, sampling
+from quest import artifacts, methods
 from quest.artifacts import Manifest
-from quest.config import METHODS, Bits, DatasetSettings
-from quest.models import denoiser as denoisers
-from quest.models.conditioners import ClassEmbedder, Conditioner, TextEncoder
-from quest.models.denoiser import Denoiser
-from quest.models.first_stage import FirstStage
+from quest.config.dataset import DatasetSettings
+from quest.config.methods import METHODS
+from quest.config.values import Bits
+from quest.diffusion import denoiser as denoisers
+from quest.diffusion import sampling
+from quest.diffusion.conditioners import ClassEmbedder, Conditioner, TextEncoder
+from quest.diffusion.denoiser import Denoiser
+from quest.diffusion.first_stage import FirstStage
+from quest.learning import calibration, reconstruction
 
 CHANNELS = 12
 

@@ -9,20 +9,13 @@ from typing import Any
 import pytest
 import yaml
 
-from quest.config import (
-    METHODS,
-    Bits,
-    Cell,
-    ConfigError,
-    DatasetSettings,
-    QuantizerSettings,
-    load,
-    load_dataset,
-    load_variants,
-    of_cell,
-    unknown,
-    validate,
-)
+from quest.config.dataset import DatasetSettings, load_dataset
+from quest.config.methods import METHODS
+from quest.config.quantizer import QuantizerSettings
+from quest.config.reading import unknown, validate
+from quest.config.run import load
+from quest.config.values import Bits, Cell, ConfigError
+from quest.config.variants import load_variants, of_cell
 
 ROOT = Path(__file__).parents[1]
 RUN = {"datasets": ["digits"], "methods": ["quest"], "bits": ["w4a4"], "seeds": [0]}
@@ -185,13 +178,13 @@ def test_every_fault_of_a_file_is_in_one_message(tmp_path: Path):
 
 
 def test_a_good_run_gives_its_cells_full_precision_first(tmp_path: Path):
-    run = {"datasets": ["digits"], "methods": ["minmax", "quest"], "bits": ["w8a8", "w4a4"], "seeds": [0, 1]}
+    run = {"datasets": ["digits"], "methods": ["nearest", "quest"], "bits": ["w8a8", "w4a4"], "seeds": [0, 1]}
     config = load(write(tmp_path, run))
     assert list(config.cells()) == [
         Cell("fp", "w32a32"),
-        Cell("minmax", "w8a8"),
+        Cell("nearest", "w8a8"),
         Cell("quest", "w8a8"),
-        Cell("minmax", "w4a4"),
+        Cell("nearest", "w4a4"),
         Cell("quest", "w4a4"),
     ]
     assert config.run.seeds == [0, 1]
@@ -234,7 +227,7 @@ def test_bits_are_written_as_they_are_read(text: str):
 
 VARIANTS = {
     "quest+no-global-loss": {"methods": {"quest": {"global_loss": False}}},
-    "minmax+per-token": {"quantizer": {"activation_granularity": {4: "per_token"}}},
+    "nearest+per-token": {"quantizer": {"activation_granularity": {4: "per_token"}}},
 }
 
 
@@ -254,7 +247,7 @@ def test_a_variant_overrides_settings_of_its_cells_alone(tmp_path: Path):
     assert changed.method("quest+no-global-loss") == dataset.methods.quest.model_copy(update={"global_loss": False})
     assert changed.quantizer == dataset.quantizer
 
-    changed = config.settings("digits", "minmax+per-token")
+    changed = config.settings("digits", "nearest+per-token")
     assert [changed.quantizer.granularity(bits) for bits in (4, 8)] == ["per_token", "per_tensor"]
     assert changed.methods == dataset.methods
 
@@ -278,7 +271,7 @@ def test_a_reconstruction_is_needed_where_a_method_starts_from_learned_rounding(
         "quest+tla-only": "blocks",
         "efficientdm": None,
         "efficientdm+learned-rounding": "blocks",
-        "minmax+per-token": None,
+        "nearest+per-token": None,
         "tfmq-dm": "temporal",
     }
     assert {name: of_cell(dataset, name, variants).method(name).starts_from for name in expected} == expected
@@ -290,7 +283,11 @@ def test_a_reconstruction_is_needed_where_a_method_starts_from_learned_rounding(
         (VARIANTS, ["quest+no-globl-loss"], r"config.yaml: methods: unknown 'quest\+no-globl-loss' \(did you mean "),
         ({"no-loss": {}}, ["quest"], "variants.yaml: no-loss: a variant is named <method>\\+<what is changed>, like"),
         ({"quset+x": {}}, ["quest"], r"variants.yaml: quset\+x: unknown 'quset' \(did you mean 'quest'\?\)"),
-        ({"quest+x": {"methods": {"minmax": {"sets": 1}}}}, ["quest"], r"quest\+x: methods.minmax: a variant of quest"),
+        (
+            {"quest+x": {"methods": {"nearest": {"sets": 1}}}},
+            ["quest"],
+            r"quest\+x: methods.nearest: a variant of quest",
+        ),
         (
             {"quest+x": {"quantizer": {"weight_search": "max"}}},
             ["quest"],
@@ -325,4 +322,4 @@ def test_a_wrong_variant(tmp_path: Path, variants: dict[str, Any], methods: list
 
 
 def test_no_suggestion_where_nothing_is_near():
-    assert unknown("zzz", ["quest", "minmax"]) == "unknown 'zzz'; known are quest, minmax"
+    assert unknown("zzz", ["quest", "nearest"]) == "unknown 'zzz'; known are quest, nearest"

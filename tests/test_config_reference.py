@@ -8,8 +8,10 @@ from typing import Annotated, Literal
 import pytest
 from pydantic import Field
 
-from quest.config import DatasetSettings, RunSettings, Settings
-from quest.config_reference import _kind, _sections, markdown
+from quest.config.dataset import DatasetSettings
+from quest.config.reference import _kind, _sections, markdown
+from quest.config.run import RunSettings
+from quest.config.values import Settings
 
 PAGE = Path(__file__).parents[1] / "docs" / "config.md"
 

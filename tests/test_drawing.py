@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from quest import drawing
+from quest.report import drawing
 
 
 @pytest.mark.parametrize(("size", "channels", "side"), [(16, 3, 64), (24, 1, 72), (100, 3, 100)])

@@ -10,9 +10,9 @@ import torch
 from matplotlib.image import imread
 from result_files import CELLS, write_all
 
-from quest import figures, tables
 from quest.artifacts import ArtifactError, Manifest, load_json, load_tensors, save_tensors
-from quest.figures import comparison_chart, sample_grid
+from quest.report import figures, tables
+from quest.report.figures import comparison_chart, sample_grid
 
 
 def write_samples(folder: Path, images: int = 20, seed: int = 0) -> list[Path]:
@@ -44,7 +44,7 @@ def pixels(path: Path) -> np.ndarray:
 def test_grid_shows_each_image_pixel_for_pixel(tmp_path: Path, table: Path):
     figures.run("digits", write_samples(tmp_path), table, tmp_path / "grid.png", tmp_path / "comparison.png")
     picture = pixels(tmp_path / "grid.png")
-    rows = [("fp", "w32a32"), ("minmax", "w8a8"), ("quest", "w8a8"), ("minmax", "w4a4"), ("quest", "w4a4")]
+    rows = [("fp", "w32a32"), ("nearest", "w8a8"), ("quest", "w8a8"), ("nearest", "w4a4"), ("quest", "w4a4")]
     tops = []
     for cell in rows:
         for column in (0, 15):
@@ -60,7 +60,7 @@ def test_rows_are_labelled_and_the_title_says_which_images(tmp_path: Path):
     figure = sample_grid("digits", [load_tensors(file, "samples") for file in write_samples(tmp_path, images=5)])
     title, *labels = [text.get_text() for text in figure.texts]
     assert title == "digits: images 0–4 of seed 0, the same noise in each column"
-    assert labels == ["Full precision", "MinMax W8A8", "QuEST W8A8", "MinMax W4A4", "QuEST W4A4"]
+    assert labels == ["Full precision", "Nearest W8A8", "QuEST W8A8", "Nearest W4A4", "QuEST W4A4"]
 
 
 def test_a_grid_of_different_seeds_is_refused(tmp_path: Path):
@@ -81,7 +81,7 @@ def test_comparison_plots_the_means_and_spreads_of_the_table(table: Path):
     reference = next(line for line in fid.lines if line.get_label() == "Full precision")
     assert np.asarray(reference.get_ydata()) == pytest.approx([3, 3])
     assert len(psnr.containers) == 2
-    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["Full precision", "MinMax", "QuEST"]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["Full precision", "Nearest", "QuEST"]
 
 
 def test_comparison_of_one_seed_has_no_error_bars(tmp_path: Path):
@@ -99,7 +99,7 @@ def test_comparison_skips_what_is_missing(table: Path):
     fid, psnr = comparison_chart("digits", gap).axes
     for axes in (fid, psnr):
         lengths = {container.get_label(): len(container[0].get_ydata()) for container in axes.containers}
-        assert lengths == {"MinMax": 2, "QuEST": 1}
+        assert lengths == {"Nearest": 2, "QuEST": 1}
 
 
 @pytest.mark.parametrize(("values", "scale"), [([2, 19], "linear"), ([2, 21], "log"), ([0, 50], "linear")])

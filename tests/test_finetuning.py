@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from quest import finetuning
-from quest.calibration import Calibration
-from quest.finetuning import Stage, calibrate_activations, finetune
+from quest.learning import finetuning
+from quest.learning.calibration import Calibration
+from quest.learning.finetuning import Stage, calibrate_activations, finetune
 from quest.quantization.network import QuantizedNetwork
 from quest.quantization.roles import Role
 

@@ -13,12 +13,14 @@ import torch
 from click.testing import CliRunner
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
-from quest import artifacts, importing
+from quest import artifacts
 from quest.artifacts import ArtifactError
 from quest.cli import main
-from quest.config import ConfigError, DatasetSettings
-from quest.models import denoiser as denoisers
+from quest.config.dataset import DatasetSettings
+from quest.config.values import ConfigError
+from quest.diffusion import denoiser as denoisers
 from quest.quantization.account import account
+from quest.stages import import_model as importing
 
 GOLDEN = Path(__file__).parent / "golden"
 

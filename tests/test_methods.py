@@ -10,15 +10,20 @@ import pytest
 import torch
 from torch import Tensor
 
-from quest import calibration as calibrations
-from quest import checkpoints, methods, reconstruction
+from quest import methods
 from quest.artifacts import load_tensors
-from quest.calibration import Calibration
-from quest.config import METHODS, Bits, DatasetSettings
-from quest.finetuning import Stage
-from quest.methods import minmax, quest
-from quest.models import denoiser as denoisers
-from quest.models.denoiser import Denoiser
+from quest.config.dataset import DatasetSettings
+from quest.config.methods import METHODS
+from quest.config.values import Bits
+from quest.deploy import checkpoints
+from quest.diffusion import denoiser as denoisers
+from quest.diffusion.denoiser import Denoiser
+from quest.learning import calibration as calibrations
+from quest.learning import reconstruction
+from quest.learning.calibration import Calibration
+from quest.learning.finetuning import Stage
+from quest.methods import nearest as nearest
+from quest.methods import quest
 from quest.quantization.network import QuantizedNetwork
 from quest.quantization.roles import Role
 from quest.quantization.rounding import AdaRound, Fixed
@@ -60,7 +65,7 @@ def test_unknown_method() -> None:
 def test_minmax_only_calibrates(make_quantized: Make, calibration: Calibration, settings: DatasetSettings) -> None:
     network = make_quantized(calibrated=False)
     before = state(network)
-    assert minmax.quantize(network, calibration, settings.methods.minmax, 0) == methods.Outcome({})
+    assert nearest.quantize(network, calibration, settings.methods.nearest, 0) == methods.Outcome({})
     changed = moved(before, state(network))
     assert changed
     assert {name.rpartition(".")[2] for name in changed} <= {"scale", "zero_point", "calibrated"}
@@ -254,7 +259,7 @@ def test_quest_comes_closer_to_full_precision(
     }
     settings = make_settings(methods={"quest": rates | few})
     network = rounded(make_quantized("w4a4", calibrated=False))
-    minmax.quantize(network, calibration, settings.methods.minmax, 0)
+    nearest.quantize(network, calibration, settings.methods.nearest, 0)
     samples = calibration.samples(8)
 
     def error() -> float:

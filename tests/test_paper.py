@@ -12,15 +12,16 @@ from typing import Any
 import pytest
 from result_files import row, write_metrics
 
-from quest import paper
 from quest.artifacts import load_json
-from quest.config import ConfigError, validate
-from quest.published import Published
+from quest.config.reading import validate
+from quest.config.values import ConfigError
+from quest.report import paper
+from quest.report.published import Published
 
 ROWS: list[dict[str, Any]] = [
     {"dataset": "LSUN", "label": "PTQ4DM", "bits": "w4a4", "published": {"fid": "N/A"}},
     {"dataset": "LSUN", "method": "tfmq-dm", "bits": "w4a32", "published": {"fid": 3.6}},
-    {"dataset": "LSUN", "method": "minmax", "bits": "w4a4", "published": {"fid": 10.6}, "mark": "re-run"},
+    {"dataset": "LSUN", "method": "nearest", "bits": "w4a4", "published": {"fid": 10.6}, "mark": "re-run"},
     {"dataset": "LSUN", "method": "quest", "bits": "w4a4", "published": {"fid": 5.64, "hours": 1.5}},
     {"method": "quest+tla-only", "bits": "w4a4", "note": "not in the paper"},
 ]
@@ -144,8 +145,8 @@ def test_a_cost_that_is_not_known_is_missing(tmp_path: Path):
 
 
 def test_mixed_protocols_are_refused(tmp_path: Path):
-    metrics = [write_metrics(tmp_path, row("quest")), write_metrics(tmp_path, row("minmax", images=500))]
-    with pytest.raises(ValueError, match=r"minmax-w4a4-seed0.json: images is 500, but 1000 in"):
+    metrics = [write_metrics(tmp_path, row("quest")), write_metrics(tmp_path, row("nearest", images=500))]
+    with pytest.raises(ValueError, match=r"nearest-w4a4-seed0.json: images is 500, but 1000 in"):
         write(tmp_path, metrics, ROWS)
     assert not (tmp_path / "t.json").exists()
 
@@ -156,7 +157,7 @@ def test_an_unknown_table(tmp_path: Path):
 
 
 def test_equal_inputs_give_equal_bytes_in_any_order(tmp_path: Path):
-    metrics = [write_metrics(tmp_path, row(method, seed=seed)) for method in ("quest", "minmax") for seed in (0, 1)]
+    metrics = [write_metrics(tmp_path, row(method, seed=seed)) for method in ("quest", "nearest") for seed in (0, 1)]
     write(tmp_path, metrics, ROWS)
     first = [(tmp_path / f"t.{suffix}").read_bytes() for suffix in ("json", "csv", "md")]
     write(tmp_path, metrics[::-1], ROWS)
@@ -164,4 +165,6 @@ def test_equal_inputs_give_equal_bytes_in_any_order(tmp_path: Path):
 
 
 def test_never_imports_torch():
-    subprocess.run([sys.executable, "-c", "import sys, quest.paper; sys.exit('torch' in sys.modules)"], check=True)
+    subprocess.run(
+        [sys.executable, "-c", "import sys, quest.report.paper; sys.exit('torch' in sys.modules)"], check=True
+    )

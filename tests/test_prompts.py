@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from quest import prompts
 from quest.cli import main
-from quest.models.conditions import read_prompts
+from quest.diffusion.conditions import read_prompts
+from quest.sources import prompts
 
 
 @pytest.fixture

@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 import yaml
 
-from quest import paper, published
-from quest.config import Cell, ConfigError, load, load_variants, of_cell
+from quest.config.run import load
+from quest.config.values import Cell, ConfigError
+from quest.config.variants import load_variants, of_cell
+from quest.report import paper, published
 
 ROOT = Path(__file__).parents[1]
 CONTENT: dict[str, Any] = {

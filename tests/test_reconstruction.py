@@ -10,16 +10,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from quest import reconstruction
 from quest.artifacts import load_tensors
-from quest.calibration import Calibration, Samples
-from quest.config import DatasetSettings, ReconstructionSettings
-from quest.models import denoiser as denoisers
-from quest.models.denoiser import Denoiser
+from quest.config.dataset import DatasetSettings
+from quest.config.learning import ReconstructionSettings
+from quest.diffusion import denoiser as denoisers
+from quest.diffusion.denoiser import Denoiser
+from quest.learning import reconstruction
+from quest.learning.calibration import Calibration, Samples
+from quest.learning.reconstruction import Cache, Unit
 from quest.quantization.layers import QuantizedLayer
 from quest.quantization.network import QuantizedNetwork
 from quest.quantization.rounding import AdaRound, Fixed
-from quest.reconstruction import Cache, Unit
 
 Make = Callable[..., QuantizedNetwork]
 MakeSettings = Callable[..., DatasetSettings]

@@ -9,10 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from quest import checkpoints, sampling
 from quest.artifacts import load_tensors
-from quest.config import DatasetSettings
-from quest.models.denoiser import Denoiser
+from quest.config.dataset import DatasetSettings
+from quest.deploy import checkpoints
+from quest.diffusion import sampling
+from quest.diffusion.denoiser import Denoiser
 from quest.quantization.network import QuantizedNetwork
 
 CPU = torch.device("cpu")
@@ -72,10 +73,10 @@ def test_images_of_a_checkpoint(
 ) -> None:
     network = make_quantized("w4a4")
     path, output = tmp_path / "checkpoint.safetensors", tmp_path / "samples.safetensors"
-    checkpoints.save(path, network, "minmax", {}, 0, {"model": denoiser.sha256}, {})
+    checkpoints.save(path, network, "nearest", {}, 0, {"model": denoiser.sha256}, {})
     sampling.run(settings, model_file, path, seed, 0, output, "cpu")
     artifact = load_tensors(output, "samples")
-    assert (artifact.manifest.notes["method"], artifact.manifest.notes["bits"]) == ("minmax", "w4a4")
+    assert (artifact.manifest.notes["method"], artifact.manifest.notes["bits"]) == ("nearest", "w4a4")
     assert artifact.manifest.seeds == {"run": seed}
     assert set(artifact.manifest.inputs) == {"model", "checkpoint"}
     assert torch.equal(artifact.tensors["images"], sampling.draw(denoiser, network, settings, seed, range(3), CPU)), (

@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 from result_files import CELLS, row, write_all, write_metrics
 
-from quest import tables
 from quest.artifacts import load_json
+from quest.report import tables
 
 
 def make(folder: Path, metrics: list[Path]) -> tuple[dict[str, Any], str, str]:
@@ -34,14 +34,14 @@ def cells(markdown: str) -> list[list[str]]:
 
 def test_full_precision_comes_first_then_many_bits_to_few(tmp_path: Path):
     content, _, markdown = make(tmp_path, write_all(tmp_path))
-    order = [("fp", "w32a32"), ("minmax", "w8a8"), ("quest", "w8a8"), ("minmax", "w4a4"), ("quest", "w4a4")]
+    order = [("fp", "w32a32"), ("nearest", "w8a8"), ("quest", "w8a8"), ("nearest", "w4a4"), ("quest", "w4a4")]
     assert [(r["method"], r["bits"]) for r in content["rows"]] == order
     assert [(r["method"], r["bits"]) for r in content["summary"]] == order
     assert [line[:2] for line in cells(markdown)[1:]] == [
         ["Full precision", "W32A32"],
-        ["MinMax", "W8A8"],
+        ["Nearest", "W8A8"],
         ["QuEST", "W8A8"],
-        ["MinMax", "W4A4"],
+        ["Nearest", "W4A4"],
         ["QuEST", "W4A4"],
     ]
 
@@ -59,10 +59,10 @@ def test_order_of_uneven_bits_and_of_unknown_methods():
 
 
 def test_variants_stand_beside_their_method():
-    methods = ["quest+1-set", "tfmq-dm", "quest", "minmax+per-token", "minmax"]
+    methods = ["quest+1-set", "tfmq-dm", "quest", "nearest+per-token", "nearest"]
     rows = [{"method": method, "bits": "w4a4"} for method in methods]
     assert [r["method"] for r in sorted(rows, key=tables.order)] == [
-        *("minmax", "minmax+per-token", "quest", "quest+1-set", "tfmq-dm"),
+        *("nearest", "nearest+per-token", "quest", "quest+1-set", "tfmq-dm"),
     ]
 
 
@@ -130,8 +130,8 @@ def test_seeds_that_share_a_quantization_are_said_to(tmp_path: Path):
             "2 quantizations (of seeds 0, 1), sampling seeds 0, 1, 2, so seeds that share one differ in sampling alone",
         ),
         (
-            {"fp": {0: None, 1: None}, "quest": {0: 0, 1: 1}, "minmax": {0: 0, 1: 0}, "ptqd": {0: 0, 1: 0}},
-            "QuEST W4A4: seeds 0, 1, one whole chain each; MinMax W4A4, PTQD W4A4: one quantization (of seed 0), "
+            {"fp": {0: None, 1: None}, "quest": {0: 0, 1: 1}, "nearest": {0: 0, 1: 0}, "ptqd": {0: 0, 1: 0}},
+            "QuEST W4A4: seeds 0, 1, one whole chain each; Nearest W4A4, PTQD W4A4: one quantization (of seed 0), "
             "sampling seeds 0, 1, so the spread is that of sampling alone",
         ),
         ({"fp": {0: None, 1: None}, "quest": {0: 0}}, "Full precision: seeds 0, 1; QuEST W4A4: seed 0"),
@@ -260,7 +260,7 @@ def test_cells_are_named_as_people_write_them(method: str, bits: str, expected: 
 
 
 def test_tables_and_tracking_never_import_torch():
-    code = "import sys, quest.tables, quest.tracking; sys.exit('torch' in sys.modules or 'mlflow' in sys.modules)"
+    code = "import sys, quest.report.tables, quest.report.tracking; sys.exit('torch' in sys.modules or 'mlflow' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
@@ -281,7 +281,7 @@ def test_caption_says_what_shares_a_scale_and_which_layers_are_quantized(tmp_pat
     rows = [each | {"weight_granularity": "groups_of_64"} for each in rows]
     _, _, markdown = make(tmp_path, [write_metrics(tmp_path, each) for each in rows])
     assert "Weight scales: groups of 64. Activation scales: per tensor" in markdown
-    rows.append(row("minmax", "w4a4", policy="paper"))
+    rows.append(row("nearest", "w4a4", policy="paper"))
     _, _, markdown = make(tmp_path, [write_metrics(tmp_path, each) for each in rows])
-    assert "paper for MinMax" in markdown
+    assert "paper for Nearest" in markdown
     assert "common for QuEST" in markdown

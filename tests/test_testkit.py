@@ -10,11 +10,12 @@ import pytest
 import torch
 from torch import nn
 
-from quest import testkit
-from quest.config import DatasetSettings, load_dataset
-from quest.models import compvis, loaders
+from quest.bench import testkit
+from quest.config.dataset import DatasetSettings, load_dataset
 from quest.quantization import roles
 from quest.quantization.roles import Role
+from quest.sources import compvis
+from quest.sources import pipelines as loaders
 
 ROOT = Path(__file__).parents[1]
 GOLDEN = ROOT / "tests" / "golden"

@@ -15,10 +15,10 @@ import pandas as pd
 import pytest
 from result_files import CELLS, row, write_all, write_metrics
 
-from quest import paper, tables, tracking
 from quest.artifacts import load_json
-from quest.config import validate
-from quest.published import Published
+from quest.config.reading import validate
+from quest.report import paper, tables, tracking
+from quest.report.published import Published
 
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"  # MLflow reads it when it is imported
 
@@ -118,7 +118,7 @@ def test_the_table_run_holds_tables_figures_and_hashes(store: MlflowClient, fold
         "figures/comparison.png",
     }
     summary = logged(store, run, "summary", folder)
-    assert list(summary["method"]) == ["fp", "minmax", "quest", "minmax", "quest"]
+    assert list(summary["method"]) == ["fp", "nearest", "quest", "nearest", "quest"]
     assert list(summary["fid"]) == [r["fid"] for r in load_json(file, "table").content["summary"]]
     assert len(logged(store, run, "rows", folder)) == len(CELLS)
     assert run.data.metrics["quest-w4a4/fid"] == 40
@@ -355,7 +355,7 @@ def test_ui_fills_the_store_and_serves_on_loopback(
     make_figure(folder)
     make_figure(folder, "bedrooms")  # of a table that is not there
     port = free_port()
-    with caplog.at_level("INFO", "quest.tracking"):
+    with caplog.at_level("INFO", "quest.report.tracking"):
         tracking.ui(port)
     assert len(active(store)) == 2 * (len(CELLS) + 1)
     assert f"http://127.0.0.1:{port}" in caplog.text

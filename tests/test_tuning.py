@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 import torch
 
-from quest import tuning
-from quest.calibration import Calibration
-from quest.config import Bits, ConfigError, DatasetSettings
-from quest.models.correction import Correction
-from quest.models.denoiser import Denoiser
+from quest.config.dataset import DatasetSettings
+from quest.config.values import Bits, ConfigError
+from quest.diffusion.correction import Correction
+from quest.diffusion.denoiser import Denoiser
+from quest.learning import tuning
+from quest.learning.calibration import Calibration
 
 
 def test_values_are_numbers_where_they_can_be() -> None:
@@ -24,13 +25,13 @@ def test_values_are_numbers_where_they_can_be() -> None:
 
 
 def run(settings: DatasetSettings, model: Path, calibration: Path, vary: dict[str, Any]) -> list[tuning.Trial]:
-    return list(tuning.trials(settings, model, "minmax", Bits(4, 4), 0, calibration, None, vary, "cpu"))
+    return list(tuning.trials(settings, model, "nearest", Bits(4, 4), 0, calibration, None, vary, "cpu"))
 
 
 def test_every_combination_is_tried_and_more_sets_fit_better(
     settings: DatasetSettings, model_file: Path, calibration_file: Path
 ) -> None:
-    search = {"quantizer.activation_search": ["max", "percentile"], "methods.minmax.sets": [1, 4]}
+    search = {"quantizer.activation_search": ["max", "percentile"], "methods.nearest.sets": [1, 4]}
     done = run(settings, model_file, calibration_file, search)
     assert [list(trial.changes.values()) for trial in done] == [
         ["max", 1],
@@ -58,5 +59,5 @@ def test_the_loss_is_that_of_the_predicted_noise(
 
 
 def test_a_key_that_is_not_there_is_named_before_anything_runs(settings: DatasetSettings, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"--vary: methods\.minmax\.set: unknown 'set' \(did you mean 'sets'\?\)"):
-        run(settings, tmp_path / "none", tmp_path / "none", {"methods.minmax.set": [1]})
+    with pytest.raises(ConfigError, match=r"--vary: methods\.nearest\.set: unknown 'set' \(did you mean 'sets'\?\)"):
+        run(settings, tmp_path / "none", tmp_path / "none", {"methods.nearest.set": [1]})

@@ -16,11 +16,11 @@ from pathlib import Path
 
 PACKAGE = "quest"
 # Settings reach a stage as its parameters, and paths as its files: an edit of these modules alone changes no result.
-UNRELATED = {"quest.cli", "quest.config", "quest.config_reference", "quest.paths"}
+UNRELATED = {"quest.cli", "quest.config", "quest.config.reference", "quest.paths"}
 
 
 def code_hash(root: Path, *modules: str) -> str:
-    """Hash of ``modules`` (like "quest.calibration") and of all library modules they import, directly or not.
+    """Hash of ``modules`` (like "quest.learning.calibration") and of all library modules they import, directly or not.
 
     root: the folder that holds the package. Raises FileNotFoundError for a module that is not there.
     """

@@ -25,14 +25,16 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from tqdm import tqdm
 
-from quest.calibration import Calibration
-from quest.config import Bits, EfficientDMSettings
-from quest.finetuning import calibrate_activations, keep_positive, predict, sets_of
+from quest.config.methods.efficientdm import EfficientDMSettings
+from quest.config.values import Bits
+from quest.diffusion.denoiser import predictor
+from quest.diffusion.samplers import Call
+from quest.learning.calibration import Calibration
+from quest.learning.finetuning import calibrate_activations, keep_positive, predict, sets_of
 from quest.methods import Outcome
-from quest.models.denoiser import predictor
-from quest.models.samplers import Call
 from quest.noise import SampleNoise
 from quest.quantization import grid
+from quest.quantization.adapters import LowRank
 from quest.quantization.layers import QuantizedLayer
 from quest.quantization.network import QuantizedNetwork
 from quest.quantization.policy import EIGHT, FULL, Policy
@@ -97,20 +99,6 @@ def trained_sites(network: QuantizedNetwork) -> dict[str, ActivationQuantizer]:
     """Activation quantizers but those of layers that are not trained."""
     fixed = tuple(f"{name}.input_quantizer" for name in set(network.layers()) - set(trained_layers(network)))
     return {name: site for name, site in network.sites().items() if not name.startswith(fixed)}
-
-
-class LowRank(nn.Module):
-    """Adds B·A to a weight (out, in, …). a: (rank, in, …) with the layer's kernel, b: (out, rank), zero at first."""
-
-    def __init__(self, weight: Tensor, rank: int, generator: torch.Generator):
-        super().__init__()
-        bound = weight[0].numel() ** -0.5  # Kaiming-uniform with a = √5
-        a = torch.rand(rank, *weight.shape[1:], generator=generator) * 2 * bound - bound
-        self.a = nn.Parameter(a.to(weight))
-        self.b = nn.Parameter(weight.new_zeros(len(weight), rank))
-
-    def forward(self, weight: Tensor) -> Tensor:
-        return weight + (self.b @ self.a.flatten(1)).view_as(weight)
 
 
 class IntegerBase(nn.Module):

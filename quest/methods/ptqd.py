@@ -3,7 +3,7 @@
 Full precision and quantized network predict side by side on states of the full-precision trajectory. Of each sampling
 step, from the predicted noise ε and its error Δ = ε̂ - ε over all samples, channels and pixels,
     k = cov(ε, Δ) / var(ε),    bias_c = mean Δ_c,    s = mean over samples of std(Δ - k⁺·ε),    k⁺ = max(k, 0),
-are the tables of the corrected sampling step (`quest.models.correction`).
+are the tables of the corrected sampling step (`quest.diffusion.correction`).
 
 Activation bits may differ between sampling steps (section 3.4; an option, which the published tables do not use). A
 network of several activation bit-widths over the same weights is quantized and measured at each of them, and a step
@@ -23,12 +23,14 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from quest.calibration import Calibration
-from quest.config import Bits, PtqdSettings
-from quest.methods import Outcome, q_diffusion
-from quest.models import denoiser as denoisers
-from quest.models.correction import Correction
-from quest.models.samplers import Call, Sampler
+from quest.config.methods.ptqd import PtqdSettings
+from quest.config.values import Bits
+from quest.diffusion import denoiser as denoisers
+from quest.diffusion.correction import Correction
+from quest.diffusion.samplers import Call, Sampler
+from quest.learning.calibration import Calibration
+from quest.learning.scales import calibrate_and_learn
+from quest.methods import Outcome
 from quest.noise import SampleNoise
 from quest.quantization.network import QuantizedNetwork
 from quest.quantization.policy import EIGHT, FULL, Policy
@@ -49,7 +51,7 @@ def quantize(network: QuantizedNetwork, calibration: Calibration, settings: Ptqd
     losses, cost, measured, held_out = {}, Counter(), {}, {}
     for bits in network.recipe.widths:
         network.use([bits] * steps)
-        notes = q_diffusion.quantize(network, calibration, settings, seed).notes
+        notes = calibrate_and_learn(network, calibration, settings, seed)
         losses[f"a{bits}"] = notes["loss"]
         measured[bits] = measure(network, calibration, seed, everyone[: settings.trajectories])
         held_out[bits] = measure(network, calibration, seed, everyone[settings.trajectories :])
@@ -85,6 +87,11 @@ def paper_policy(bits: Bits) -> Policy:
     full = ((Role.SHORTCUT, FULL), (Role.DOWNSAMPLE, FULL))
     eight = (("*time_embedding.linear_1", EIGHT), (Role.FIRST, EIGHT), (Role.LAST, EIGHT))
     return Policy("paper", overrides=(*full, *eight), attention=False)
+
+
+def lower_bits(settings: PtqdSettings, activation_bits: int) -> tuple[int, ...]:
+    """The bit-widths of ``step_bits`` that are below the run's, from many to few."""
+    return tuple(sorted({bits for bits in settings.step_bits if bits < activation_bits}, reverse=True))
 
 
 @dataclass(frozen=True)

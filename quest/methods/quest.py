@@ -21,11 +21,13 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
-from quest.calibration import Calibration
-from quest.config import Bits, QuestSettings, unknown
-from quest.finetuning import Stage, calibrate_activations, finetune
+from quest.config.methods.quest import QuestSettings
+from quest.config.reading import unknown
+from quest.config.values import Bits
+from quest.learning.calibration import Calibration
+from quest.learning.finetuning import Stage, calibrate_activations, finetune
 from quest.methods import Outcome
-from quest.methods.efficientdm import LowRank
+from quest.quantization.adapters import LowRank
 from quest.quantization.layers import QuantizedLayer
 from quest.quantization.network import QuantizedNetwork
 from quest.quantization.policy import COMMON, Policy

@@ -2,8 +2,8 @@
 
 What a U-Net makes of the timestep, TIB(t) = (g_1(h(t)), …, g_n(h(t))) with the time embedding h and its projection g_i
 into each residual block, never sees the image. So
-1. the weights start from the "temporal" variant of `quest.reconstruction`: the TIB is learned first, as one unit on its
-   own outputs, L = Σ_i ‖g_i(h(t)) - ĝ_i(ĥ(t))‖², and the blocks that it feeds are then learned around it;
+1. the weights start from the "temporal" grouping of `quest.learning.reconstruction`: the TIB is learned first, as one
+   unit on its own outputs, L = Σ_i ‖g_i(h(t)) - ĝ_i(ĥ(t))‖², and the blocks that it feeds are then learned around it;
 2. finite set calibration: the timesteps of a sampler being few, every activation quantizer has a range for each.
 Nothing else is trained.
 """
@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import torch
 
-from quest.calibration import Calibration
-from quest.config import Bits, TFMQDMSettings
-from quest.finetuning import predict, running_ranges, sets_of
+from quest.config.methods.tfmq_dm import TFMQDMSettings
+from quest.config.values import Bits
+from quest.learning.calibration import Calibration
+from quest.learning.finetuning import predict, running_ranges, sets_of
 from quest.methods import Outcome
 from quest.quantization.network import QuantizedNetwork
 from quest.quantization.policy import FULL, Policy

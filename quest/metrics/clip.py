@@ -20,7 +20,7 @@ from quest.metrics.distances import Estimate
 from quest.metrics.statistics import Plan
 
 if TYPE_CHECKING:
-    from quest.models.clip import Clip
+    from quest.embedded.clip import Clip
 
 Loader = Callable[[], tuple[Any, Any]]  # a CLIP model and its processor, as torchmetrics takes them
 _BATCH = 64
@@ -94,7 +94,7 @@ def read_prompts(path: Path, images: int) -> tuple[list[str], str]:
 
 def _load(name: str) -> tuple[Any, Any]:
     if name.endswith(".safetensors"):
-        from quest.models import clip
+        from quest.embedded import clip
 
         own = clip.load(Path(name))
         return _Tensors(own.model), _Processor(own)

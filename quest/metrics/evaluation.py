@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from quest.config import EvaluationSettings
+from quest.config.evaluation import EvaluationSettings
 from quest.metrics import adm, distances
 from quest.metrics.extractor import Extractor, load_extractor
 from quest.metrics.reference import CHUNK, READ, Reference, of_batch

@@ -9,13 +9,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from quest.artifacts import Manifest, load_tensors, save_tensors
-from quest.config import DatasetSettings
-from quest.device import resolve
+from quest.artifacts import load_tensors
 from quest.metrics import adm
-from quest.metrics.extractor import Extractor, load_extractor
+from quest.metrics.extractor import Extractor
 from quest.metrics.statistics import Gaussian, Moments, Plan
-from quest.models.embedded import real_images
 
 MANIFOLD_IMAGES = 10_000  # real images of precision, recall and KID, as in ADM's reference batches
 CHUNK = 4096  # images whose features are in memory at once, besides those that are kept
@@ -40,51 +37,6 @@ class Reference:
     extractor: str
     extractor_sha256: str
     sha256: str
-
-
-def run(dataset: str, settings: DatasetSettings, extractor_path: Path, output: Path, device: str) -> None:
-    """The `reference` stage: an artifact of kind "reference", of ``real_images`` or of ``reference_batch``.
-
-    Tensors: pooled (M, D) float32; pooled_mean (D,), pooled_covariance (D, D), spatial_mean (S,) and
-    spatial_covariance (S, S), float64. Raises ValueError for a dataset without either, or a batch of another size.
-    """
-    where = resolve(device)
-    if settings.reference_batch is not None:
-        batch = adm.open_batch(settings.reference_batch, settings.reference_sha256)
-        expected = (settings.image_size, settings.image_size, settings.image_channels)
-        if batch.shape[1:] != expected:
-            raise ValueError(
-                f"{batch.path}: images are {batch.shape[1:]}, the protocol's (image_size, image_size, image_channels) "
-                f"are {expected}"
-            )
-        extractor = load_extractor(extractor_path, where)
-        real = of_batch(batch, extractor, dataset)
-        source, inputs = {"reference_batch": settings.reference_batch.name}, {"batch": batch.sha256}
-    elif settings.real_images is not None:
-        extractor = load_extractor(extractor_path, where)
-        images = real_images(settings.real_images, settings.image_size, settings.reference_images)
-        real = reduce(images.split(CHUNK), len(images), extractor, dataset)
-        source, inputs = {"real_images": settings.real_images}, {}
-    else:
-        raise ValueError(
-            f"{dataset}: neither real_images nor reference_batch is set, so there is nothing to compare with"
-        )
-    tensors = {"pooled": real.pooled}
-    for name, gaussian in real.gaussians.items():
-        tensors |= {f"{name}_mean": gaussian.mean, f"{name}_covariance": gaussian.covariance}
-    manifest = Manifest(
-        kind="reference",
-        settings=source | {"image_size": settings.image_size},
-        inputs={"extractor": extractor.sha256} | inputs,
-        notes={
-            "dataset": dataset,
-            "extractor": extractor.name,
-            "resize": extractor.resize,
-            "images": real.images,
-            "manifold_images": len(real.pooled),
-        },
-    )
-    save_tensors(output, tensors, manifest)
 
 
 def of_batch(batch: adm.Batch, extractor: Extractor, dataset: str) -> Reference:

@@ -13,7 +13,8 @@ from diffusers.models.attention_processor import Attention
 from diffusers.models.resnet import ResnetBlock2D
 from torch import Tensor, nn
 
-from quest.config import Bits, DatasetSettings, QuantizerSettings
+from quest.config.quantizer import QuantizerSettings
+from quest.config.values import Bits
 from quest.quantization import granularity, packing, roles
 from quest.quantization.account import account, assert_levels
 from quest.quantization.granularity import Granularity, PerAxis, PerGroup
@@ -42,18 +43,6 @@ class Recipe:
     steps: int
     policy: Policy = COMMON
     lower: tuple[int, ...] = ()
-
-    @classmethod
-    def of(
-        cls,
-        settings: DatasetSettings,
-        bits: Bits,
-        sets: int = 1,
-        policy: Policy = COMMON,
-        lower: tuple[int, ...] = (),
-    ) -> Recipe:
-        """The recipe of a dataset at a bit-width, with ``sets`` groups of sampling steps."""
-        return cls(bits, settings.quantizer, sets, settings.sampler.steps, policy, lower)
 
     def plain(self) -> dict[str, Any]:
         """As JSON, for manifests."""
@@ -91,6 +80,10 @@ class Recipe:
         """What shares a weight scale; the few inputs of the first convolution are never grouped."""
         group = self.quantizer.weight_group
         return PerAxis(0) if group is None or role is Role.FIRST else PerGroup(group)
+
+    def activation_granularity(self, bits: int) -> str:
+        """The name of what shares an activation scale at a bit-width."""
+        return self.quantizer.activation_granularity["4" if bits <= 4 else "8"]
 
     def activation_grid(self, bits: int) -> Grid:
         """Grid of layer inputs and attention operands."""
@@ -215,7 +208,9 @@ class QuantizedNetwork(nn.Module):
             "weight_granularity": "per_channel"
             if quantizer.weight_group is None
             else f"groups_of_{quantizer.weight_group}",
-            "activation_granularity": " and ".join(dict.fromkeys(quantizer.granularity(bits) for bits in used)),
+            "activation_granularity": " and ".join(
+                dict.fromkeys(self.recipe.activation_granularity(bits) for bits in used)
+            ),
             "activation_levels": self.recipe.activation_grid(self.recipe.bits.activation).levels,
             "policy": self.recipe.policy.name,
         }
@@ -371,7 +366,7 @@ class QuantizedNetwork(nn.Module):
         quantizer = self.recipe.quantizer
 
         def site(grid: Grid) -> ActivationQuantizer:
-            name = "per_tensor" if grid.kind == "positive" else quantizer.granularity(grid.bits)
+            name = "per_tensor" if grid.kind == "positive" else self.recipe.activation_granularity(grid.bits)
             layout = granularity.for_activation(name, len(shape) + 1)
             return ActivationQuantizer(shape, grid, layout, quantizer.activation_search, self.step)
 

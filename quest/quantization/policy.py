@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatch
 from typing import Any
 
-from quest.config import UNQUANTIZED, Bits
+from quest.config.values import UNQUANTIZED, Bits
 from quest.quantization.roles import Role
 
 

@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from quest import methods, reconstruction
-from quest.analysis.subject import Subject
-from quest.config import Bits, DatasetSettings
+from quest import methods
+from quest.config.dataset import DatasetSettings
+from quest.config.values import Bits
+from quest.learning import reconstruction
+from quest.studies.subject import Subject
 
 ANALYSIS = {"samples": 3, "steps": 2, "images": 4}
 
@@ -28,7 +30,7 @@ def files(
     temporal = folder / "reconstruction-temporal.safetensors"
     reconstruction.run(settings, model_file, 4, 0, calibration_file, temporal, "cpu", variant="temporal")
     checkpoints = []
-    for method in ("quest", "minmax", "q-diffusion"):
+    for method in ("quest", "nearest", "q-diffusion"):
         checkpoints.append(folder / f"{method}.safetensors")
         methods.run(
             settings,
@@ -37,7 +39,7 @@ def files(
             Bits(4, 4),
             0,
             calibration_file,
-            reconstructed if method != "minmax" else None,
+            reconstructed if method != "nearest" else None,
             checkpoints[-1],
             "cpu",
         )

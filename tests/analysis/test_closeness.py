@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from quest.analysis.closeness import closeness
+from quest.studies.closeness import closeness
 
 
 def test_mean_and_error_over_images():

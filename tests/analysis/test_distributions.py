@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from quest.analysis import distributions
-from quest.analysis.distributions import FINETUNED, FULL, RECONSTRUCTED, summary, versions
-from quest.analysis.subject import Subject, outputs
+from quest.studies import distributions
+from quest.studies.distributions import FINETUNED, FULL, RECONSTRUCTED, summary, versions
+from quest.studies.subject import Subject, outputs
 
 
 def test_summary_of_known_samples():

@@ -8,12 +8,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from quest import finetuning
-from quest.analysis import charts, errors
-from quest.analysis.subject import Subject
-from quest.config import DatasetSettings
+from quest.config.dataset import DatasetSettings
+from quest.learning import finetuning
 from quest.methods import quest as method
 from quest.quantization.roles import Role
+from quest.studies import errors
+from quest.studies.subject import Subject
 
 
 def test_the_stage_that_is_run_again_is_the_one_that_the_checkpoint_went_through(subject: Subject):
@@ -38,7 +38,7 @@ def test_rows_and_errors(subject: Subject):
     assert len(rows) == 4 * 2 * len(layers)
     first = {row["stage"]: row["error"] for row in rows if row["layer"] == "time_embedding.linear_1"}
     assert list(first) == list(errors.STAGES)
-    assert [len(axes.lines) for axes in charts.errors("tiny", rows).axes] == [4, 4]
+    assert [len(axes.lines) for axes in errors.chart("tiny", rows).axes] == [4, 4]
     assert all(0 < row["error"] < 10 for row in rows)
     changed = [name for name in layers if layers[name].role is Role.TIME_PROJECTION]
     error = {(row["stage"], row["layer"]): row["error"] for row in rows}
@@ -47,5 +47,5 @@ def test_rows_and_errors(subject: Subject):
 
 def test_a_checkpoint_of_another_method_is_refused(subject: Subject, make_settings: Callable[..., DatasetSettings]):
     given = {**subject.files, "checkpoint": subject.files["checkpoints"][1:2]}
-    with pytest.raises(ValueError, match="made by minmax; expected quest's"):
+    with pytest.raises(ValueError, match="made by nearest; expected quest's"):
         list(errors.networks(replace(subject, files=given)))

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from quest.analysis import charts, expansion
-from quest.analysis.expansion import OUTPUT, along
-from quest.analysis.subject import Subject
+from quest.studies import expansion
+from quest.studies.expansion import OUTPUT, along
+from quest.studies.subject import Subject
 
 K = (1, 2, 4, 8, 16, 32, 64)
 
@@ -69,6 +69,6 @@ def test_on_a_network(subject: Subject, monkeypatch: pytest.MonkeyPatch):
     for row in rows:
         if row["place"] == OUTPUT:
             assert row["expansion"] == pytest.approx(row["difference"], rel=1e-9)
-    assert len(charts.expansion("tiny", rows).axes) == 3
+    assert len(expansion.chart("tiny", rows).axes) == 3
     nearest = {row["bits"]: row["perturbation"] for row in rows if row["weights"] == "nearest"}
     assert nearest["w8a8"] < nearest["w6a6"] < nearest["w4a4"]

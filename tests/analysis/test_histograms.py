@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import itertools
 
-from quest.analysis import charts, histograms
-from quest.analysis.distributions import FINETUNED, FULL, RECONSTRUCTED
-from quest.analysis.subject import Subject, outputs
+from quest.studies import histograms
+from quest.studies.distributions import FINETUNED, FULL, RECONSTRUCTED
+from quest.studies.subject import Subject, outputs
 
 
 def test_bins_hold_all_values_of_the_widest_layers(subject: Subject):
     rows = histograms.measure(subject)
-    assert [len(axes.lines) for axes in charts.histograms("tiny", rows).axes] == [3, 3, 3]
+    assert [len(axes.lines) for axes in histograms.chart("tiny", rows).axes] == [3, 3, 3]
     states, network = subject.states(), subject.quantized(subject.bits, calibrated=False)
     with network.quantizing(weights=False, activations=False):
         found = list(outputs(network, states))

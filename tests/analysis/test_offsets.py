@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from quest.analysis import charts, offsets
-from quest.analysis.offsets import parts
-from quest.analysis.subject import Subject
 from quest.quantization.rounding import Fixed
+from quest.studies import offsets
+from quest.studies.offsets import parts
+from quest.studies.subject import Subject
 
 
 def test_a_constant_a_channel_is_all_of_an_error_or_none_of_it():
@@ -41,4 +41,4 @@ def test_rows_and_chart(subject: Subject):
     errors = {(row["rounding"], row["weight_bits"]): row["rms"] for row in rows}
     assert errors["nearest", 8] < errors["nearest", 4]
     assert len(set(errors.values())) == 5
-    assert [len(axes.lines) for axes in charts.offsets("tiny", rows).axes] == [6, 6]
+    assert [len(axes.lines) for axes in offsets.chart("tiny", rows).axes] == [6, 6]

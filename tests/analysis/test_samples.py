@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from quest.analysis import charts, samples
-from quest.analysis.subject import Subject
 from quest.artifacts import Manifest, save_tensors
+from quest.studies import samples
+from quest.studies.subject import Subject
 
 
 def write(path: Path, method: str, bits: str, value: int, seed: int = 0) -> Path:
@@ -22,12 +22,12 @@ def write(path: Path, method: str, bits: str, value: int, seed: int = 0) -> Path
 
 
 def test_rows_and_chart(subject: Subject, tmp_path: Path):
-    cells = [("quest", "w4a4", 51), ("fp", "w32a32", 0), ("minmax", "w8a8", 0)]
+    cells = [("quest", "w4a4", 51), ("fp", "w32a32", 0), ("nearest", "w8a8", 0)]
     given = [write(tmp_path / f"{method}.safetensors", method, bits, value) for method, bits, value in cells]
     rows = samples.measure(replace(subject, files={"samples": given}))
-    assert [(row["method"], row["image"]) for row in rows[::4]] == [("fp", 0), ("minmax", 0), ("quest", 0)]
+    assert [(row["method"], row["image"]) for row in rows[::4]] == [("fp", 0), ("nearest", 0), ("quest", 0)]
     assert [row["psnr"] for row in rows[4:]] == [None] * 4 + [pytest.approx(13.979, abs=1e-3)] * 4
-    figure = charts.samples("tiny", rows)
+    figure = samples.chart("tiny", rows)
     shown = [np.asarray(axes.get_images()[0].get_array()) for axes in figure.axes if axes.get_images()]
     # full precision once, then two cells: four images of 100 pixels a side, made 33, with gaps of four
     assert [picture.shape[:2] for picture in shown] == [(66, 4 * 66 + 12)] * 3

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from quest.analysis import charts, scales
-from quest.analysis.subject import Subject
+from quest.studies import scales
+from quest.studies.subject import Subject
 
 
 def test_ratios_are_to_the_mean_over_sets(subject: Subject):
@@ -24,9 +24,9 @@ def test_ratios_are_to_the_mean_over_sets(subject: Subject):
 
 def test_rows_of_the_checkpoints_with_several_sets(subject: Subject):
     rows = scales.measure(subject)
-    assert list(dict.fromkeys(row["method"] for row in rows)) == ["quest", "minmax"]  # q-diffusion has one set
+    assert list(dict.fromkeys(row["method"] for row in rows)) == ["quest", "nearest"]  # q-diffusion has one set
     timesteps = subject.model.sampler(subject.settings.sampler).timesteps.tolist()
-    assert len(charts.scales("tiny", rows).axes) >= len({row["role"] for row in rows})
+    assert len(scales.chart("tiny", rows).axes) >= len({row["role"] for row in rows})
     spans = list(dict.fromkeys((row["first_timestep"], row["last_timestep"]) for row in rows))
     assert spans == [tuple(timesteps[:2]), tuple(timesteps[2:])]
 

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 import torch
 
-from quest import finetuning
-from quest.analysis import charts, sensitivity
-from quest.analysis.sensitivity import FAMILIES, even, lowered
-from quest.analysis.subject import Subject
+from quest.learning import finetuning
 from quest.quantization.roles import Role
 from quest.quantization.rounding import Fixed
+from quest.studies import sensitivity
+from quest.studies.sensitivity import FAMILIES, even, lowered
+from quest.studies.subject import Subject
 
 
 @pytest.fixture
@@ -56,4 +56,4 @@ def test_rows_and_chart(subject: Subject):
         mse = {row["activation_bits"]: row["mse"] for row in rows if row["family"] == family}
         assert list(mse) == [8, 6, 5, 4]
         assert mse[4] != mse[8]
-    assert len(charts.sensitivity("tiny", rows).axes[0].containers) == len(PRESENT)
+    assert len(sensitivity.chart("tiny", rows).axes[0].containers) == len(PRESENT)

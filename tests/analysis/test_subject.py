@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from quest.analysis.subject import Subject, outputs
-from quest.config import DatasetSettings
+from quest.config.dataset import DatasetSettings
+from quest.studies.subject import Subject, outputs
 
 
 @pytest.mark.parametrize(("most", "steps"), [(1, [0]), (2, [0, 2]), (3, [0, 2]), (5, [0, 1, 2, 3])])

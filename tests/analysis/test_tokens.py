@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from quest import sampling
-from quest.analysis import charts, tokens
-from quest.analysis.subject import Subject
-from quest.analysis.tokens import CHOICES, COUNTS, FILLINGS, Choice, Corruption, Filling
+from quest.diffusion import sampling
+from quest.studies import tokens
+from quest.studies.subject import Subject
+from quest.studies.tokens import CHOICES, COUNTS, FILLINGS, Choice, Corruption, Filling
 
 
 @pytest.mark.parametrize("filling", FILLINGS)
@@ -56,7 +56,7 @@ def test_every_block_is_swept_and_nothing_stays_corrupted(subject: Subject):
     assert list(dict.fromkeys(row["block"] for row in rows)) == names
     assert {row["block_tokens"] for row in rows} == {16}  # 4×4
     assert all(row["mse"] > 0 for row in rows)
-    assert [len(axes.containers) for axes in charts.tokens("tiny", rows).axes] == [4, 4]
+    assert [len(axes.containers) for axes in tokens.chart("tiny", rows).axes] == [4, 4]
     assert not any(module._forward_hooks for module in subject.model.network.modules())
 
 

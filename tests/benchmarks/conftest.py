@@ -9,7 +9,7 @@ from diffusers.models.unets.unet_2d import UNet2DModel
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import nn
 
-from quest.benchmarks import networks
+from quest.bench import networks
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import time
 import pytest
 import torch
 
-from quest.benchmarks import measuring, text
+from quest.bench import measuring, text
 
 
 def test_numbers_are_aligned_to_the_right() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from quest.benchmarks import memory
+from quest.bench import memory
 
 
 @pytest.fixture(autouse=True)

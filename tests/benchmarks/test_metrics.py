@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from quest.benchmarks import metrics
+from quest.bench import metrics
 
 
 @pytest.mark.parametrize("device", ["cpu"])

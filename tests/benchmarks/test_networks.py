@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from quest.benchmarks import networks
+from quest.bench import networks
 from quest.quantization import roles
 
 

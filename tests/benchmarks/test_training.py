@@ -8,7 +8,7 @@ import re
 import pytest
 from torch import nn
 
-from quest.benchmarks import training
+from quest.bench import training
 
 
 def cells(line: str) -> list[str]:

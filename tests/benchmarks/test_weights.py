@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from quest.benchmarks import networks, weights
+from quest.bench import networks, weights
 from quest.quantization import roles
 
 

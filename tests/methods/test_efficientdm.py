@@ -12,16 +12,19 @@ import torch
 from torch import Tensor
 from torch.nn.utils import parametrize
 
-from quest.calibration import Calibration
-from quest.config import Bits, DatasetSettings, EfficientDMSettings
+from quest.config.dataset import DatasetSettings
+from quest.config.methods.efficientdm import EfficientDMSettings
+from quest.config.values import Bits
+from quest.diffusion import denoiser as denoisers
+from quest.diffusion.denoiser import Denoiser
+from quest.diffusion.samplers import Call
+from quest.learning.calibration import Calibration
+from quest.learning.start import recipe as make_recipe
 from quest.methods import efficientdm
-from quest.models import denoiser as denoisers
-from quest.models.denoiser import Denoiser
-from quest.models.samplers import Call
 from quest.quantization import roles
 from quest.quantization.grid import MIN_SCALE
 from quest.quantization.layers import QuantizedLayer
-from quest.quantization.network import QuantizedNetwork, Recipe
+from quest.quantization.network import QuantizedNetwork
 from quest.quantization.policy import EIGHT, FULL
 from quest.quantization.quantizers import ActivationQuantizer
 from quest.quantization.roles import Role
@@ -143,9 +146,9 @@ def test_exported_integers_are_the_student(
     settings = make_settings(methods={"efficientdm": FAST | {"base": base, "policy": policy}})
     bits = Bits(4, 4)
     recipe = (
-        Recipe.of(settings, bits, 4, efficientdm.paper_policy(bits))
+        make_recipe(settings, bits, 4, efficientdm.paper_policy(bits))
         if policy == "paper"
-        else Recipe.of(settings, bits, 4)
+        else make_recipe(settings, bits, 4)
     )
     denoiser = denoisers.load(model_file)
     network = QuantizedNetwork(denoiser.network, recipe, denoiser.example())
@@ -179,7 +182,7 @@ def test_each_sampling_step_has_its_own_scale(
 ) -> None:
     settings = make_settings(sampler={"steps": steps}, methods={"efficientdm": {"sets": steps}})
     assert int(denoiser.sampler(settings.sampler).timesteps[5]) == timestep_of_5
-    network = QuantizedNetwork(denoiser.network, Recipe.of(settings, Bits(4, 4), steps), denoiser.example())
+    network = QuantizedNetwork(denoiser.network, make_recipe(settings, Bits(4, 4), steps), denoiser.example())
     for step in (0, 5, steps - 1):
         network.set_step(step)
         assert network.step.index == step
@@ -329,7 +332,7 @@ def test_layers_of_other_bits_are_not_trained(
 ) -> None:
     """Also where the run itself has 8 bits."""
     bits = Bits(8, 8)
-    recipe = Recipe.of(make_settings(), bits, 4, efficientdm.paper_policy(bits))
+    recipe = make_recipe(make_settings(), bits, 4, efficientdm.paper_policy(bits))
     network = QuantizedNetwork(denoiser.network, recipe, denoiser.example())
     special = {"conv_in", "time_embedding.linear_1", "time_embedding.linear_2", "conv_out"}
     trained = efficientdm.trained_layers(network)

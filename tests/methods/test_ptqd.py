@@ -10,15 +10,19 @@ import pytest
 import torch
 from torch import Tensor
 
-from quest.calibration import Calibration
-from quest.config import Bits, DatasetSettings, PtqdSettings, SamplerSettings
+from quest.config.dataset import DatasetSettings
+from quest.config.methods.ptqd import PtqdSettings
+from quest.config.sampling import SamplerSettings
+from quest.config.values import Bits
+from quest.diffusion import denoiser as denoisers
+from quest.diffusion.correction import Correction
+from quest.diffusion.denoiser import Denoiser
+from quest.learning.calibration import Calibration
+from quest.learning.start import recipe as make_recipe
 from quest.methods import ptqd
 from quest.methods.ptqd import Moments
-from quest.models import denoiser as denoisers
-from quest.models.correction import Correction
-from quest.models.denoiser import Denoiser
 from quest.noise import SampleNoise
-from quest.quantization.network import QuantizedNetwork, Recipe
+from quest.quantization.network import QuantizedNetwork
 from quest.quantization.policy import Policy
 from quest.quantization.roles import Role
 
@@ -227,7 +231,7 @@ def test_each_width_is_quantized_as_if_it_were_alone(
         alone[bits] = make_quantized(f"w4a{bits}", calibrated=False, sets=1)
         corrections[bits] = ptqd.quantize(alone[bits], calibration, own, 3).correction
     example = (torch.zeros(1, 1, 8, 8), torch.zeros(1, dtype=torch.long))
-    recipe = Recipe.of(settings, Bits(4, 8), 1, lower=(4,))
+    recipe = make_recipe(settings, Bits(4, 8), 1, lower=(4,))
     network = QuantizedNetwork(denoiser.network, recipe, example)
     monkeypatch.setattr(ptqd, "choose_bits", lambda *_: [4, 8, 8, 4])
     notes, correction = ptqd.quantize(network, calibration, own, 3)
@@ -278,7 +282,7 @@ def test_what_the_paper_leaves_out(
     denoiser: Denoiser, make_settings: Callable[..., DatasetSettings], calibration: Calibration
 ) -> None:
     bits = Bits(4, 4)
-    recipe = Recipe.of(make_settings(), bits, 1, ptqd.paper_policy(bits))
+    recipe = make_recipe(make_settings(), bits, 1, ptqd.paper_policy(bits))
     assert recipe.policy == Policy.from_plain(recipe.policy.plain())
     network = QuantizedNetwork(denoiser.network, recipe, (torch.zeros(1, 1, 8, 8), torch.zeros(1, dtype=torch.long)))
     layers = network.layers()

@@ -9,12 +9,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from quest import reconstruction
-from quest.calibration import Calibration
-from quest.config import Bits, DatasetSettings, QDiffusionSettings
-from quest.finetuning import calibrate_activations, running_ranges
+from quest.config.dataset import DatasetSettings
+from quest.config.methods.q_diffusion import QDiffusionSettings
+from quest.config.values import Bits
+from quest.learning import reconstruction, scales
+from quest.learning.calibration import Calibration
+from quest.learning.finetuning import calibrate_activations, running_ranges
+from quest.learning.start import recipe as make_recipe
 from quest.methods import q_diffusion
-from quest.quantization.network import QuantizedNetwork, Recipe
+from quest.quantization.network import QuantizedNetwork
 from quest.quantization.roles import Role
 
 Make = Callable[..., QuantizedNetwork]
@@ -35,7 +38,7 @@ def learned(
 ) -> tuple[set[str], dict[str, Any]]:
     """What learning scales moved, and its notes."""
     before = state(network)
-    notes = q_diffusion.learn_scales(network, calibration, settings, seed)
+    notes = scales.learn_scales(network, calibration, settings, seed)
     after = state(network)
     assert list(before) == list(after)
     return {name for name, tensor in before.items() if not torch.equal(after[name], tensor)}, notes
@@ -167,7 +170,7 @@ def test_running_range_of_two_batches(make_quantized: Make) -> None:
     site = network.sites()["conv_in.input_quantizer"]
     other = site.scale[0].clone()
     network.set_step(2)
-    with torch.no_grad(), running_ranges(network, q_diffusion.MOMENTUM):
+    with torch.no_grad(), running_ranges(network, scales.MOMENTUM):
         site(torch.tensor([-1.0, 2.0]).view(1, 1, 1, 2))
         assert site.scale[1].item() == pytest.approx(3 / 255)
         found = site(torch.tensor([-2.0, 4.0]).view(1, 1, 1, 2))
@@ -180,7 +183,7 @@ def test_running_range_of_two_batches(make_quantized: Make) -> None:
 @pytest.mark.parametrize("bits", ["w8a8", "w4a4"])
 def test_running_ranges_see_all_samples(make_quantized: Make, calibration: Calibration, bits: str) -> None:
     network = make_quantized(bits, sets=2)
-    q_diffusion.follow_ranges(network, calibration, 0)
+    scales.follow_ranges(network, calibration, 0)
     site = network.sites()["conv_in.input_quantizer"]
     for index, steps in enumerate(([0, 1], [2, 3])):  # one batch holds all 16 samples of a set
         x = calibration.x[steps]
@@ -193,7 +196,7 @@ def test_running_statistics_are_an_option(
     monkeypatch: pytest.MonkeyPatch, make_quantized: Make, calibration: Calibration, own: QDiffusionSettings
 ) -> None:
     calls: list[int] = []
-    monkeypatch.setattr(q_diffusion, "follow_ranges", lambda *arguments: calls.append(arguments[2]))
+    monkeypatch.setattr(scales, "follow_ranges", lambda *arguments: calls.append(arguments[2]))
     for running in (False, True):
         given = own.model_copy(update={"running_statistics": running, "iterations": 1})
         q_diffusion.quantize(make_quantized(calibrated=False, sets=1), calibration, given, 7)
@@ -204,7 +207,7 @@ def test_paper_makes_no_exception_of_the_edges(
     make_settings: Callable[..., DatasetSettings], make_quantized: Make, calibration: Calibration
 ) -> None:
     bits = Bits(4, 4)
-    recipe = Recipe.of(make_settings(), bits, 1, q_diffusion.paper_policy(bits))
+    recipe = make_recipe(make_settings(), bits, 1, q_diffusion.paper_policy(bits))
     for role in Role:
         assert recipe.layer_bits("any", role) == bits
     assert recipe.policy.attention

@@ -12,21 +12,23 @@ from diffusers.models.unets.unet_2d import UNet2DModel
 from torch import Tensor
 from torch.nn.functional import cosine_similarity, silu
 
-from quest import reconstruction
+from quest.architectures.temporal import TemporalBlock
 from quest.artifacts import load_tensors
-from quest.calibration import Calibration
-from quest.config import Bits, DatasetSettings
-from quest.finetuning import running_ranges
+from quest.config.dataset import DatasetSettings
+from quest.config.values import Bits
+from quest.diffusion import denoiser as denoisers
+from quest.diffusion.denoiser import Denoiser
+from quest.learning import reconstruction
+from quest.learning.calibration import Calibration
+from quest.learning.finetuning import running_ranges
+from quest.learning.reconstruction import Unit
+from quest.learning.start import recipe as make_recipe
 from quest.methods import tfmq_dm
-from quest.models import denoiser as denoisers
-from quest.models.denoiser import Denoiser
-from quest.models.temporal import TemporalBlock
 from quest.quantization import roles
-from quest.quantization.network import QuantizedNetwork, Recipe
+from quest.quantization.network import QuantizedNetwork
 from quest.quantization.policy import FULL
 from quest.quantization.roles import Role
 from quest.quantization.rounding import AdaRound
-from quest.reconstruction import Unit
 
 Make = Callable[..., QuantizedNetwork]
 MakeSettings = Callable[..., DatasetSettings]
@@ -37,7 +39,7 @@ TEMPORAL = (Role.TIME_MLP, Role.TIME_PROJECTION)
 def paper_network(denoiser: Denoiser, settings: DatasetSettings) -> QuantizedNetwork:
     """The tiny network as the paper quantizes it."""
     bits = Bits(4, 4)
-    recipe = Recipe.of(settings, bits, 4, tfmq_dm.paper_policy(bits))
+    recipe = make_recipe(settings, bits, 4, tfmq_dm.paper_policy(bits))
     return QuantizedNetwork(denoiser.network, recipe, denoiser.example())
 
 

@@ -14,7 +14,9 @@ from click.testing import CliRunner
 
 from quest.artifacts import ArtifactError, Manifest, load_tensors
 from quest.cli import main
-from quest.config import ConfigError, DatasetSettings, validate
+from quest.config.dataset import DatasetSettings
+from quest.config.reading import validate
+from quest.config.values import ConfigError
 from quest.metrics import adm, evaluation, reference
 from quest.metrics.extractor import Classifier, load_extractor, save_extractor
 

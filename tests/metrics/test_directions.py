@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, cross_entropy
 
-from quest.config import EvaluationSettings
+from quest.config.evaluation import EvaluationSettings
+from quest.embedded import images as embedded
 from quest.metrics import evaluation
 from quest.metrics.extractor import Classifier, ClassifierExtractor
 from quest.metrics.reference import Reference, reduce
-from quest.models import embedded
 
 SETTINGS = EvaluationSettings(images=800, inception_split_size=200, kid_block_size=100)
 

@@ -16,6 +16,7 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.inception import InceptionScore
 from torchmetrics.image.kid import KernelInceptionDistance
 
+from quest.embedded import images as embedded
 from quest.metrics import distances
 from quest.metrics.distances import (
     FrechetDistance,
@@ -27,7 +28,6 @@ from quest.metrics.distances import (
     split_scores,
 )
 from quest.metrics.statistics import ClassSums, Gaussian, Moments, Plan
-from quest.models import embedded
 
 
 def random_features(rows: int, width: int, seed: int = 0) -> Tensor:

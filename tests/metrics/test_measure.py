@@ -15,11 +15,11 @@ from torch import Tensor
 
 from quest import artifacts
 from quest.artifacts import ArtifactError, Manifest, load_json, load_tensors, save_tensors
-from quest.config import DatasetSettings
+from quest.config.dataset import DatasetSettings
+from quest.embedded.images import real_images
 from quest.metrics import measure, reference
 from quest.metrics.distances import Estimate, fit
 from quest.metrics.extractor import Classifier, load_extractor, save_extractor
-from quest.models.embedded import real_images
 
 IMAGES, SHARDS = 40, 2
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from quest.config import EvaluationSettings
+from quest.config.evaluation import EvaluationSettings
 from quest.metrics import evaluation
 from quest.metrics.extractor import Extractor, Features
 from quest.metrics.reference import Reference, reduce

@@ -17,10 +17,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from quest.artifacts import ArtifactError
-from quest.config import ConfigError
-from quest.models import compvis
-from quest.models.compvis import Architecture
-from quest.models.denoiser import Denoiser
+from quest.config.values import ConfigError
+from quest.diffusion.denoiser import Denoiser
+from quest.sources import compvis
+from quest.sources.compvis import Architecture
 
 ROOT = Path(__file__).parents[2]
 GOLDEN = ROOT / "tests" / "golden"

@@ -10,11 +10,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from quest import sampling
-from quest.config import DatasetSettings, SamplerSettings
-from quest.models import denoiser as denoisers
-from quest.models.correction import Correction, Direction, Update
-from quest.models.denoiser import Denoiser
+from quest.config.dataset import DatasetSettings
+from quest.config.sampling import SamplerSettings
+from quest.diffusion import denoiser as denoisers
+from quest.diffusion import sampling
+from quest.diffusion.correction import Correction, Direction, Update
+from quest.diffusion.denoiser import Denoiser
 from quest.noise import SampleNoise
 
 CPU = torch.device("cpu")

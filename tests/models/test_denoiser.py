@@ -12,10 +12,10 @@ from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from torch import Tensor
 
 from quest.artifacts import ArtifactError, Manifest, save_tensors
-from quest.config import SamplerSettings
-from quest.models import denoiser as denoisers
-from quest.models.denoiser import Denoiser
-from quest.models.samplers import Call
+from quest.config.sampling import SamplerSettings
+from quest.diffusion import denoiser as denoisers
+from quest.diffusion.denoiser import Denoiser
+from quest.diffusion.samplers import Call
 from quest.noise import SampleNoise
 from quest.quantization.network import QuantizedNetwork
 

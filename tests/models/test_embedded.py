@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from quest.models.embedded import labelled_images, real_images
+from quest.embedded.images import labelled_images, real_images
 
 
 def test_digits() -> None:

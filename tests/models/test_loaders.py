@@ -19,8 +19,8 @@ from diffusers.schedulers.scheduling_pndm import PNDMScheduler
 from torch import nn
 
 from quest.artifacts import ArtifactError
-from quest.models import loaders
-from quest.models.conditioners import TextEncoder
+from quest.diffusion.conditioners import TextEncoder
+from quest.sources import pipelines as loaders
 
 WORDS = ["a</w>", "b</w>", "c</w>", "<|startoftext|>", "<|endoftext|>"]
 

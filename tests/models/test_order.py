@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from quest.models.order import in_call_order
+from quest.architectures.order import in_call_order
 
 
 class Backwards(nn.Module):

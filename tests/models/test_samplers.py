@@ -11,11 +11,12 @@ from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from diffusers.schedulers.scheduling_pndm import PNDMScheduler
 from torch import Tensor, nn
 
-from quest.config import ConditionSettings, SamplerSettings, validate
-from quest.models.conditioners import ClassEmbedder
-from quest.models.conditions import conditions
-from quest.models.denoiser import Denoiser, Guidance, predictor
-from quest.models.samplers import Call, Sampler
+from quest.config.reading import validate
+from quest.config.sampling import ConditionSettings, SamplerSettings
+from quest.diffusion.conditioners import ClassEmbedder
+from quest.diffusion.conditions import conditions
+from quest.diffusion.denoiser import Denoiser, Guidance, predictor
+from quest.diffusion.samplers import Call, Sampler
 from quest.noise import SampleNoise
 
 CPU = torch.device("cpu")

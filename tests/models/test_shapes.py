@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from quest.models import shapes
-from quest.models.embedded import labelled_images
+from quest.embedded import shapes
+from quest.embedded.images import labelled_images
 
 
 def test_a_picture_does_not_depend_on_its_batch() -> None:

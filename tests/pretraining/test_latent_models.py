@@ -9,19 +9,20 @@ from typing import Any
 import pytest
 import torch
 
-from quest import pretraining
 from quest.artifacts import load_tensors
-from quest.config import AutoencoderSettings, ClipTrainingSettings, DatasetSettings
-from quest.metrics import quality
+from quest.bench import embedded
+from quest.config.dataset import DatasetSettings
+from quest.config.pretraining import AutoencoderSettings, ClipTrainingSettings
+from quest.diffusion import denoiser as denoisers
+from quest.diffusion.conditioners import ClassEmbedder, TextEncoder
+from quest.diffusion.sampling import draw, to_uint8
+from quest.embedded import clip as clips
+from quest.embedded import shapes
+from quest.embedded import training as pretraining
+from quest.embedded.training import autoencoder
+from quest.embedded.training.clip import train_clip
 from quest.metrics.clip import ClipScore
 from quest.metrics.extractor import load_extractor
-from quest.models import clip as clips
-from quest.models import denoiser as denoisers
-from quest.models import shapes
-from quest.models.conditioners import ClassEmbedder, TextEncoder
-from quest.pretraining import autoencoder
-from quest.pretraining.clip import train_clip
-from quest.sampling import draw, to_uint8
 
 CPU = torch.device("cpu")
 AUTOENCODER = {"channels": [8, 16], "latent_channels": 3, "batch_size": 8, "lr": 3e-3}
@@ -88,7 +89,7 @@ def test_clip_learns_and_round_trips(pictures: tuple[torch.Tensor, torch.Tensor]
 
 
 def _pretrain(**changes: Any) -> Any:
-    from quest.config import PretrainSettings
+    from quest.config.pretraining import PretrainSettings
 
     return PretrainSettings.model_validate(PRETRAIN | changes)
 
@@ -135,8 +136,8 @@ def test_stage_of_each_family(make_settings: Callable[..., DatasetSettings], tmp
         again = tmp_path / "again.safetensors"
         pretraining.run(settings, again, tmp_path / "e", "cpu", allow_cpu=True, clip=given)
         assert again.read_bytes() == model.read_bytes(), "the same for a seed"
-        table = quality.run(settings, 240, 0, tmp_path / "grid.png", "cpu")
-        assert quality.run(settings, 240, 1, None, "cpu") != table, "other noise"
+        table = embedded.run(settings, 240, 0, tmp_path / "grid.png", "cpu")
+        assert embedded.run(settings, 240, 1, None, "cpu") != table, "other noise"
         measures = {name: float(value) for name, value in map(str.split, table.splitlines())}
         assert {"fid", "fid_of_real", "ratio", "extractor_right", "reconstruction_psnr"} <= set(measures)
         drawn, labels = shapes.draw("quality/other", range(240), 16, CPU)

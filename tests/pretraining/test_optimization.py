@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from quest.pretraining.optimization import fit
+from quest.embedded.training.optimization import fit
 
 
 def trained(device: str, replayed: bool, steps: int = 40, after: list[int] | None = None) -> tuple[nn.Module, float]:

@@ -9,14 +9,15 @@ from typing import Any
 import pytest
 import torch
 
-from quest import pretraining
 from quest.artifacts import load_tensors
-from quest.config import DatasetSettings, PretrainSettings
+from quest.config.dataset import DatasetSettings
+from quest.config.pretraining import PretrainSettings
+from quest.diffusion import denoiser as denoisers
+from quest.embedded import training as pretraining
+from quest.embedded.images import labelled_images
+from quest.embedded.training.classifier import train_classifier
+from quest.embedded.training.denoiser import build_unet, noise_level_weights, train_denoiser
 from quest.metrics.extractor import load_extractor
-from quest.models import denoiser as denoisers
-from quest.models.embedded import labelled_images
-from quest.pretraining.classifier import train_classifier
-from quest.pretraining.denoiser import build_unet, noise_level_weights, train_denoiser
 
 CPU = torch.device("cpu")
 PRETRAIN: dict[str, Any] = {

@@ -10,7 +10,8 @@ from diffusers.models.attention_processor import Attention
 from diffusers.models.unets.unet_2d import UNet2DModel
 from torch import Tensor, nn
 
-from quest.config import Bits, QuantizerSettings
+from quest.config.quantizer import QuantizerSettings
+from quest.config.values import Bits
 from quest.quantization.account import account, assert_levels
 from quest.quantization.grid import Grid
 from quest.quantization.network import QuantizedNetwork, Recipe

@@ -13,11 +13,14 @@ from diffusers.models.unets.unet_2d import UNet2DModel
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor, nn
 
-from quest.calibration import Calibration
-from quest.config import Bits, DatasetSettings, QuantizerSettings
-from quest.finetuning import calibrate_activations
-from quest.models import denoiser as denoisers
-from quest.models.denoiser import Denoiser
+from quest.config.dataset import DatasetSettings
+from quest.config.quantizer import QuantizerSettings
+from quest.config.values import Bits
+from quest.diffusion import denoiser as denoisers
+from quest.diffusion.denoiser import Denoiser
+from quest.learning.calibration import Calibration
+from quest.learning.finetuning import calibrate_activations
+from quest.learning.start import recipe as make_recipe
 from quest.quantization.granularity import PerAxis, PerGroup, PerTensor
 from quest.quantization.network import QuantizedNetwork, Recipe
 from quest.quantization.policy import Policy
@@ -144,7 +147,7 @@ def test_group_that_does_not_fit_a_layer_is_named(denoiser: Denoiser, make_setti
     settings = make_settings(quantizer={"weight_group": 16})
     message = r"^time_embedding\.linear_1\.weight: .*groups of 16 .*found 8 inputs to a channel, expected a multiple"
     with pytest.raises(ValueError, match=message):
-        QuantizedNetwork(denoiser.network, Recipe.of(settings, Bits(4, 8), 2), EXAMPLE)
+        QuantizedNetwork(denoiser.network, make_recipe(settings, Bits(4, 8), 2), EXAMPLE)
 
 
 def test_groups_of_another_recipe_do_not_restore(make_quantized: Make) -> None:
@@ -283,7 +286,7 @@ def test_other_bits_do_not_restore(make_quantized: Make) -> None:
 def test_weight_that_is_not_finite_is_named(denoiser: Denoiser, settings: DatasetSettings) -> None:
     denoiser.network.get_parameter("mid_block.resnets.0.conv1.weight").data[0, 0, 0, 0] = float("nan")
     with pytest.raises(ValueError, match=r"^mid_block\.resnets\.0\.conv1\.weight: .*1 values that are NaN"):
-        QuantizedNetwork(denoiser.network, Recipe.of(settings, Bits(4, 8), 2), EXAMPLE)
+        QuantizedNetwork(denoiser.network, make_recipe(settings, Bits(4, 8), 2), EXAMPLE)
 
 
 def test_activation_that_is_not_finite_is_named(make_quantized: Make, calibration: Calibration) -> None:
@@ -296,14 +299,14 @@ def test_activation_that_is_not_finite_is_named(make_quantized: Make, calibratio
 def test_quantized_input_of_a_full_precision_weight(denoiser: Denoiser, settings: DatasetSettings) -> None:
     policy = Policy("strange", (("conv_in", Bits(32, 8)),))
     with pytest.raises(ValueError, match=r"^conv_in: w32a8 asks for a quantized input of a full-precision weight"):
-        QuantizedNetwork(denoiser.network, Recipe.of(settings, Bits(4, 8), 2, policy), EXAMPLE)
+        QuantizedNetwork(denoiser.network, make_recipe(settings, Bits(4, 8), 2, policy), EXAMPLE)
 
 
 def test_layer_that_is_never_reached_is_named(denoiser: Denoiser, settings: DatasetSettings) -> None:
     denoiser.network.get_submodule("mid_block").add_module("conv_in", nn.Conv2d(1, 1, 1))
     with pytest.raises(ValueError, match=r"never reaches: mid_block\.conv_in"):
         QuantizedNetwork(
-            denoiser.network, Recipe.of(settings, Bits(4, 8), 2), EXAMPLE, {"mid_block.conv_in": Role.CONVOLUTION}
+            denoiser.network, make_recipe(settings, Bits(4, 8), 2), EXAMPLE, {"mid_block.conv_in": Role.CONVOLUTION}
         )
 
 
@@ -321,7 +324,7 @@ def test_frozen_weights_give_the_same_outputs(make_quantized: Make, calibration:
 @pytest.fixture
 def two_widths(denoiser: Denoiser, settings: DatasetSettings, calibration: Calibration) -> QuantizedNetwork:
     """The tiny model at w4a8 whose sampling steps may use 4 activation bits instead, calibrated at both."""
-    network = QuantizedNetwork(denoiser.network, Recipe.of(settings, Bits(4, 8), 2, lower=(4,)), EXAMPLE)
+    network = QuantizedNetwork(denoiser.network, make_recipe(settings, Bits(4, 8), 2, lower=(4,)), EXAMPLE)
     for bits in (8, 4):
         network.use([bits] * 4)
         calibrate_activations(network, calibration)
@@ -442,7 +445,7 @@ def test_weights_and_activations_that_are_all_zero(
         layer.bias.data.zero_()  # type: ignore[operator]
     denoiser.network.get_parameter("up_blocks.0.resnets.0.conv1.weight").data[3].zero_()
     settings = make_settings(quantizer={"weight_search": weight_search})
-    network = QuantizedNetwork(denoiser.network, Recipe.of(settings, Bits(4, 4), 2), EXAMPLE)
+    network = QuantizedNetwork(denoiser.network, make_recipe(settings, Bits(4, 4), 2), EXAMPLE)
     calibrate_activations(network, calibration)
     layers = network.layers()
     assert not layers["mid_block.resnets.0.conv1"].quantized_weight().any()
@@ -471,7 +474,7 @@ def test_impossible_bits_of_a_layer_are_named(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         QuantizedNetwork(
-            denoiser.network, Recipe.of(settings, Bits(4, 8), 2, Policy("x", (("conv_in", bits),))), EXAMPLE
+            denoiser.network, make_recipe(settings, Bits(4, 8), 2, Policy("x", (("conv_in", bits),))), EXAMPLE
         )
 
 
@@ -486,7 +489,7 @@ def test_frozen_but_for_named_layers(make_quantized: Make, calibration: Calibrat
 
 
 def test_recipe_as_json(settings: DatasetSettings) -> None:
-    recipe = Recipe.of(settings, Bits(4, 8), 2)
+    recipe = make_recipe(settings, Bits(4, 8), 2)
     assert Recipe.from_plain(recipe.plain()) == recipe
 
 

@@ -8,7 +8,8 @@ import pytest
 import torch
 from diffusers.models.unets.unet_2d import UNet2DModel
 
-from quest.config import Bits, QuantizerSettings
+from quest.config.quantizer import QuantizerSettings
+from quest.config.values import Bits
 from quest.quantization.layers import QuantizedLayer
 from quest.quantization.network import QuantizedNetwork, Recipe
 from quest.quantization.policy import COMMON, EIGHT, FULL, Policy

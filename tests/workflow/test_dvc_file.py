@@ -10,22 +10,23 @@ import yaml
 from project import Plan, Project
 from test_provenance import provenance
 
-from quest.analysis import STUDIES
-from quest.config import METHODS, RunSettings
+from quest.config.methods import METHODS
+from quest.config.run import RunSettings
+from quest.studies import STUDIES
 
 ROOT = Path(__file__).parents[2]
 STAGES: dict[str, dict[str, Any]] = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
 CODE = {
     "reference": ["quest.metrics.reference"],
-    "calibrate": ["quest.calibration"],
-    "reconstruct": ["quest.reconstruction"],
+    "calibrate": ["quest.learning.calibration"],
+    "reconstruct": ["quest.learning.reconstruction"],
     "finetune": ["quest.methods", *(f"quest.methods.{name.replace('-', '_')}" for name in METHODS)],
-    "sample": ["quest.sampling"],
+    "sample": ["quest.diffusion.sampling"],
     "measure": ["quest.metrics.measure"],
-    "table": ["quest.tables"],
-    "figures": ["quest.figures"],
-    "track": ["quest.tracking"],
-    "analyse": ["quest.analysis", *(f"quest.analysis.{name}" for name in STUDIES)],
+    "table": ["quest.report.tables"],
+    "figures": ["quest.report.figures"],
+    "track": ["quest.report.tracking"],
+    "analyse": ["quest.studies", *(f"quest.studies.{name}" for name in STUDIES)],
 }
 
 

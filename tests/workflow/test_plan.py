@@ -12,7 +12,7 @@ from project import Plan, Project
 from snakemake.exceptions import WorkflowError
 
 from quest import config
-from quest.analysis import STUDIES
+from quest.studies import STUDIES
 
 ROOT = Path(__file__).parents[2]
 
@@ -68,8 +68,8 @@ def test_studies_run_only_when_they_are_asked_for(project: Project) -> None:
 
 
 def test_axes_multiply(project: Project) -> None:
-    rules = Plan(project, {"methods": ["minmax"], "bits": ["w4a4"], "seeds": [0, 1]}).rules()
-    assert "reconstruct" not in rules  # minmax does not start from it
+    rules = Plan(project, {"methods": ["nearest"], "bits": ["w4a4"], "seeds": [0, 1]}).rules()
+    assert "reconstruct" not in rules  # nearest does not start from it
     assert (rules["calibrate"], rules["finetune"], rules["sample"], rules["measure"]) == (2, 2, 8, 4)
     assert (rules["table"], rules["figures"]) == (1, 1)
 
@@ -142,9 +142,9 @@ def test_measure_gathers_the_shards_of_its_cell_and_of_full_precision(project: P
 def test_only_methods_that_start_from_it_are_given_the_reconstruction(project: Project) -> None:
     plan = Plan(project)
     quest = plan.job("results/finetune/digits/quest-w4a8-seed0.safetensors").shellcmd
-    minmax = plan.job("results/finetune/digits/minmax-w4a8-seed0.safetensors").shellcmd
+    nearest = plan.job("results/finetune/digits/nearest-w4a8-seed0.safetensors").shellcmd
     assert " --reconstruction results/reconstruction/digits/blocks-w4-seed0.safetensors " in quest
-    assert "--reconstruction" not in minmax
+    assert "--reconstruction" not in nearest
 
 
 def test_each_variant_of_the_reconstruction_is_made_once_for_each_weight_bit_width(project: Project) -> None:
@@ -180,7 +180,7 @@ def test_each_stage_is_given_the_settings_that_it_depends_on(project: Project) -
     # Activations are not quantized there.
     assert set(reconstruct["quantizer"]) == {"weight_search", "weight_group", "split_shortcuts"}
     assert set(plan.settings("results/finetune/digits/quest-w4a4-seed0.safetensors")["methods"]) == {"quest"}
-    assert set(plan.settings("results/finetune/digits/minmax-w4a4-seed0.safetensors")["methods"]) == {"minmax"}
+    assert set(plan.settings("results/finetune/digits/nearest-w4a4-seed0.safetensors")["methods"]) == {"nearest"}
 
 
 def test_a_variant_is_a_cell_with_settings_of_its_own(project: Project) -> None:

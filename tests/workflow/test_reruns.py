@@ -49,11 +49,11 @@ def test_a_setting_of_one_method_leaves_the_others_alone(finished: Project) -> N
 
 
 def test_a_changed_variant_runs_its_own_cells(finished: Project) -> None:
-    methods = {"methods": ["minmax", "quest", "quest+half-passes", "minmax+per-token"]}
+    methods = {"methods": ["nearest", "quest", "quest+half-passes", "nearest+per-token"]}
     ran = {"finetune": 6, "sample": 12, "measure": 6, "score": 6, **ENDS}
     plan = Plan(finished, methods)
     assert plan.rules() == ran
-    assert {job.wildcards.get("method", "minmax+per-token") for job in plan.jobs} == set(methods["methods"][2:])
+    assert {job.wildcards.get("method", "nearest+per-token") for job in plan.jobs} == set(methods["methods"][2:])
     file = "results/finetune/digits/quest+half-passes-w4a4-seed0.safetensors"
     before = Plan(finished, methods).settings(file)
     finished.edit("config/variants.yaml", "quest+half-passes", "methods", "quest", "passes", value=0.25)
@@ -79,7 +79,7 @@ def test_a_new_bit_width_runs_its_own_cells(finished: Project) -> None:
     [
         ("tables", {"score": 7, **ENDS}),
         ("methods/quest", QUEST),
-        ("methods/minmax", {"finetune": 3, "sample": 6, "measure": 3, "score": 3, **ENDS}),
+        ("methods/nearest", {"finetune": 3, "sample": 6, "measure": 3, "score": 3, **ENDS}),
         ("metrics/measure", ALL_MEASURED),
         ("config", {}),
         ("cli", {}),

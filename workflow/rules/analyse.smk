@@ -28,7 +28,7 @@ rule analyse:
         runtime=1_440,
     params:
         settings=lambda wildcards: protocol(*STUDIES[wildcards.study].sections)(wildcards),
-        code=code("quest.analysis", "quest.analysis.{study}"),
+        code=code("quest.studies", "quest.studies.{study}"),
         seed=RUN.seeds[0],
         files=study_options,
     shell:

@@ -16,7 +16,7 @@ rule calibrate:
         runtime=240,
     params:
         settings=protocol("sampler", "condition", "calibration"),
-        code=code("quest.calibration"),
+        code=code("quest.learning.calibration"),
     shell:
         "quest calibrate {wildcards.dataset} --settings {params.settings:q} --seed {wildcards.seed}"
         " --model {input.model} --output {output} > {log} 2>&1"

@@ -11,7 +11,7 @@ from typing import get_args
 from snakemake.exceptions import WorkflowError
 
 from quest import paths, published
-from quest.analysis import STUDIES
+from quest.studies import STUDIES
 from quest.config import (
     FULL_PRECISION,
     METHODS,

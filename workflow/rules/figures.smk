@@ -26,7 +26,7 @@ rule figures:
         mem_mb=2_000,
         runtime=10,
     params:
-        code=code("quest.figures"),
+        code=code("quest.report.figures"),
     shell:
         "quest figures {wildcards.dataset} {input.samples} --table {input.table}"
         " --grid {output.grid} --comparison {output.comparison} > {log} 2>&1"

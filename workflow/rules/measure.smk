@@ -49,7 +49,7 @@ rule score:
         mem_mb=500,
         runtime=5,
     params:
-        code=code("quest.tables"),
+        code=code("quest.report.tables"),
     shell:
         "quest score {input} --output {output} > {log} 2>&1"
 

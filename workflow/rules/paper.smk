@@ -24,7 +24,7 @@ rule paper:
         mem_mb=1_000,
         runtime=10,
     params:
-        code=code("quest.paper"),
+        code=code("quest.report.paper"),
     shell:
         "quest paper {wildcards.table} {wildcards.dataset} {input.metrics} --published {input.published}"
         " --output {output.json} --csv {output.csv} --markdown {output.markdown} > {log} 2>&1"
@@ -47,7 +47,7 @@ rule track_paper:
         mem_mb=2_000,
         runtime=10,
     params:
-        code=code("quest.tracking"),
+        code=code("quest.report.tracking"),
     shell:
         "quest track --paper {input} --output {output} > {log} 2>&1"
 

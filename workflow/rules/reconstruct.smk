@@ -23,7 +23,7 @@ rule reconstruct:
             "quantizer.split_shortcuts",
             "reconstruction",
         ),
-        code=code("quest.reconstruction"),
+        code=code("quest.learning.reconstruction"),
     shell:
         "quest reconstruct {wildcards.dataset} --settings {params.settings:q} --weight-bits {wildcards.weight_bits}"
         " --variant {wildcards.variant} --seed {wildcards.seed} --model {input.model} --calibration {input.calibration}"

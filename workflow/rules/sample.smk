@@ -22,7 +22,7 @@ rule sample:
             "evaluation.shards",
             "evaluation.batch_size",
         ),
-        code=code("quest.sampling"),
+        code=code("quest.diffusion.sampling"),
         checkpoint=option("checkpoint"),
     shell:
         "quest sample {wildcards.dataset} --settings {params.settings:q} --seed {wildcards.seed}"

@@ -20,7 +20,7 @@ rule table:
         mem_mb=1_000,
         runtime=10,
     params:
-        code=code("quest.tables"),
+        code=code("quest.report.tables"),
     shell:
         "quest table {wildcards.dataset} {input.metrics}"
         " --output {output.json} --csv {output.csv} --markdown {output.markdown} > {log} 2>&1"

@@ -14,7 +14,7 @@ rule track:
         mem_mb=2_000,
         runtime=10,
     params:
-        code=code("quest.tracking"),
+        code=code("quest.report.tracking"),
         figures=option("figure"),
     shell:
         "quest track {input.table} {params.figures} --output {output} > {log} 2>&1"

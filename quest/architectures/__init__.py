@@ -1,0 +1,1 @@
+"""What the library knows of each kind of network."""

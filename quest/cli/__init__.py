@@ -1,0 +1,111 @@
+"""The command line: `quest <stage>` for each stage of the pipeline, and commands for results, benchmarks and tools.
+
+A command is looked up by name and imported when it runs, so that `quest --help`, tables and tracking start at once.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import json
+import logging
+import pkgutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from quest import stages
+from quest.artifacts import ArtifactError
+from quest.config.dataset import DatasetSettings, load_dataset
+from quest.config.reading import validate
+from quest.config.values import FULL_PRECISION, ConfigError
+from quest.config.variants import load_variants, of_cell
+
+# Commands that are no stages: their module in this package, and their help.
+_OTHERS = {
+    "compare": ("results", "Print cells side by side, with differences and their errors."),
+    "ui": ("results", "Fill MLflow from the tables in results/ and open its page on loopback."),
+    "tune": ("tools", "Finetune a cell with every combination of settings; print their losses on held-out data."),
+    "prompts": ("tools", "Choose prompts from a text file or from COCO's captions."),
+    "config": ("tools", "Check and document the configuration."),
+    "shapes": ("tools", "Pictures and prompts of the embedded datasets that a program draws."),
+    "testkit": ("bench", "Try models of the papers' sizes with random weights."),
+    "bench": ("bench", "Measure speed and memory."),
+}
+
+
+class _Commands(click.Group):
+    """Finds commands by name, and turns the errors that a user can mend into one clear message and exit code 1."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return [*_stages(), *_OTHERS]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name in _stages():
+            return stage_command(cmd_name)
+        if cmd_name in _OTHERS:
+            return getattr(importlib.import_module(f"quest.cli.{_OTHERS[cmd_name][0]}"), cmd_name)
+        return None
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """As click does, but without importing a single command."""
+        for heading, rows in (
+            ("Stages of the pipeline", [(name, _help_of_stage(name)) for name in _stages()]),
+            ("Other commands", [(name, text) for name, (_, text) in _OTHERS.items()]),
+        ):
+            with formatter.section(heading):
+                formatter.write_dl(rows)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (ArtifactError, ConfigError, ValueError) as error:
+            if ctx.params["debug"]:
+                raise
+            raise click.ClickException(str(error)) from error
+        except KeyboardInterrupt:
+            click.echo("interrupted; nothing half-written is left, run the same command to go on", err=True)
+            sys.exit(130)
+
+
+@click.group(cls=_Commands)
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+@click.version_option(package_name="quest-diffusion")
+def main(debug: bool) -> None:
+    """Low-bit diffusion models by efficient selective finetuning (QuEST)."""
+    logging.basicConfig(
+        level=logging.DEBUG if debug else logging.INFO, format="%(name)s: %(message)s", stream=sys.stderr
+    )
+    for name in ("matplotlib", "PIL", "alembic", "mlflow"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def stage_command(name: str) -> click.Command:
+    """The command of a stage: its ``run``, called with what its ``PARAMETERS`` declare."""
+    module = importlib.import_module(f"quest.stages.{name.replace('-', '_')}")
+
+    def run(**given: Any) -> None:
+        if "settings" in given:
+            given["settings"] = protocol(given["dataset"], given["settings"], given.get("method", FULL_PRECISION))
+        module.run(**given)
+
+    return click.Command(name, params=list(module.PARAMETERS), callback=run, help=module.__doc__)
+
+
+def protocol(dataset: str, given: str | None, method: str = FULL_PRECISION) -> DatasetSettings:
+    """The settings of a cell; ``given`` is the JSON that a rule passes (the parts that it depends on)."""
+    if given is None:
+        return of_cell(load_dataset(dataset), method, load_variants())
+    return validate(DatasetSettings, json.loads(given), "--settings")
+
+
+def _stages() -> list[str]:
+    return [file.name.replace("_", "-") for file in pkgutil.iter_modules(stages.__path__)]
+
+
+def _help_of_stage(name: str) -> str:
+    """The first line of a stage's docstring."""
+    source = Path(stages.__path__[0], f"{name.replace('-', '_')}.py").read_text(encoding="utf-8")
+    return (ast.get_docstring(ast.parse(source)) or "").partition("\n")[0]

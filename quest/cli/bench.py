@@ -1,0 +1,152 @@
+"""`quest bench` and `quest testkit`: speed and memory, and models of the papers' sizes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from quest.cli import protocol
+from quest.config.dataset import load_dataset
+from quest.stages import DEVICE, FILE, PROTOCOL
+
+if TYPE_CHECKING:
+    import torch
+
+
+@click.group()
+def bench() -> None:
+    """Measure speed and memory."""
+
+
+@bench.command("stages")
+def bench_stages() -> None:
+    """Print the seconds of each stage of the last run (from Snakemake's benchmark files)."""
+    from quest.report import costs
+
+    click.echo(costs.stages(Path("benchmarks")))
+
+
+_network = click.Choice(["imagenet", "bedrooms"])
+
+
+@bench.command("weights", params=[DEVICE])
+@click.option("--network", type=_network, default="bedrooms", show_default=True, help="Which LDM-4 U-Net.")
+@click.option("--bits", type=click.IntRange(2, 8), default=4, show_default=True)
+def bench_weights(network: str, bits: int, device: torch.device) -> None:
+    """Time the search for the weight scales of a U-Net of the paper, random weights, at its real size."""
+    from quest.bench import weights
+
+    click.echo(weights.run(network, bits, device))
+
+
+@bench.command("reconstruction", params=[DEVICE])
+@click.option(
+    "--network", "networks", type=_network, multiple=True, default=("imagenet", "bedrooms"), show_default=True
+)
+@click.option("--iterations", type=click.IntRange(min=1), default=10, show_default=True, help="Steps of each kind.")
+@click.option(
+    "--batch", type=click.IntRange(min=1), default=50, show_default=True, help="Cut the published batches down to this."
+)
+def bench_reconstruction(networks: tuple[str, ...], iterations: int, batch: int, device: torch.device) -> None:
+    """Time optimisation steps on the U-Nets of the paper, random weights, beside the published code's."""
+    from quest.bench import training
+
+    click.echo(training.run(networks, iterations, batch, device))
+
+
+@bench.command("metrics")
+@click.option("--images", type=click.IntRange(min=64), default=512, show_default=True, help="Images of 256×256.")
+@click.option("--rows", type=click.IntRange(min=2050), default=10_000, show_default=True, help="Rows of features.")
+def bench_metrics(images: int, rows: int) -> None:
+    """Time feature extraction, FID statistics and FID beside torchmetrics and torch-fidelity, where installed."""
+    from quest.bench import metrics
+
+    click.echo(metrics.run(images, rows))
+
+
+@bench.command("memory", params=[DEVICE])
+@click.option("--images", type=click.IntRange(min=100), default=50_000, show_default=True, help="Images of 256×256.")
+@click.option("--shard", type=click.IntRange(min=1), default=1_000, show_default=True, help="Images of one file.")
+def bench_memory(images: int, shard: int, device: torch.device) -> None:
+    """Measure random images, shard by shard, by all metrics, and print the peak memory of the process."""
+    from quest.bench import memory
+
+    click.echo(memory.run(images, shard, device))
+
+
+@bench.command("evaluator", params=[DEVICE])
+@click.option("--samples", type=FILE, required=True, help="Images to measure, a batch of ADM's layout (.npz).")
+@click.option("--reference", "reference_file", type=FILE, required=True, help="Reference batch of the same layout.")
+@click.option(
+    "--extractor",
+    type=FILE,
+    default=Path("inception-fid"),
+    show_default=True,
+    help="inception-fid from the user's cache, a path of its weights, or an extractor artifact.",
+)
+@click.option("--published", is_flag=True, help="Beside it, what ADM prints for its upsampled ImageNet-256 samples.")
+def bench_evaluator(
+    samples: Path, reference_file: Path, extractor: Path, published: bool, device: torch.device
+) -> None:
+    """Measure two batches as ADM's evaluator does; as JSON, or beside its published row."""
+    from quest.metrics import adm, evaluation
+
+    row = evaluation.of_batches(samples, reference_file, extractor, device)
+    click.echo(json.dumps(row, indent=1))
+    if published:
+        for name, expected in adm.PUBLISHED_ADM_G_U.items():
+            gap = row[name] - expected
+            click.echo(f"{name}: {row[name]:.4f}, ADM prints {expected:.4f} ({gap:+.4f}, {gap / expected:+.2%})")
+
+
+@bench.command("embedded", params=[*PROTOCOL, DEVICE])
+@click.option("--images", type=click.IntRange(min=240), default=1_000, show_default=True, help="Images to draw.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of their noise.")
+@click.option("--grid", type=FILE, help="PNG of the first 64 of them.")
+def bench_embedded(
+    dataset: str, settings: str | None, images: int, seed: int, grid: Path | None, device: torch.device
+) -> None:
+    """How good the full-precision model of DATASET is, one of shapes, and its first stage, extractor and CLIP model."""
+
+    from quest.bench import embedded
+
+    click.echo(embedded.run(protocol(dataset, settings), images, seed, grid, device))
+
+
+@click.group()
+def testkit() -> None:
+    """Try models of the papers' sizes with random weights."""
+
+
+@testkit.command("random-checkpoint")
+@click.argument("dataset")
+@click.option("--output", type=click.Path(path_type=Path), required=True, help="File or folder to write.")
+def testkit_random_checkpoint(dataset: str, output: Path) -> None:
+    """Write random weights of the model of DATASET in its published layout."""
+    from quest.bench import testkit
+
+    testkit.random_checkpoint(dataset, output, load_dataset(dataset).architecture)
+
+
+@testkit.command("truesize", params=[DEVICE])
+@click.argument("dataset")
+@click.option("--source", type=click.Path(path_type=Path), help="Weights to take; random ones without.")
+def testkit_truesize(dataset: str, source: Path | None, device: torch.device) -> None:
+    """Take a model of the size of DATASET's through import, calibration, 4 bits, finetuning and sampling."""
+    import tempfile
+
+    from quest.bench import testkit
+
+    settings = load_dataset(dataset)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        if source is None:
+            source = folder / ("source.ckpt" if settings.architecture else "source")
+            testkit.random_checkpoint(dataset, source, settings.architecture)
+        for stage, seconds, peak, notes in testkit.walk(
+            testkit.small(settings, source, folder / "prompts.txt"), folder, device
+        ):
+            click.echo(f"{dataset} {stage}: {seconds:.1f} s, peak {peak:.0f} MiB {json.dumps(notes) if notes else ''}")

@@ -1,0 +1,47 @@
+"""QuEST: its settings."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from quest.config.method import MethodSettings
+from quest.config.values import Positive, Rate
+
+
+class QuestSettings(MethodSettings):
+    """QuEST: time-embedding alignment (TLA), then attention-related alignment (CMA); paper section 3.3."""
+
+    title = "QuEST"
+    grouping = "blocks"
+
+    rounding: Literal["learned", "nearest"] = Field(
+        default="learned", description="rounding of the weights that finetuning starts from"
+    )
+    stages: tuple[Literal["tla", "cma", "full"], ...] = Field(
+        default=("tla", "cma"),
+        description="what is finetuned, in this order; full: every layer and activation scale at once, on the schedule "
+        "of stage 2",
+    )
+    passes: Rate = Field(default=1.0, description="multiplies the passes of every stage")
+    tla_epochs: Positive = Field(default=200, description="passes of stage 1 over its samples")
+    tla_samples: Positive = Field(default=8, description="samples of each recorded step used in stage 1")
+    tla_batch_size: Positive = 2
+    tla_weight_lr: Rate = 1e-5
+    tla_scale_lr: Rate = 1e-5
+    cma_epochs: Positive = Field(default=20, description="passes of stage 2 over its samples")
+    cma_samples: Positive = Field(default=64, description="samples of each recorded step used in stage 2")
+    cma_batch_size: Positive = 4
+    cma_weight_lr: Rate = 1e-5
+    cma_scale_lr: Rate = 1e-4
+    cma_layers: tuple[str, ...] = Field(
+        default=("attention_q", "attention_k", "attention_v", "feed_forward"),
+        description="roles of the layers whose weights stage 2 trains",
+    )
+    adapter_rank: Positive | None = Field(
+        default=None,
+        description="rank of the adapters that stage 2 trains instead of weights (QALoRA), merged when it ends",
+    )
+    local_loss: bool = Field(default=True, description="match the outputs of the trained layers")
+    global_loss: bool = Field(default=True, description="match the predicted noise (L_G)")

@@ -1,0 +1,55 @@
+"""What every section of the configuration is made of: strict settings, bit-widths, the cells of a table."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, NamedTuple
+
+from pydantic import BaseModel, ConfigDict, Field
+
+FULL_PRECISION = "fp"
+
+Positive = Annotated[int, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0)]
+Rate = Annotated[float, Field(gt=0)]
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be run; the message says which key, what was found and what is allowed."""
+
+
+class Settings(BaseModel):
+    """Base of every settings class: unknown keys are errors, values do not change after validation."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Bits(NamedTuple):
+    """Bit-widths of weights and activations, written ``w4a8``; 32 is full precision."""
+
+    weight: int
+    activation: int
+
+    @classmethod
+    def parse(cls, text: str) -> Bits:
+        """``"w4a8"`` to Bits(4, 8). Raises ConfigError unless both are in 2…8, or both 32."""
+        match = re.fullmatch(r"w(\d+)a(\d+)", text)
+        bits = cls(int(match[1]), int(match[2])) if match else None
+        if bits is None or str(bits) != text or (bits != cls(32, 32) and not all(2 <= b <= 8 for b in bits)):
+            raise ConfigError(
+                f"bits: {text!r} is not w<weight bits>a<activation bits> with bits from 2 to 8, like w4a8"
+            )
+        return bits
+
+    def __str__(self) -> str:
+        return f"w{self.weight}a{self.activation}"
+
+
+UNQUANTIZED = Bits(32, 32)
+
+
+class Cell(NamedTuple):
+    """One row of a table before seeds: a method at a bit-width."""
+
+    method: str
+    bits: str

@@ -1,0 +1,1 @@
+"""Low-bit checkpoints and what is made of them."""

@@ -1,0 +1,1 @@
+"""Models that denoise, samplers, and what conditions them."""

@@ -1,0 +1,52 @@
+"""What each sample of a run is drawn for: its class or its prompt, the same whatever the batches and shards."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from quest.config.sampling import ConditionSettings
+
+EVALUATION = "evaluation"
+
+
+def conditions(settings: ConditionSettings | None, purpose: str, seed: int, indices: Sequence[int]) -> list[Any] | None:
+    """Conditions of the samples ``indices``, or None for an unconditional model.
+
+    Images to be evaluated take classes or prompts in turn, so that all come equally often. Every other purpose takes
+    them in turn from an order of its own, so that a few samples are spread over all of them. Raises ValueError for a
+    prompt file that cannot be used.
+    """
+    if settings is None:
+        return None
+    choices: Sequence[Any] = range(settings.classes) if settings.classes else read_prompts(_path(settings))
+    order = list(range(len(choices)))
+    if purpose != EVALUATION:
+        stream = hashlib.sha256(f"conditions/{purpose}/{seed}".encode()).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(stream[:4], "little"))
+        order = torch.randperm(len(choices), generator=generator).tolist()
+    return [choices[order[index % len(order)]] for index in indices]
+
+
+def read_prompts(path: Path) -> list[str]:
+    """The prompts of a text file, one a line. Raises ValueError when it is missing or a line is empty."""
+    try:
+        prompts = path.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise ValueError(
+            f"condition.prompts: {path}: {error.strerror}; expected a text file with one prompt a line"
+        ) from error
+    empty = [number for number, prompt in enumerate(prompts, 1) if not prompt.strip()]
+    if not prompts or empty:
+        found = f"line {empty[0]} is empty" if empty else "no line"
+        raise ValueError(f"condition.prompts: {path}: {found}; expected one prompt a line")
+    return prompts
+
+
+def _path(settings: ConditionSettings) -> Path:
+    assert settings.prompts is not None  # the settings have one of both
+    return settings.prompts

@@ -1,0 +1,52 @@
+"""Images in shards. Image i of a seed is drawn from its own noise, whatever the shards, batches and devices."""
+
+from __future__ import annotations
+
+from collections import deque
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from quest.config.dataset import DatasetSettings
+from quest.diffusion import denoiser as denoisers
+from quest.diffusion.conditions import EVALUATION, conditions
+from quest.diffusion.correction import Correction
+from quest.diffusion.denoiser import Denoiser
+from quest.noise import SampleNoise
+
+
+def draw(
+    model: Denoiser,
+    network: nn.Module,
+    settings: DatasetSettings,
+    seed: int,
+    indices: range,
+    device: torch.device,
+    correction: Correction | None = None,
+) -> Tensor:
+    """Images ``indices`` of ``seed`` by ``network``, (len(indices), channels, H, W) uint8 on the CPU."""
+    sampler = model.sampler(settings.sampler)
+    images = []
+    batches = [
+        indices[i : i + settings.evaluation.batch_size] for i in range(0, len(indices), settings.evaluation.batch_size)
+    ]
+    for batch in tqdm(batches, desc="sample", unit="batch", mininterval=5):
+        noise = SampleNoise(EVALUATION, seed, batch, model.shape)
+        guidance = model.guidance(conditions(settings.condition, EVALUATION, seed, batch), sampler.guidance_scale)
+        with torch.inference_mode():
+            trajectory = sampler.trajectory(denoisers.predictor(network, guidance), noise, device, correction)
+            images.append(to_uint8(model.decode(deque(trajectory, maxlen=1).pop())))
+    return torch.cat(images)
+
+
+def to_uint8(x: Tensor) -> Tensor:
+    """[-1, 1] to 0 … 255, rounded; values outside are clipped."""
+    return ((x + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).cpu()
+
+
+def shard_indices(images: int, shard: int, shards: int) -> range:
+    """The images of one shard: contiguous, sizes differing by at most one."""
+    if not 0 <= shard < shards:
+        raise ValueError(f"--shard: {shard}; evaluation.shards is {shards}, so 0 to {shards - 1} are there")
+    return range(images * shard // shards, images * (shard + 1) // shards)

@@ -1,0 +1,1 @@
+"""What quantized networks are learned from and how."""

@@ -1,0 +1,251 @@
+"""Finetuning of chosen weights and activation scales of a quantized network against its full-precision teacher."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import mse_loss
+from torch.nn.utils import parametrize
+from tqdm import tqdm
+
+from quest.learning.calibration import Calibration, Samples
+from quest.quantization import grid as grids
+from quest.quantization.grid import MIN_SCALE
+from quest.quantization.layers import QuantizedLayer
+from quest.quantization.network import QuantizedNetwork
+from quest.quantization.quantizers import ActivationQuantizer, calibrating
+
+log = logging.getLogger(__name__)
+_CALIBRATION_SAMPLES = 64  # of each group of steps, in one batch
+_TEACHER_BATCH = 64
+
+
+@torch.no_grad()
+def calibrate_activations(network: QuantizedNetwork, calibration: Calibration) -> None:
+    """Choose the activation scales of every group of sampling steps from samples of its steps, weights quantized.
+
+    One call a group: a layer is calibrated on inputs that the layers before it already quantize.
+    """
+    data = calibration.samples(len(calibration))
+    with calibrating(network):
+        for members in sets_of(network, data):
+            # Evenly from all steps of the group.
+            few = torch.linspace(0, len(members) - 1, min(_CALIBRATION_SAMPLES, len(members))).round().long()
+            predict(network, data, members[few])
+
+
+@contextmanager
+def running_ranges(network: QuantizedNetwork, momentum: float, first: grids.Search = "max") -> Iterator[None]:
+    """Within, activation quantizers follow what they see, starting anew: m ← momentum · m + (1 - momentum) · min(x),
+    likewise the maximum, and a grid that spans both and zero, set before the batch is quantized.
+
+    first: how the grid for the first batch of a group of sampling steps is chosen. Raises ValueError at the end when a
+    quantizer has seen a number that is not finite.
+    """
+    ranges: dict[tuple[ActivationQuantizer, int], tuple[Tensor, Tensor]] = {}
+
+    def follow(site: ActivationQuantizer, inputs: tuple[Tensor, ...]) -> None:
+        index = network.step.index
+        rows = site.granularity.rows(inputs[0])
+        low, high = rows.aminmax(dim=1)
+        if (site, index) in ranges:
+            before = ranges[site, index]
+            low, high = torch.lerp(low, before[0], momentum), torch.lerp(high, before[1], momentum)
+            site.put(index, *grids.from_range(low, high, site.grid))
+        else:
+            site.choose(rows, index, first)
+        ranges[site, index] = low, high
+
+    handles = [site.register_forward_pre_hook(follow) for site in network.sites().values()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+    for (site, _), bounds in ranges.items():  # asked once, for it waits for the device
+        if not bool(torch.isfinite(torch.stack(bounds)).all()):
+            raise ValueError(f"activation {site.name}: found values that are NaN or infinite, expected finite numbers")
+
+
+def sets_of(network: QuantizedNetwork, data: Samples) -> list[Tensor]:
+    """Positions in ``data`` of the samples of each group of sampling steps. Raises ValueError for an empty group."""
+    step = network.step
+    sets = [(data.steps * step.sets // step.steps == index).nonzero().flatten() for index in range(step.sets)]
+    for index, members in enumerate(sets):
+        if not len(members):
+            first, last = index * step.steps // step.sets, (index + 1) * step.steps // step.sets - 1
+            raise ValueError(
+                f"no calibration sample for sampling steps {first} to {last}, which have scales of their own; "
+                f"record more steps (calibration.steps) or use fewer sets than {step.sets}"
+            )
+    return sets
+
+
+def predict(network: QuantizedNetwork, data: Samples, batch: Tensor) -> Tensor:
+    """Predicted noise of samples ``batch`` (positions in ``data``, all of one group of sampling steps)."""
+    network.set_step(int(data.steps[batch[0]]))
+    return network(*data.arguments(batch)).sample
+
+
+@dataclass(frozen=True)
+class Targets:
+    """Teacher outputs for the samples of a stage: noise (n, C, H, W), and the output (n, …) of each layer by name."""
+
+    noise: Tensor
+    layers: dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One finetuning stage: what is trained, on how much data, and with which losses.
+
+    layers: whose weights and biases are trained and whose outputs the local loss matches. sites: activation
+    quantizers whose scales are trained. samples: of each recorded step; epochs: passes over all of them. Groups of
+    steps are interleaved, so that none is favoured by coming last.
+    """
+
+    name: str
+    layers: dict[str, QuantizedLayer]
+    sites: list[ActivationQuantizer]
+    epochs: int
+    samples: int
+    batch_size: int
+    weight_lr: float
+    scale_lr: float
+    local_loss: bool = True
+    global_loss: bool = True
+
+    def __post_init__(self) -> None:
+        if not (self.local_loss or self.global_loss):
+            raise ValueError(f"{self.name}: both losses are off; switch on local_loss, global_loss or both")
+        if not self.layers:
+            raise ValueError(f"{self.name}: the network has no layer of the roles that this stage trains")
+
+    def weights(self) -> list[nn.Parameter]:
+        """Weights and biases that are trained; of a layer with an adapter, the adapter alone."""
+        return [parameter for layer in self.layers.values() for parameter in _trained(layer)]
+
+    def steps(self, network: QuantizedNetwork, calibration: Calibration) -> int:
+        """How often the optimizers step."""
+        groups = sets_of(network, calibration.samples(self.samples))
+        return self.epochs * sum(len(members.split(self.batch_size)) for members in groups)
+
+    @torch.no_grad()
+    def record(self, network: QuantizedNetwork, calibration: Calibration) -> Targets:
+        """The teacher's outputs on this stage's samples; call before the network's weights are trained."""
+        data = calibration.samples(self.samples)
+        noise: list[Tensor] = []
+        layers: list[dict[str, Tensor]] = []
+        with network.quantizing(weights=False, activations=False):
+            for batch in torch.arange(len(data)).split(_TEACHER_BATCH):
+                with _outputs_of(self.layers if self.local_loss else {}) as outputs:
+                    noise.append(predict(network, data, batch))
+                layers.append(outputs)
+        return Targets(torch.cat(noise), {name: torch.cat([part[name] for part in layers]) for name in layers[0]})
+
+
+def _trained(layer: QuantizedLayer) -> list[nn.Parameter]:
+    if parametrize.is_parametrized(layer, "weight"):
+        return list(layer.parametrizations["weight"][0].parameters())  # type: ignore[index]
+    return [parameter for parameter in (layer.weight, layer.bias) if parameter is not None]
+
+
+def finetune(
+    network: QuantizedNetwork, calibration: Calibration, stage: Stage, targets: Targets, seed: int
+) -> list[dict[str, float]]:
+    """Train ``stage`` in place; returns the mean of each loss term in each epoch, {"local", "global"}.
+
+    Adam on the weights keeps its state throughout; each group of steps has its own Adam for its activation scales.
+    Only what is trained requires gradients. Everything is in eval mode.
+    """
+    data = calibration.samples(stage.samples)
+    groups = sets_of(network, data)
+    weights = stage.weights()
+    order = torch.Generator().manual_seed(seed)
+    history = []
+    with training_sets(stage.sites) as scales, network.frozen(but=stage.layers):
+        optimizer = torch.optim.Adam(weights, lr=stage.weight_lr)
+        scale_optimizers = [torch.optim.Adam(of_set, lr=stage.scale_lr) for of_set in scales]
+        for parameter in weights:
+            parameter.requires_grad_(True)
+        try:
+            progress = tqdm(range(stage.epochs), desc=stage.name, unit="epoch", mininterval=5)
+            for _ in progress:
+                batches = [
+                    (index, batch)
+                    for index, members in enumerate(groups)
+                    for batch in members[torch.randperm(len(members), generator=order)].split(stage.batch_size)
+                ]
+                total: dict[str, Tensor] = {}
+                for choice in torch.randperm(len(batches), generator=order).tolist():
+                    index, batch = batches[choice]
+                    terms = _losses(network, data, stage, targets, batch)
+                    torch.stack(list(terms.values())).sum().backward()
+                    for used in (optimizer, scale_optimizers[index]):
+                        used.step()
+                        used.zero_grad()
+                    keep_positive(scales[index])
+                    for name, term in terms.items():
+                        part = term.detach().double() / len(batches)
+                        total[name] = total[name] + part if name in total else part
+                history.append({name: value.item() for name, value in total.items()})  # waits for the device
+                progress.set_postfix({name: f"{value:.3g}" for name, value in history[-1].items()})
+        finally:
+            for parameter in weights:
+                parameter.requires_grad_(False)
+    log.info("%s: first epoch %s, last %s", stage.name, history[0], history[-1])
+    return history
+
+
+def _losses(
+    network: QuantizedNetwork, data: Samples, stage: Stage, targets: Targets, batch: Tensor
+) -> dict[str, Tensor]:
+    """local: mean_l MSE(O_l, Ô_l); global: MSE(ε, ε̂); those that are switched on."""
+    with _outputs_of(stage.layers if stage.local_loss else {}) as outputs:
+        noise = predict(network, data, batch)
+    losses = {}
+    if stage.local_loss:
+        local = [mse_loss(output, targets.layers[name][batch]) for name, output in outputs.items()]
+        losses["local"] = torch.stack(local).mean()
+    if stage.global_loss:
+        losses["global"] = mse_loss(noise, targets.noise[batch])
+    return losses
+
+
+@contextmanager
+def _outputs_of(layers: dict[str, QuantizedLayer]) -> Iterator[dict[str, Tensor]]:
+    """Within, the outputs of layers as they come out, inside the graph: a local loss on them carries gradient."""
+    outputs: dict[str, Tensor] = {}
+
+    def keep(name: str):
+        def hook(_module: nn.Module, _inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            outputs[name] = output
+
+        return hook
+
+    handles = [layer.register_forward_hook(keep(name)) for name, layer in layers.items()]
+    try:
+        yield outputs
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def training_sets(sites: list[ActivationQuantizer]) -> Iterator[list[tuple[nn.Parameter, ...]]]:
+    """Within, the scales of all sites as parameters: for each set of sampling steps those of every site."""
+    with ExitStack() as stack:
+        by_site = [stack.enter_context(site.training_sets()) for site in sites]
+        yield list(zip(*by_site, strict=True))
+
+
+@torch.no_grad()
+def keep_positive(scales: Iterable[Tensor]) -> None:
+    """After an optimizer's step: no scale is left smaller than a grid can have."""
+    for scale in scales:
+        scale.clamp_(min=MIN_SCALE)

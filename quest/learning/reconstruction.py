@@ -1,0 +1,360 @@
+"""Block-wise learned rounding of the weights: AdaRound on residual, attention and transformer blocks.
+
+Units in execution order. Grouping "blocks" takes each block as it is; "temporal" first learns the time embedding and
+its projections into all residual blocks as one unit, which depends on the timestep alone, and later units leave them
+as they are (TFMQ-DM).
+A unit's inputs come from the network with all weights quantized (those before it with their learned rounding, those
+after it rounded to nearest) and activations in full precision; its targets come from the full-precision network
+(Q-Diffusion, section 3). Minimised for each unit:
+    Σ_channels |out_q - out|², averaged over the rest,  +  λ · Σ (1 - |2h - 1|^β)
+with the second term off during warm-up and β falling linearly afterwards. The result is one bit for each weight, kept
+beside the scales, and shared by every method that starts from this grouping at these weight bits.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Container
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers.models.attention import BasicTransformerBlock
+from diffusers.models.attention_processor import Attention
+from diffusers.models.resnet import ResnetBlock2D
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from quest import artifacts
+from quest.architectures.order import in_call_order
+from quest.architectures.temporal import TemporalBlock
+from quest.config.learning import ReconstructionSettings
+from quest.config.method import Grouping
+from quest.diffusion.denoiser import Denoiser
+from quest.learning.calibration import Calibration, Samples
+from quest.quantization import packing
+from quest.quantization.layers import QuantizedLayer
+from quest.quantization.network import QuantizedNetwork
+from quest.quantization.quantizers import WeightQuantizer
+from quest.quantization.rounding import AdaRound, Fixed
+
+log = logging.getLogger(__name__)
+
+_BLOCKS = (ResnetBlock2D, BasicTransformerBlock, Attention)
+_CHUNK = 64  # samples of one full call while inputs and targets are recorded
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Layers whose weights are rounded together, and the module that computes with them: a block, or a single layer.
+
+    layers: by their names in the network. entry: the module of the network whose arguments ``module`` is called with,
+    where ``module`` is not itself one that the network calls.
+    """
+
+    name: str
+    module: nn.Module
+    layers: dict[str, QuantizedLayer]
+    entry: nn.Module | None = None
+
+    def parts(self) -> dict[str, tuple[WeightQuantizer, Tensor]]:
+        """Weight quantizers with their weights, by the name that the artifact uses."""
+        return _parts(self.layers)
+
+    def without(self, names: Container[str]) -> Unit:
+        """The same unit, some of whose layers keep the rounding that they have."""
+        return replace(self, layers={name: layer for name, layer in self.layers.items() if name not in names})
+
+
+def units(network: QuantizedNetwork, grouping: Grouping = "blocks") -> list[Unit]:
+    """Units of a network in the order in which they are learned."""
+    blocks = _blocks(network)
+    if grouping == "blocks":
+        return blocks
+    temporal = TemporalBlock(network.network)
+    layers = {name: layer for name, layer in network.layers().items() if name in temporal.names}
+    first = Unit("temporal", temporal, layers, entry=temporal.time_embedding)
+    others = (unit.without(layers) for unit in blocks)
+    return [first, *(unit for unit in others if unit.layers)]
+
+
+def _blocks(network: QuantizedNetwork) -> list[Unit]:
+    """Blocks, and layers outside any, in the order in which one call of the network reaches them."""
+    found: dict[str, nn.Module] = {}
+
+    def collect(prefix: str, module: nn.Module) -> None:
+        for child_name, child in module.named_children():
+            name = f"{prefix}.{child_name}".strip(".")
+            if isinstance(child, (*_BLOCKS, QuantizedLayer)):
+                found[name] = child
+            else:
+                collect(name, child)
+
+    collect("", network.network)
+    with network.quantizing(weights=False, activations=False):
+        order = in_call_order(network, network.example, found)
+    layers = network.layers()
+    return [
+        Unit(name, found[name], {key: layers[key] for key in layers if f"{key}.".startswith(f"{name}.")})
+        for name in order
+    ]
+
+
+def reconstruct(
+    network: QuantizedNetwork,
+    calibration: Calibration,
+    settings: ReconstructionSettings,
+    seed: int,
+    progress: Progress,
+    grouping: Grouping = "blocks",
+) -> dict[str, Any]:
+    """Learn the rounding of every unit of ``network`` in place; returns the losses of each unit.
+
+    Loss names: "nearest" before and "learned" after, the reconstruction term alone with hard rounding on all samples.
+    Units that ``progress`` has already are taken from it; each finished unit is added to it.
+    """
+    losses = {}
+    data = calibration.samples(max(1, settings.samples // len(calibration.steps)))
+    with network.quantizing(weights=True, activations=False):
+        for number, unit in enumerate(tqdm(units(network, grouping), desc="reconstruct", unit="unit", mininterval=5)):
+            if unit.name not in progress.losses:
+                with network.frozen():  # no weight changes while inputs and targets are recorded
+                    cache = record(network, unit, data, settings.cache_mib, weights=True)
+                generator = torch.Generator().manual_seed(seed * 100_003 + number)
+                losses_of_unit = learn_unit(unit, cache, settings, generator)
+                progress.add(unit, losses_of_unit, cache)
+            else:
+                progress.put(unit)
+            losses[unit.name] = progress.losses[unit.name]
+    return losses
+
+
+class Progress:
+    """Decisions of finished units on disk, so that a killed run goes on after its last finished unit.
+
+    path: a file beside the output, removed when the stage ends. key: what the decisions depend on; a file of another
+    key is not used. cache_mib: the largest cache of all finished units, on the device and in host memory.
+    """
+
+    def __init__(self, path: Path, key: dict[str, Any]):
+        self._path, self._key = path, key
+        self.tensors: dict[str, Tensor] = {}
+        self.losses: dict[str, dict[str, float]] = {}
+        self.cache_mib = {"device": 0.0, "host": 0.0}
+        if path.exists():
+            artifact = artifacts.load_tensors(path, "reconstruction-progress")
+            if artifact.manifest.settings == key:
+                self.tensors, notes = artifact.tensors, artifact.manifest.notes
+                self.losses, self.cache_mib = notes["losses"], notes["cache_mib"]
+                log.info("going on after %d finished units", len(self.losses))
+
+    @property
+    def notes(self) -> dict[str, Any]:
+        """What an artifact says of the finished units beside their decisions."""
+        return {"losses": self.losses, "cache_mib": self.cache_mib}
+
+    def add(self, unit: Unit, losses: dict[str, float], cache: Cache) -> None:
+        """Keep the decisions of a unit that was just learned, from what ``cache`` holds."""
+        for name, (quantizer, _weight) in unit.parts().items():
+            assert isinstance(quantizer.rounding, Fixed)
+            self.tensors |= {
+                f"{name}.up": packing.pack_bits(quantizer.rounding.up),
+                f"{name}.scale": quantizer.scale,
+                f"{name}.zero_point": quantizer.zero_point.to(torch.int32),
+            }
+        self.losses[unit.name] = losses
+        for where, size in {"device": cache.device_bytes, "host": cache.host_bytes}.items():
+            self.cache_mib[where] = max(self.cache_mib[where], size / 2**20)
+        manifest = artifacts.Manifest("reconstruction-progress", settings=self._key, notes=self.notes)
+        artifacts.save_tensors(self._path, self.tensors, manifest)
+
+    def put(self, unit: Unit) -> None:
+        """Set the rounding of a unit as it was decided before."""
+        _put(unit.parts(), self.tensors)
+
+    def remove(self) -> None:
+        """The stage is done."""
+        self._path.unlink(missing_ok=True)
+
+
+def apply(path: Path, network: QuantizedNetwork, denoiser: Denoiser, grouping: Grouping = "blocks") -> str:
+    """Set the rounding of a network's weights as an artifact says; returns the artifact's sha256.
+
+    Raises ValueError when it is another grouping, or was made from another model or with another weight grid.
+    """
+    artifact = artifacts.load_tensors(path, "reconstruction")
+    manifest = artifact.manifest
+    if manifest.inputs["model"] != denoiser.sha256:
+        raise ValueError(
+            f"{path}: rounding of model {manifest.inputs['model'][:12]}…, but the model given is "
+            f"{denoiser.sha256[:12]}…"
+        )
+    recipe = network.recipe
+    for key, expected in {
+        "weight_bits": recipe.bits.weight,
+        "weight_search": recipe.quantizer.weight_search,
+        "weight_group": recipe.quantizer.weight_group,
+        "split_shortcuts": recipe.quantizer.split_shortcuts,
+        "grouping": grouping,
+    }.items():
+        if (found := manifest.settings.get(key)) != expected:
+            raise ValueError(f"{path}: reconstructed with {key} = {found}, expected {expected}")
+    parts = _parts(network.layers())
+    # A layer that the policy gives other bits was not reconstructed on its grid: it stays rounded to nearest.
+    parts = {name: pair for name, pair in parts.items() if pair[0].grid.bits == recipe.bits.weight}
+    if missing := sorted(name for name in parts if f"{name}.up" not in artifact.tensors):
+        raise ValueError(f"{path}: no rounding of {missing[0]}; reconstruct this network's weights again")
+    _put(parts, artifact.tensors)
+    return manifest.sha256
+
+
+def _put(parts: dict[str, tuple[WeightQuantizer, Tensor]], decisions: dict[str, Tensor]) -> None:
+    for name, (quantizer, weight) in parts.items():
+        # Not searched again: another device may find another scale, for which the decisions would be wrong.
+        quantizer.scale.copy_(decisions[f"{name}.scale"])
+        quantizer.zero_point.copy_(decisions[f"{name}.zero_point"])
+        up = decisions[f"{name}.up"].to(weight.device)
+        quantizer.rounding = Fixed(packing.unpack_bits(up, quantizer.ratio(weight).shape, f"{name}.up"))
+
+
+def _parts(layers: dict[str, QuantizedLayer]) -> dict[str, tuple[WeightQuantizer, Tensor]]:
+    return {
+        f"{name}.weight.{part}": pair
+        for name, layer in layers.items()
+        for part, pair in enumerate(layer.weight_parts())
+    }
+
+
+class _Reached(Exception):
+    """Ends a call of the network where it reaches a unit, and carries the unit's arguments."""
+
+    def __init__(self, args: tuple[Any, ...], named: dict[str, Any]):
+        super().__init__()
+        self.args, self.named = args, named
+
+
+def record(network: QuantizedNetwork, unit: Unit, data: Samples, cache_mib: int, *, weights: bool) -> Cache:
+    """Inputs of a unit and its outputs in full precision, over all samples.
+
+    weights: whether the inputs come from the network with quantized weights, or in full precision too.
+    """
+    cache = Cache(cache_mib * 2**20)
+    entry = unit.entry or unit.module
+
+    def reached(batch: Tensor) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        def stop(_module: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:
+            raise _Reached(args, named)
+
+        handle = entry.register_forward_pre_hook(stop, with_kwargs=True)
+        try:
+            network(*data.arguments(batch))
+        except _Reached as found:
+            return found.args, found.named
+        finally:
+            handle.remove()
+        raise ValueError(f"one call of the network never reaches {unit.name}")
+
+    for batch in torch.arange(len(data)).split(_CHUNK):
+        with torch.no_grad(), network.quantizing(weights=False, activations=False):
+            inputs = args, named = reached(batch)
+            target = unit.module(*args, **named)
+        if weights:
+            with torch.no_grad(), network.quantizing(weights=True, activations=False):
+                inputs = reached(batch)
+        cache.add(inputs, target)
+    return cache
+
+
+class Cache:
+    """Inputs and target of a unit for many samples, on the device up to a budget of bytes, the rest in host memory."""
+
+    def __init__(self, budget: int):
+        self.budget, self.device_bytes, self.host_bytes = budget, 0, 0
+        self._chunks: list[tuple[int, list[Tensor]]] = []  # first sample, tensors
+        self._layout: tuple[list[Any], dict[str, Any], list[str | int]] | None = None
+        self.samples = 0
+        self.device: torch.device | None = None
+
+    def add(self, inputs: tuple[tuple[Any, ...], dict[str, Any]], output: Tensor) -> None:
+        """One chunk of samples: the arguments of the unit, of which tensors are kept by sample, and its output."""
+        args, named = inputs
+        places: list[str | int] = [i for i, value in enumerate(args) if isinstance(value, Tensor)]
+        places += [key for key, value in named.items() if isinstance(value, Tensor)]
+        plain_args = [None if isinstance(value, Tensor) else value for value in args]
+        plain_named = {key: value for key, value in named.items() if not isinstance(value, Tensor)}
+        self._layout = plain_args, plain_named, places
+        tensors = [(args[p] if isinstance(p, int) else named[p]).detach() for p in places] + [output.detach()]
+        size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+        self.device = output.device
+        if self.device_bytes + size > self.budget:
+            tensors = [tensor.cpu() for tensor in tensors]
+            self.host_bytes += size
+        else:
+            self.device_bytes += size
+        self._chunks.append((self.samples, tensors))
+        self.samples += len(output)
+
+    def take(self, samples: Tensor) -> tuple[tuple[Any, ...], dict[str, Any], Tensor]:
+        """Arguments and target of the given samples (indices on the CPU), on the device."""
+        assert self._layout is not None
+        plain_args, plain_named, places = self._layout
+        rows = [
+            [tensor[mine - first].to(self.device) for tensor in tensors]
+            for first, tensors in self._chunks
+            if len(mine := samples[(samples >= first) & (samples < first + len(tensors[-1]))])
+        ]
+        *values, target = (torch.cat(parts) for parts in zip(*rows, strict=True))
+        args, named = list(plain_args), dict(plain_named)
+        for place, value in zip(places, values, strict=True):
+            if isinstance(place, int):
+                args[place] = value
+            else:
+                named[place] = value
+        return tuple(args), named, target
+
+
+def learn_unit(
+    unit: Unit, cache: Cache, settings: ReconstructionSettings, generator: torch.Generator
+) -> dict[str, float]:
+    """AdaRound on one unit in place, ending with hard rounding; returns its losses, as `reconstruct` names them.
+
+    Call it where weights are quantized and activations are not.
+    """
+    parts = list(unit.parts().values())
+    every = torch.arange(cache.samples)
+    nearest = error(unit, cache, every)
+    roundings = []
+    for quantizer, weight in parts:
+        quantizer.rounding = AdaRound(quantizer.ratio(weight.detach()))
+        roundings.append(quantizer.rounding)
+    optimizer = torch.optim.Adam([rounding.v for rounding in roundings], lr=settings.lr)
+    warmup = settings.warmup * settings.iterations
+    for iteration in range(1, settings.iterations + 1):
+        args, named, target = cache.take(torch.randint(cache.samples, (settings.batch_size,), generator=generator))
+        loss = distance(unit.module(*args, **named), target)
+        if iteration > warmup:
+            progress = (iteration - warmup) / (settings.iterations - warmup)
+            beta = settings.beta[0] + progress * (settings.beta[1] - settings.beta[0])
+            loss = loss + settings.rounding_weight * sum(rounding.penalty(beta) for rounding in roundings)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    for (quantizer, _weight), rounding in zip(parts, roundings, strict=True):
+        quantizer.rounding = rounding.hard()
+    return {"nearest": nearest, "learned": error(unit, cache, every)}
+
+
+def distance(output: Tensor, target: Tensor, power: float = 2.0) -> Tensor:
+    """|error|^power summed over axis 1 (channels of images, tokens of sequences), averaged over the rest."""
+    return (output - target).abs().pow(power).sum(1).mean()
+
+
+@torch.no_grad()
+def error(unit: Unit, cache: Cache, samples: Tensor, power: float = 2.0) -> float:
+    """`distance` of a unit's outputs from its targets, over the given samples of its cache."""
+    total = 0.0
+    for batch in samples.split(_CHUNK):
+        args, named, target = cache.take(batch)
+        total += distance(unit.module(*args, **named), target, power).item() * len(batch)
+    return total / len(samples)

@@ -1,0 +1,43 @@
+"""What a method starts from: the network on its grids, its weights rounded as was learned where the method says so."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from quest import methods
+from quest.config.dataset import DatasetSettings
+from quest.config.values import Bits
+from quest.diffusion.denoiser import Denoiser
+from quest.learning import reconstruction
+from quest.quantization.network import QuantizedNetwork, Recipe
+from quest.quantization.policy import COMMON, TIME_FULL_PRECISION, Policy
+
+
+def recipe(
+    settings: DatasetSettings, bits: Bits, sets: int = 1, policy: Policy = COMMON, lower: tuple[int, ...] = ()
+) -> Recipe:
+    """The recipe of a dataset at a bit-width, with ``sets`` groups of sampling steps."""
+    return Recipe(bits, settings.quantizer, sets, settings.sampler.steps, policy, lower)
+
+
+def recipe_of(settings: DatasetSettings, method: str, bits: Bits) -> Recipe:
+    """The recipe of a method's cell at a bit-width."""
+    module, own = methods.get(method), settings.method(method)
+    named = {"common": COMMON, "time_full_precision": TIME_FULL_PRECISION}
+    policy = named.get(own.policy) or module.paper_policy(bits)
+    lower = module.lower_bits(own, bits.activation) if hasattr(module, "lower_bits") else ()
+    return recipe(settings, bits, own.sets, policy, lower)
+
+
+def network(
+    settings: DatasetSettings, denoiser: Denoiser, method: str, bits: Bits, reconstruction_file: Path | None
+) -> tuple[QuantizedNetwork, dict[str, str]]:
+    """The network that a method starts from, weights on their grids, made of ``denoiser``'s, which is taken over;
+    and the sha256 of the reconstruction that it has them from, by the name "reconstruction". Raises ValueError."""
+    quantized = QuantizedNetwork(denoiser.network, recipe_of(settings, method, bits), denoiser.example())
+    grouping = methods.starts_from(settings.method(method))
+    if grouping is None:
+        return quantized, {}
+    if reconstruction_file is None:
+        raise ValueError(f"{method} starts from reconstructed weights; give them with --reconstruction")
+    return quantized, {"reconstruction": reconstruction.apply(reconstruction_file, quantized, denoiser, grouping)}

@@ -1,0 +1,1 @@
+"""Tables, pictures, comparisons and MLflow."""

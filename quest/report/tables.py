@@ -1,0 +1,312 @@
+"""Result tables: a row a cell, mean and spread over seeds, from metrics artifacts alone. Never imports torch."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pandas as pd
+
+from quest.artifacts import JsonArtifact
+from quest.config.methods import METHODS, base_method
+from quest.config.methods import title as method_title
+from quest.config.values import FULL_PRECISION, Bits
+
+Row = dict[str, Any]
+
+
+class Column(NamedTuple):
+    """How a number of the rows is written in the Markdown table."""
+
+    key: str
+    header: str
+    digits: int
+    scale: float = 1.0
+
+
+COLUMNS = (
+    Column("fid", "FID ↓", 2),
+    Column("fid_infinity", "FID∞ ↓", 2),
+    Column("sfid", "sFID ↓", 2),
+    Column("is", "IS ↑", 2),
+    Column("precision", "Precision ↑", 3),
+    Column("recall", "Recall ↑", 3),
+    Column("kid", "KID (10⁻³) ↓", 2, scale=1e3),
+    Column("clip", "CLIP ↑", 2),
+    Column("psnr", "PSNR to FP (dB) ↑", 2),
+    Column("mse", "MSE to FP (10⁻³) ↓", 3, scale=1e3),
+    Column("weight_mib", "Size (MiB)", 2),
+    Column("gbops", "Cost (GBOPs/call)", 2),
+)
+METRICS = (
+    "fid",
+    "fid_infinity",
+    "sfid",
+    "is",
+    "is_unshuffled",
+    "precision",
+    "recall",
+    "kid",
+    "clip",
+    "psnr",
+    "mse",
+)
+# How a number was computed where there is a choice; rows that differ in one do not stand in one column.
+CHOICES = (
+    "resize",
+    "inception_split_size",
+    "kid_block_size",
+    "neighbours",
+    "manifold_images",
+    "clip_model",
+    "clip_prompts_sha256",
+)
+KEYS = ("dataset", "method", "bits", "seed", "chain_seed")
+MISSING = "–"
+
+
+def build(dataset: str, artifacts: Mapping[Path, JsonArtifact]) -> dict[str, Any]:
+    """The table of cells, metrics artifacts by file: {"dataset", "rows", "summary", "sources"}.
+
+    rows as `quest.metrics.measure` wrote them, in table order; summary as `summarize` makes it; sources gives the
+    settings, input hashes and code versions of each row by `row_key`. Raises ValueError when the files are not cells of
+    ``dataset`` measured alike, each once.
+    """
+    require_one_protocol(dataset, artifacts)
+    ordered = sorted(artifacts.values(), key=lambda artifact: order(artifact.content))
+    rows = [artifact.content for artifact in ordered]
+    sources = {
+        row_key(artifact.content): {
+            "settings": artifact.manifest.settings,
+            "inputs": artifact.manifest.inputs,
+            "versions": artifact.manifest.versions,
+        }
+        for artifact in ordered
+    }
+    return {"dataset": dataset, "rows": rows, "summary": summarize(rows), "sources": sources}
+
+
+def summarize(rows: Sequence[Row]) -> list[Row]:
+    """One row for each method and bit-width, in the order of ``rows``: every number's mean over seeds.
+
+    "seeds" says how many there are, "chains" how many quantizations they sample with (none at full precision).
+    A metric ``m`` has its spread beside it as ``m_spread``, the sample standard deviation (n − 1); None with one seed.
+    A number that a seed lacks is None. What is no number stays if all seeds agree on it, else it is None.
+    Errors of a single image set (``m_se``) stay only where there is one seed; over several, the spread says more.
+    """
+    cells: dict[tuple[str, str], list[Row]] = {}
+    for row in rows:
+        cells.setdefault((row["method"], row["bits"]), []).append(row)
+    return [_summary_row(cell) for cell in cells.values()]
+
+
+def frame(rows: Sequence[Row]) -> pd.DataFrame:
+    """Rows or a summary as a frame: what names a row first, then the metrics, then the rest by name."""
+    present = {name for row in rows for name in row}
+    leading = [*KEYS, "seeds", "chains", *(name + suffix for name in METRICS for suffix in ("", "_spread"))]
+    names = [name for name in leading if name in present]
+    # As objects, so that a column with a gap keeps its integers.
+    return pd.DataFrame(rows, columns=[*names, *sorted(present - set(names))], dtype=object)
+
+
+def to_csv(rows: Sequence[Row]) -> str:
+    """The rows as CSV, numbers to their last digit, what is missing left empty."""
+    return frame(rows).to_csv(index=False, lineterminator="\n")
+
+
+def to_markdown(rows: Sequence[Row], summary: Sequence[Row]) -> str:
+    """The summary for reading, and a line that says what it was measured with."""
+    columns = [column for column in COLUMNS if any(row.get(column.key) is not None for row in summary)]
+    table = pd.DataFrame(
+        [[title(row["method"]), row["bits"].upper(), *(written(row, column) for column in columns)] for row in summary],
+        columns=["Method", "Bits", *(column.header for column in columns)],
+    )
+    align = ("left", "left", *("right" for _ in columns))
+    text = table.to_markdown(index=False, disable_numparse=True, colalign=align)
+    spread = " Mean ± standard deviation over seeds." if any(row["seeds"] > 1 for row in summary) else ""
+    first = rows[0]
+    real = first["reference_images"]
+    against = "statistics of a published batch" if real is None else f"{real:,} real ones"
+    infinity = "FID∞ is FID extrapolated to infinitely many images. " if _has(columns, "fid_infinity") else ""
+    caption = (
+        f"{first['dataset']}: {first['images']:,} images a cell against {against}, "
+        f"features of {first['extractor']}{_resized(first)}, {seeding(rows)}.{spread} {infinity}"
+        f"PSNR and MSE compare with the full-precision (FP) images of the same seeds, values in [0, 1]. {_grids(rows)}"
+        f"{MISSING} is not available."
+    )
+    return f"{text}\n\n{caption}\n"
+
+
+def chain(row: Row) -> int | None:
+    """The seed of the chain that a row's quantized model is of; None at full precision."""
+    return None if row["method"] == FULL_PRECISION else row.get("chain_seed", row["seed"])
+
+
+def seeding(rows: Sequence[Row]) -> str:
+    """The seeds of ``rows`` in words, and how many quantizations they sample with: what a spread over them is of.
+
+    Where cells differ in it, each kind with its cells; full precision only if its seeds are no other cell's.
+    """
+    cells: dict[str, dict[int, int | None]] = {}
+    for row in rows:
+        cells.setdefault(label(row["method"], row["bits"]), {})[row["seed"]] = chain(row)
+    kinds: dict[str, list[str]] = {}
+    for name, chains in cells.items():
+        others = (seeds for other, seeds in cells.items() if other != name)
+        if name != title(FULL_PRECISION) or all(set(seeds) != set(chains) for seeds in others):
+            kinds.setdefault(_seeding(chains), []).append(name)
+    if len(kinds) == 1:
+        return next(iter(kinds))
+    return "; ".join(f"{', '.join(names)}: {kind}" for kind, names in kinds.items())
+
+
+def _seeding(chains: Mapping[int, int | None]) -> str:
+    """The seeds of one cell in words. chains: seed to the seed of its chain."""
+    seeds = _seeds(chains)
+    own = {quantized for quantized in chains.values() if quantized is not None}
+    if not own or list(chains) == list(chains.values()):
+        return f"{seeds}, one whole chain each" if len(own) > 1 else seeds
+    if len(own) > 1:
+        many = f"{len(own)} quantizations (of {_seeds(own)}), sampling {seeds}"
+        return f"{many}, so seeds that share one differ in sampling alone"
+    alone = ", so the spread is that of sampling alone" if len(chains) > 1 else ""
+    return f"one quantization (of {_seeds(own)}), sampling {seeds}{alone}"
+
+
+def _seeds(seeds: Collection[int]) -> str:
+    return f"{'seeds' if len(seeds) > 1 else 'seed'} {', '.join(map(str, sorted(seeds)))}"
+
+
+def _grids(rows: Sequence[Row]) -> str:
+    """What shares a scale, of weights where it is not a channel, and which layers each method quantizes."""
+    quantized = [row for row in rows if row.get("activation_granularity")]
+    if not quantized:
+        return ""
+    shared = {row["bits"].upper(): row["activation_granularity"].replace("_", " ") for row in quantized}
+    policies = {title(row["method"]): row.get("policy", "common") for row in quantized}
+    named = {*policies.values()}
+    policy = named.pop() if len(named) == 1 else ", ".join(f"{each} for {name}" for name, each in policies.items())
+    weights = {row.get("weight_granularity", "per_channel").replace("_", " ") for row in quantized} - {"per channel"}
+    grouped = f"Weight scales: {', '.join(sorted(weights))}. " if weights else ""
+    activations = ", ".join(f"{each} at {bits}" for bits, each in shared.items())
+    levels = _too_many_levels(quantized)
+    return f"{grouped}Activation scales: {activations}; layers: {policy}. {levels}"
+
+
+def _too_many_levels(rows: Sequence[Row]) -> str:
+    """Which cells have more activation levels than their bits hold, and how many."""
+    allowed = {row_key(row): 2 ** Bits.parse(row["bits"]).activation for row in rows}
+    found = {
+        label(row["method"], row["bits"]): (row["activation_levels"], allowed[row_key(row)])
+        for row in rows
+        if row.get("activation_levels", 0) > allowed[row_key(row)]
+    }
+    return "".join(f"{name} has {has} activation levels, not {most}. " for name, (has, most) in found.items())
+
+
+def _has(columns: Sequence[Column], key: str) -> bool:
+    return any(column.key == key for column in columns)
+
+
+def _resized(row: Row) -> str:
+    resize = row.get("resize", "none")
+    return "" if resize == "none" else f" (resize {resize})"
+
+
+def title(method: str) -> str:
+    """A method's name as its authors write it; for a variant also what it changes: "QuEST (no global loss)"."""
+    if method == FULL_PRECISION:
+        return "Full precision"
+    base, _, change = method.partition("+")
+    name = method_title(base)
+    return f"{name} ({change.replace('-', ' ')})" if change else name
+
+
+def label(method: str, bits: str) -> str:
+    """A cell as people write it: "QuEST W4A4", "Full precision"."""
+    return title(method) if method == FULL_PRECISION else f"{title(method)} {bits.upper()}"
+
+
+def row_key(row: Row) -> str:
+    """A row's name: ``<dataset>/<method>-<bits>-seed<seed>``."""
+    return f"{row['dataset']}/{row['method']}-{row['bits']}-seed{row['seed']}"
+
+
+def order(row: Row) -> tuple[Any, ...]:
+    """Sort key of rows: full precision, then from many bits to few; methods as `quest.config` lists them; seeds."""
+    bits, method = Bits.parse(row["bits"]), row["method"]
+    base = base_method(method)
+    place = METHODS.index(base) if base in METHODS else len(METHODS)
+    return method != FULL_PRECISION, -bits.weight, -bits.activation, place, method, row.get("seed")
+
+
+def require_one_protocol(dataset: str, artifacts: Mapping[Path, JsonArtifact]) -> None:
+    """Raise ValueError, naming the file, unless all are cells of ``dataset`` measured alike, each once."""
+    found: dict[str, Path] = {}
+    for file, artifact in artifacts.items():
+        key = row_key(artifact.content)
+        if key in found:
+            raise ValueError(f"{file}: the same cell as {found[key]}")
+        found[key] = file
+    require_alike(dataset, artifacts)
+
+
+def require_alike(dataset: str, artifacts: Mapping[Path, JsonArtifact]) -> None:
+    """Raise ValueError, naming the file, unless all were measured alike on ``dataset``."""
+    first_file, first = next(iter(artifacts.items()))
+    for file, artifact in artifacts.items():
+        row = artifact.content
+        if row["dataset"] != dataset:
+            raise ValueError(f"{file}: measured on {row['dataset']!r}, the table is of {dataset!r}")
+        for name, value in _protocol(artifact).items():
+            expected = _protocol(first)[name]
+            if value != expected:
+                raise ValueError(
+                    f"{file}: {name} is {value!r}, but {expected!r} in {first_file}; "
+                    "one table needs one protocol, so measure them again alike"
+                )
+
+
+def _protocol(artifact: JsonArtifact) -> dict[str, Any]:
+    """What must be equal for two rows to be compared."""
+    manifest, row = artifact.manifest, artifact.content
+    return {
+        "extractor": row["extractor_sha256"],
+        "reference": manifest.inputs["reference"],
+        "model": manifest.inputs["model"],
+        "images": row["images"],
+        "sampler": manifest.settings.get("sampler"),
+        **{name: row.get(name) for name in CHOICES},
+    }
+
+
+def _summary_row(rows: Sequence[Row]) -> Row:
+    first = rows[0]
+    summary: Row = {name: first[name] for name in ("dataset", "method", "bits")}
+    summary |= {"seeds": len(rows), "chains": len({chain(row) for row in rows} - {None})}
+    for name in dict.fromkeys(name for row in rows for name in row):
+        if name in KEYS or name == "is_std":  # a deviation over splits has no place among those over seeds
+            continue
+        if name.endswith("_se") and len(rows) > 1:
+            continue
+        values = [row.get(name) for row in rows]
+        numbers = [value for value in values if isinstance(value, int | float)]
+        complete = len(numbers) == len(rows)
+        if len(set(values)) == 1:
+            summary[name] = values[0]
+        else:
+            summary[name] = statistics.fmean(numbers) if complete else None
+        if name in METRICS:
+            summary[f"{name}_spread"] = statistics.stdev(numbers) if complete and len(rows) > 1 else None
+    return summary
+
+
+def written(row: Row, column: Column) -> str:
+    """A number of a summary row for reading, with its spread."""
+    value, spread = row.get(column.key), row.get(f"{column.key}_spread")
+    if value is None or (row["method"] == FULL_PRECISION and column.key in ("psnr", "mse")):  # its distance to itself
+        return MISSING
+    text = f"{value * column.scale:,.{column.digits}f}"
+    return text if spread is None else f"{text} ± {spread * column.scale:,.{column.digits}f}"

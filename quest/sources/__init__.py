@@ -1,0 +1,1 @@
+"""Where full-precision models come from."""

@@ -1,0 +1,45 @@
+"""Quantize the model by a method and write its low-bit checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from quest import artifacts, methods
+from quest.config.dataset import DatasetSettings
+from quest.config.values import Bits
+from quest.deploy import checkpoints
+from quest.diffusion import denoiser as denoisers
+from quest.learning import calibration as calibrations
+from quest.learning import start
+from quest.stages import CELL, DEVICE, OUTPUT, PROTOCOL
+
+PARAMETERS = (*PROTOCOL, *CELL, OUTPUT, DEVICE)
+
+
+def run(
+    dataset: str,
+    settings: DatasetSettings,
+    model: Path,
+    method: str,
+    bits: str,
+    seed: int,
+    calibration: Path,
+    reconstruction: Path | None,
+    output: Path,
+    device: torch.device,
+) -> None:
+    """Write an artifact of kind "checkpoint".
+
+    method: or a variant of one, whose overrides ``settings`` has already; the checkpoint carries its name.
+    """
+    torch.manual_seed(seed)
+    denoiser = denoisers.load(model, device)
+    data = calibrations.load(calibration, denoiser, settings).to(device)
+    network, inputs = start.network(settings, denoiser, method, Bits.parse(bits), reconstruction)
+    inputs |= {"model": denoiser.sha256, "calibration": data.sha256}
+    outcome = methods.get(method).quantize(network, data, settings.method(method), seed)
+    recorded = {"method": settings.method(method), "quantizer": settings.quantizer, "sampler": settings.sampler}
+    recorded = {name: artifacts.plain(section) for name, section in recorded.items()}
+    checkpoints.save(output, network, method, recorded, seed, inputs, *outcome)

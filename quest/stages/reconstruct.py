@@ -1,0 +1,74 @@
+"""Learn the rounding of the weights block by block; shared by every method that starts from it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import click
+import torch
+
+from quest import artifacts
+from quest.config.dataset import DatasetSettings
+from quest.config.method import GROUPINGS, Grouping
+from quest.config.values import Bits
+from quest.diffusion import denoiser as denoisers
+from quest.learning import calibration as calibrations
+from quest.learning.reconstruction import Progress, reconstruct
+from quest.quantization.network import QuantizedNetwork, Recipe
+from quest.stages import DEVICE, MODEL, OUTPUT, PROTOCOL, SEED, file
+
+PARAMETERS = (
+    *PROTOCOL,
+    MODEL,
+    click.Option(["--weight-bits"], type=click.IntRange(2, 8), required=True),
+    SEED,
+    click.Option(
+        ["--grouping"],
+        type=click.Choice(GROUPINGS),
+        default="blocks",
+        show_default=True,
+        help="Which layers are learned together.",
+    ),
+    file("calibration"),
+    OUTPUT,
+    DEVICE,
+)
+
+
+def run(
+    dataset: str,
+    settings: DatasetSettings,
+    model: Path,
+    weight_bits: int,
+    seed: int,
+    grouping: Grouping,
+    calibration: Path,
+    output: Path,
+    device: torch.device,
+) -> None:
+    """Write an artifact of kind "reconstruction"; a run that was killed goes on after its last finished unit."""
+    denoiser = denoisers.load(model, device)
+    data = calibrations.load(calibration, denoiser, settings).to(device)
+    recipe = Recipe(Bits(weight_bits, 8), settings.quantizer, sets=1, steps=settings.sampler.steps)
+    network = QuantizedNetwork(denoiser.network, recipe, denoiser.example())
+    manifest = artifacts.Manifest(
+        kind="reconstruction",
+        settings={
+            "reconstruction": artifacts.plain(settings.reconstruction),
+            "weight_search": settings.quantizer.weight_search,
+            "weight_group": settings.quantizer.weight_group,
+            "split_shortcuts": settings.quantizer.split_shortcuts,
+            "weight_bits": weight_bits,
+            "grouping": grouping,
+        },
+        seeds={"run": seed},
+        inputs={"model": denoiser.sha256, "calibration": data.sha256},
+    )
+    progress = Progress(
+        output.with_suffix(".progress.safetensors"),
+        {"settings": manifest.settings, "seed": seed, "inputs": manifest.inputs},
+    )
+    reconstruct(network, data, settings.reconstruction, seed, progress, grouping)
+    artifacts.save_tensors(output, progress.tensors, replace(manifest, notes=progress.notes))
+    progress.remove()

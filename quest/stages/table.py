@@ -1,0 +1,20 @@
+"""One table of DATASET from the METRICS files of its cells: a row a cell, mean and spread over seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from quest.artifacts import Manifest, load_json, save_json
+from quest.report import tables
+from quest.stages import DATASET, OUTPUT, files
+
+PARAMETERS = (DATASET, files("metrics"), OUTPUT)
+
+
+def run(dataset: str, metrics: Sequence[Path], output: Path) -> None:
+    """Write an artifact of kind "table", as `quest.report.tables.build` makes it."""
+    artifacts = {file: load_json(file, "metrics") for file in metrics}
+    content = tables.build(dataset, artifacts)
+    inputs = {tables.row_key(artifact.content): artifact.manifest.sha256 for artifact in artifacts.values()}
+    save_json(output, content, Manifest(kind="table", inputs=dict(sorted(inputs.items()))))

@@ -1,0 +1,102 @@
+"""Spread of every layer's output before and after finetuning (QuEST, Fig. 2 and 5).
+
+The paper looks at finetuned weights as a full-precision network of their own. A checkpoint keeps the codes of weights,
+not the weights that were trained, so "finetuned" here has its weights on their grid; "reconstructed", on the same grid
+before anything was finetuned, tells rounding from finetuning. Activations are in full precision in all three, and all
+are given the same inputs, states of the full-precision sampler.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from quest.quantization.network import QuantizedNetwork
+from quest.report import drawing
+from quest.report.drawing import COLOURS
+from quest.studies import Row
+from quest.studies.charts import LINES, distinct, logarithmic, start_figure, where, with_legend
+from quest.studies.subject import Subject, outputs
+
+FULL, RECONSTRUCTED, FINETUNED = "full precision", "reconstructed", "finetuned"
+
+
+def measure(subject: Subject) -> list[Row]:
+    """A row for each version of the weights, sampling step and layer."""
+    states = subject.states()
+    timesteps = dict(zip(states.steps.tolist(), states.timesteps.tolist(), strict=True))
+    return [
+        {
+            "weights": version,
+            "timestep": timesteps[step],
+            "layer": name,
+            **summary(output),
+        }
+        for version, network in versions(subject)
+        for step, found in outputs(network, states)
+        for name, output in found.items()
+    ]
+
+
+def versions(subject: Subject) -> Iterator[tuple[str, QuantizedNetwork]]:
+    """The network with each version of the weights in turn, activations in full precision until the next is taken."""
+    before = subject.reconstructed(subject.bits, calibrated=False)
+    for version, network, on_grid in (
+        (FULL, before, False),
+        (RECONSTRUCTED, before, True),
+        (FINETUNED, subject.checkpoint().network, True),
+    ):
+        with network.quantizing(weights=on_grid, activations=False), network.frozen():
+            yield version, network
+
+
+def summary(x: Tensor) -> dict[str, float]:
+    """Of all values: extremes, mean, standard deviation, kurtosis E(x-μ)⁴/σ⁴ (3 for a normal distribution), and the
+    ends of the range that holds the middle 99.9 % of them."""
+    x = x.flatten().double()
+    centred = x - x.mean()
+    variance = centred.square().mean()
+    outside = int(0.0005 * (len(x) - 1))
+    return {
+        "min": x.min().item(),
+        "max": x.max().item(),
+        "mean": x.mean().item(),
+        "std": variance.sqrt().item(),
+        "kurtosis": (centred.pow(4).mean() / variance.square()).item() if variance > 0 else float("nan"),
+        "low_999": x.kthvalue(outside + 1).values.item(),
+        "high_999": x.kthvalue(len(x) - outside).values.item(),
+    }
+
+
+def chart(dataset: str, rows: Sequence[Row]) -> Figure:
+    """Range, standard deviation and kurtosis of each layer's output, over the layers in network order."""
+    figure, panels = start_figure(
+        f"{dataset}: spread of every layer's output, by version of the weights", 13, 4.2, 1, 3
+    )
+    layers = distinct(rows, "layer")
+    for axes, title, name, value in (
+        (panels[0], "Range (largest of the steps)", "largest − smallest output", _range),
+        (panels[1], "Standard deviation (mean over steps)", "standard deviation", _deviation),
+        (panels[2], "Kurtosis (largest of the steps)", "kurtosis (normal distribution: 3)", _kurtosis),
+    ):
+        for index, version in enumerate(distinct(rows, "weights")):
+            values = [value(where(rows, weights=version, layer=layer)) for layer in layers]
+            axes.plot(range(len(layers)), values, LINES[index], color=COLOURS[index], label=version)
+        drawing.plain(axes, title, "layer, from input to output", name)
+        logarithmic(axes)
+    return with_legend(figure, panels[0])
+
+
+def _range(rows: Sequence[Row]) -> float:
+    return max(row["max"] - row["min"] for row in rows)
+
+
+def _deviation(rows: Sequence[Row]) -> float:
+    return float(np.mean([row["std"] for row in rows]))
+
+
+def _kurtosis(rows: Sequence[Row]) -> float:
+    return max(row["kurtosis"] for row in rows)

@@ -19,6 +19,15 @@ from quest.quantization.network import QuantizedNetwork
 from quest.quantization.recipe import Recipe
 from quest.stages import DEVICE, MODEL, OUTPUT, PROTOCOL, SEED, file
 
+SECTIONS = (
+    "sampler",
+    "condition",
+    "calibration",
+    "quantizer.weight_search",
+    "quantizer.weight_group",
+    "quantizer.split_shortcuts",
+    "reconstruction",
+)
 PARAMETERS = (
     *PROTOCOL,
     MODEL,

@@ -33,8 +33,8 @@ class Recipe:
 
     def __post_init__(self) -> None:
         for pattern, role in self.quantizer.roles.items():
-            if role not in list(Role):
-                raise ValueError(f"quantizer.roles: {pattern}: {unknown(role, list(Role))}")
+            if role not in set(Role):
+                raise ValueError(f"quantizer.roles: {pattern}: {unknown(role, map(str, Role))}")
 
     def plain(self) -> dict[str, Any]:
         """As JSON, for manifests."""

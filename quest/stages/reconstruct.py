@@ -26,6 +26,7 @@ SECTIONS = (
     "quantizer.weight_search",
     "quantizer.weight_group",
     "quantizer.split_shortcuts",
+    "quantizer.roles",
     "reconstruction",
 )
 PARAMETERS = (

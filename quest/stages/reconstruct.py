@@ -17,6 +17,15 @@ from quest.learning import start
 from quest.learning.reconstruction import Progress, reconstruct
 from quest.stages import DEVICE, MODEL, OUTPUT, PROTOCOL, SEED, file
 
+SECTIONS = (
+    "sampler",
+    "condition",
+    "calibration",
+    "quantizer.weight_search",
+    "quantizer.weight_group",
+    "quantizer.split_shortcuts",
+    "reconstruction",
+)
 PARAMETERS = (
     *PROTOCOL,
     MODEL,

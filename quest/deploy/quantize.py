@@ -202,8 +202,8 @@ def _choices(model: Denoiser, classes: Sequence[int] | None, prompts: Sequence[s
             return read_prompts(prompts)
         if not prompts or isinstance(prompts, str):
             raise ValueError(
-                f"prompts: found {prompts!r}; the model draws what a text says, so expected a list of texts to calibrate "
-                "on, or the Path of a file with one a line"
+                f"prompts: found {prompts!r}; the model draws what a text says, so expected a list of texts to "
+                "calibrate on, or the Path of a file with one a line"
             )
         return list(prompts)
     return None

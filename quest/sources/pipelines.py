@@ -101,7 +101,9 @@ def of_pipeline(pipeline: Any) -> Denoiser:
     encoder = parts.get("text_encoder")
     if encoder is not None:
         encoder = _with_tokenizer(encoder, parts["tokenizer"])
-    return _assembled("the pipeline", unet, parts["scheduler"].config, autoencoder, encoder)
+    # Without the private list of values that nobody chose: they stand all the same, as they do in a folder.
+    schedule = {key: value for key, value in parts["scheduler"].config.items() if not key.startswith("_")}
+    return _assembled("the pipeline", unet, schedule, autoencoder, encoder)
 
 
 def _assembled(

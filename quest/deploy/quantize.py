@@ -86,12 +86,12 @@ def quantize(
         own=_plain(settings),
     )
     target = resolve(str(device))
-    source = _opened(model, None if architecture is None else Path(architecture))
-    among = _choices(source, classes, prompts)
-    original = None if source.sha256 else source.copy("cpu", dtype=None)
-    denoiser = source.copy(target)
     with torch.random.fork_rng([target] if target.type == "cuda" else []):
         torch.manual_seed(seed)
+        source = _opened(model, None if architecture is None else Path(architecture))
+        among = _choices(source, classes, prompts)
+        original = None if source.sha256 else source.copy("cpu", dtype=None)
+        denoiser = source.copy(target)
         data = calibrations.record(denoiser, chosen, seed, target, among).to(target)
         network, outcome = _run(denoiser, data, chosen, method, width, seed)
     own, grids = artifacts.plain(chosen.method(method)), artifacts.plain(chosen.quantizer)

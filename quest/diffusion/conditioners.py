@@ -15,13 +15,20 @@ TOKENIZER = "tokenizer"
 class ClassEmbedder(nn.Module):
     """One learned vector for each class, the last of which stands for no class (latent diffusion's cin256 models)."""
 
+    kind = "class"
+
     def __init__(self, classes: int, channels: int):
         super().__init__()
         self.embedding = nn.Embedding(classes, channels)
 
+    @property
+    def classes(self) -> int:
+        """How many there are beside no class; their labels count from 0."""
+        return self.embedding.num_embeddings - 1
+
     def forward(self, conditions: Sequence[int | None]) -> Tensor:
         """Classes, None for no class, to (n, 1, channels). Raises ValueError for a class that the model has not."""
-        null = self.embedding.num_embeddings - 1
+        null = self.classes
         for label in conditions:
             if label is not None and not 0 <= label < null:
                 raise ValueError(f"condition: class {label}; the model has classes 0 to {null - 1}")
@@ -30,7 +37,7 @@ class ClassEmbedder(nn.Module):
 
     def describe(self) -> dict[str, Any]:
         """What `build` makes the module from, as JSON."""
-        return {"kind": "class", "classes": self.embedding.num_embeddings, "channels": self.embedding.embedding_dim}
+        return {"kind": self.kind, "classes": self.embedding.num_embeddings, "channels": self.embedding.embedding_dim}
 
 
 class TextEncoder(nn.Module):
@@ -39,6 +46,8 @@ class TextEncoder(nn.Module):
     model: transformers' CLIPTextModel. tokenizer: of the library `tokenizers`, padding and truncating to the model's
     length.
     """
+
+    kind = "text"
 
     def __init__(self, model: Any, tokenizer: Any):
         super().__init__()
@@ -53,7 +62,7 @@ class TextEncoder(nn.Module):
 
     def describe(self) -> dict[str, Any]:
         """What `build` makes the module from, as JSON; the tokenizer is stored as a tensor."""
-        return {"kind": "text", "config": self.model.config.to_diff_dict()}
+        return {"kind": self.kind, "config": self.model.config.to_diff_dict()}
 
 
 Conditioner = ClassEmbedder | TextEncoder
@@ -62,7 +71,7 @@ Conditioner = ClassEmbedder | TextEncoder
 def build(description: dict[str, Any], tensors: dict[str, Tensor]) -> Conditioner:
     """The conditioner that `tensors_of` took apart. Raises RuntimeError when the tensors do not fit."""
     tensors = dict(tensors)
-    if description["kind"] == "class":
+    if description["kind"] == ClassEmbedder.kind:
         conditioner: Conditioner = ClassEmbedder(description["classes"], description["channels"])
     else:
         from tokenizers import Tokenizer

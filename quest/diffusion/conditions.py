@@ -15,15 +15,25 @@ EVALUATION = "evaluation"
 
 
 def conditions(settings: ConditionSettings | None, purpose: str, seed: int, indices: Sequence[int]) -> list[Any] | None:
-    """Conditions of the samples ``indices``, or None for an unconditional model.
+    """Conditions of the samples ``indices``, `in_turn` from the `choices` of a protocol; None if unconditional."""
+    return in_turn(choices(settings), purpose, seed, indices)
 
-    Images to be evaluated take classes or prompts in turn, so that all come equally often. Every other purpose takes
-    them in turn from an order of its own, so that a few samples are spread over all of them. Raises ValueError for a
-    prompt file that cannot be used.
-    """
+
+def choices(settings: ConditionSettings | None) -> Sequence[Any] | None:
+    """The classes or prompts of a protocol, or None. Raises ValueError for a prompt file that cannot be used."""
     if settings is None:
         return None
-    choices: Sequence[Any] = range(settings.classes) if settings.classes else read_prompts(_path(settings))
+    return range(settings.classes) if settings.classes else read_prompts(_path(settings))
+
+
+def in_turn(choices: Sequence[Any] | None, purpose: str, seed: int, indices: Sequence[int]) -> list[Any] | None:
+    """The conditions of the samples ``indices`` among ``choices``, or None where there are none to choose from.
+
+    Images to be evaluated take classes or prompts in turn, so that all come equally often. Every other purpose takes
+    them in turn from an order of its own, so that a few samples are spread over all of them.
+    """
+    if choices is None:
+        return None
     order = list(range(len(choices)))
     if purpose != EVALUATION:
         stream = hashlib.sha256(f"conditions/{purpose}/{seed}".encode()).digest()

@@ -6,8 +6,9 @@ prediction, because a quantized network keeps activation scales for groups of st
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,20 @@ class Denoiser:
     @property
     def device(self) -> torch.device:
         return next(self.network.parameters()).device
+
+    @property
+    def condition(self) -> str | None:
+        """What it is conditioned on: "class", "text" or None."""
+        return None if self.conditioner is None else self.conditioner.kind
+
+    def copy(self, device: torch.device | str, dtype: torch.dtype | None = torch.float32) -> Denoiser:
+        """The same with modules of its own, as ``dtype`` (None: as they are) on ``device``, in eval mode."""
+        parts = {"network": self.network, "conditioner": self.conditioner}
+        copies = {name: _ready(copy.deepcopy(part), device, dtype) for name, part in parts.items() if part is not None}
+        if self.first_stage is not None:
+            autoencoder = _ready(copy.deepcopy(self.first_stage.network), device, dtype)
+            copies["first_stage"] = FirstStage(autoencoder, self.first_stage.scale_factor)
+        return replace(self, **copies)
 
     def sampler(self, settings: SamplerSettings) -> Sampler:
         """The sampler on this model's schedule."""
@@ -155,8 +170,8 @@ def load(path: Path, device: torch.device | str = "cpu") -> Denoiser:
     return Denoiser(_ready(network, device), scheduler, stage, conditioner, artifact.manifest.sha256)
 
 
-def _ready(module: Any, device: torch.device | str) -> Any:
-    return module.eval().requires_grad_(False).to(device)
+def _ready(module: Any, device: torch.device | str, dtype: torch.dtype | None = None) -> Any:
+    return nn.Module.to(module.eval().requires_grad_(False), device, dtype)  # diffusers' own warns of every dtype
 
 
 def _part(tensors: dict[str, Tensor], part: str) -> dict[str, Tensor]:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from quest.config.dataset import DatasetSettings
+from quest.config.sampling import SamplerSettings
 from quest.diffusion import denoiser as denoisers
 from quest.diffusion.conditions import EVALUATION, conditions
 from quest.diffusion.correction import Correction
@@ -25,15 +28,34 @@ def draw(
     device: torch.device,
     correction: Correction | None = None,
 ) -> Tensor:
-    """Images ``indices`` of ``seed`` by ``network``, (len(indices), channels, H, W) uint8 on the CPU."""
-    sampler = model.sampler(settings.sampler)
+    """Images ``indices`` of ``seed`` by ``network`` under a protocol, as `sample` gives them."""
+    wanted = conditions(settings.condition, EVALUATION, seed, indices)
+    size = settings.evaluation.batch_size
+    return sample(model, network, settings.sampler, seed, indices, wanted, size, device, correction)
+
+
+def sample(
+    model: Denoiser,
+    network: nn.Module,
+    settings: SamplerSettings,
+    seed: int,
+    indices: range,
+    wanted: Sequence[Any] | None,
+    batch_size: int,
+    device: torch.device,
+    correction: Correction | None = None,
+) -> Tensor:
+    """Images ``indices`` of ``seed`` by ``network``, (len(indices), channels, H, W) uint8 on the CPU.
+
+    wanted: the condition of each of them, None for an unconditional model.
+    """
+    sampler = model.sampler(settings)
     images = []
-    batches = [
-        indices[i : i + settings.evaluation.batch_size] for i in range(0, len(indices), settings.evaluation.batch_size)
-    ]
-    for batch in tqdm(batches, desc="sample", unit="batch", mininterval=5):
-        noise = SampleNoise(EVALUATION, seed, batch, model.shape)
-        guidance = model.guidance(conditions(settings.condition, EVALUATION, seed, batch), sampler.guidance_scale)
+    batches = range(0, len(indices), batch_size)
+    for first in tqdm(batches, desc="sample", unit="batch", mininterval=5):
+        batch = slice(first, first + batch_size)
+        noise = SampleNoise(EVALUATION, seed, indices[batch], model.shape)
+        guidance = model.guidance(None if wanted is None else wanted[batch], sampler.guidance_scale)
         with torch.inference_mode():
             trajectory = sampler.trajectory(denoisers.predictor(network, guidance), noise, device, correction)
             images.append(to_uint8(model.decode(deque(trajectory, maxlen=1).pop())))

@@ -1,10 +1,12 @@
-"""Full-precision models as others publish them: diffusers folders, the same on the hub, and CompVis checkpoints.
+"""Full-precision models as others have them: diffusers pipelines in memory or in folders, the same on the hub, and
+CompVis checkpoints.
 
 Every loader gives a `Denoiser`; once it is saved as a model artifact, nothing else knows where it came from.
 """
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import re
@@ -18,14 +20,14 @@ from diffusers.models.autoencoders.vq_model import VQModel
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from safetensors import SafetensorError, safe_open
 
-from quest import architectures
 from quest.artifacts import ArtifactError
 from quest.diffusion.conditioners import TextEncoder
 from quest.diffusion.denoiser import Denoiser
 from quest.diffusion.first_stage import FirstStage
 from quest.sources import compvis
 
-_FIRST_STAGES = {each.__name__: each for each in (VQModel, AutoencoderKL)}
+_AUTOENCODERS = ("vae", "vqvae")
+_NETWORKS = {each.__name__: each for each in (UNet2DModel, UNet2DConditionModel, VQModel, AutoencoderKL)}
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 # Of a published pipeline: not the same weights again in other formats, nor what no sample needs.
 _FETCHED = ["*.json", "*.txt", "*.safetensors"]
@@ -78,19 +80,42 @@ def checksum(path: Path) -> str:
 def open_folder(folder: Path) -> Denoiser:
     """A folder that a diffusers pipeline was saved to, of one of the networks that quest knows."""
     index = _json(folder / "model_index.json")
-    denoiser = _network(folder, "transformer" if "transformer" in index else "unet", index, architectures.networks())
-    schedule: Any = DDIMScheduler.from_config(_json(_place(folder, "scheduler") / "scheduler_config.json"))
-    # The published samplers do not clip the predicted image at every step, as DDPM does.
-    schedule.register_to_config(clip_sample=False)
-    latent = next((part for part in ("vae", "vqvae") if part in index), None)
-    stage = None
-    if latent is not None:
-        autoencoder = _network(folder, latent, index, _FIRST_STAGES)
-        stage = FirstStage(autoencoder, autoencoder.config.scaling_factor)
+    unet = _network(folder, "unet", index)
+    schedule = _json(_place(folder, "scheduler") / "scheduler_config.json")
+    latent = next((part for part in _AUTOENCODERS if part in index), None)
+    autoencoder = None if latent is None else _network(folder, latent, index)
     encoder = _text_encoder(folder) if "text_encoder" in index else None
-    if architectures.of(denoiser).conditional and encoder is None:
-        raise ArtifactError(f"{folder}: its network takes a context, but model_index.json names no text_encoder")
-    return Denoiser(denoiser, schedule, stage, encoder)
+    return _assembled(str(folder), unet, schedule, autoencoder, encoder)
+
+
+def of_pipeline(pipeline: Any) -> Denoiser:
+    """The model of a diffusers pipeline in memory, like that of its folder; its networks are shared, not copied.
+
+    Raises ArtifactError when it is of networks that quest does not know.
+    """
+    parts = pipeline.components
+    unet = _known("the pipeline", "unet", parts.get("unet"))
+    latent = next((part for part in _AUTOENCODERS if parts.get(part) is not None), None)
+    autoencoder = None if latent is None else _known("the pipeline", latent, parts[latent])
+    encoder = parts.get("text_encoder")
+    if encoder is not None:
+        encoder = _with_tokenizer(encoder, parts["tokenizer"])
+    # Without the private list of values that nobody chose: they stand all the same, as they do in a folder.
+    schedule = {key: value for key, value in parts["scheduler"].config.items() if not key.startswith("_")}
+    return _assembled("the pipeline", unet, schedule, autoencoder, encoder)
+
+
+def _assembled(
+    source: str, unet: Any, schedule: dict[str, Any], autoencoder: Any = None, encoder: TextEncoder | None = None
+) -> Denoiser:
+    """A denoiser from the parts of a pipeline. Raises ArtifactError when there is nothing to condition it."""
+    if isinstance(unet, UNet2DConditionModel) and encoder is None:
+        raise ArtifactError(f"{source}: its network takes a context, but there is no text_encoder to give one")
+    scheduler: Any = DDIMScheduler.from_config(schedule)
+    # The published samplers do not clip the predicted image at every step, as DDPM does.
+    scheduler.register_to_config(clip_sample=False)
+    stage = None if autoencoder is None else FirstStage(autoencoder, autoencoder.config.scaling_factor)
+    return Denoiser(unet, scheduler, stage, encoder)
 
 
 def _download(name: str) -> Path:
@@ -110,8 +135,7 @@ def _download(name: str) -> Path:
 def _network(folder: Path, part: str, index: dict[str, Any], known: Mapping[str, Any]) -> Any:
     """One network of a pipeline, of the classes ``known`` by name. Raises ArtifactError naming what does not fit."""
     name = index.get(part, [None, None])[1]
-    if name not in known:
-        raise ArtifactError(f"{folder}: {part} is {name!r}; known are {', '.join(known)}")
+    _check_known(str(folder), part, name)
     place = _place(folder, part)
     weights = _weights(place, "diffusion_pytorch_model")
     config = _json(place / "config.json")
@@ -126,6 +150,17 @@ def _network(folder: Path, part: str, index: dict[str, Any], known: Mapping[str,
             key, what = found[problem][0], problem.removesuffix("_keys")
             raise ArtifactError(f"{weights}: {key}: {what}; expected the weights of {config.get('_class_name')}")
     return network.eval().requires_grad_(False)
+
+
+def _known(source: str, part: str, network: Any) -> Any:
+    """One network of a pipeline in memory. Raises ArtifactError for one of an architecture that quest does not know."""
+    _check_known(source, part, None if network is None else type(network).__name__)
+    return network
+
+
+def _check_known(source: str, part: str, architecture: str | None) -> None:
+    if architecture not in _NETWORKS:
+        raise ArtifactError(f"{source}: {part} is {architecture!r}; known are {', '.join(_NETWORKS)}")
 
 
 def _text_encoder(folder: Path) -> TextEncoder:
@@ -145,11 +180,16 @@ def _text_encoder(folder: Path) -> TextEncoder:
         raise ArtifactError(f"{place}: not a CLIP text model, or damaged: {error}") from error
     if found["missing_keys"]:
         raise ArtifactError(f"{weights}: {sorted(found['missing_keys'])[0]}: missing; expected a CLIP text model")
+    return _with_tokenizer(model.eval().requires_grad_(False), tokenizer)
+
+
+def _with_tokenizer(model: Any, tokenizer: Any) -> TextEncoder:
+    """A text encoder of transformers' model and tokenizer, which stay as they are."""
     length = model.config.max_position_embeddings
-    words_of: Any = tokenizer.backend_tokenizer
+    words_of = copy.deepcopy(tokenizer.backend_tokenizer)
     words_of.enable_truncation(length)
     words_of.enable_padding(length=length, pad_id=tokenizer.pad_token_id, pad_token=tokenizer.pad_token)
-    return TextEncoder(model.eval().requires_grad_(False), words_of)
+    return TextEncoder(model, words_of)
 
 
 def _place(folder: Path, part: str) -> Path:

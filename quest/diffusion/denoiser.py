@@ -22,6 +22,7 @@ from quest.artifacts import ArtifactError, Manifest, load_tensors, save_tensors
 from quest.config.sampling import SamplerSettings
 from quest.diffusion import conditioners, first_stage
 from quest.diffusion.conditioners import Conditioner
+from quest.diffusion.finite import finite
 from quest.diffusion.first_stage import FirstStage
 from quest.diffusion.samplers import Call, Predict, Sampler
 
@@ -109,10 +110,13 @@ class Guidance:
 
 
 def predictor(network: nn.Module, guidance: Guidance | None = None) -> Predict:
-    """``network`` as a function of (x, call), guided in one batch; tells a quantized network its step first."""
+    """``network`` as a function of (x, call), guided in one batch; tells a quantized network its step first.
+
+    Raises ValueError, naming the step, for a prediction that is not finite.
+    """
     set_step = getattr(network, "set_step", None)
 
-    def predict(x: Tensor, call: Call) -> Tensor:
+    def output(x: Tensor, call: Call) -> Tensor:
         if set_step is not None:
             set_step(call.step)
         if guidance is None:
@@ -121,6 +125,10 @@ def predictor(network: nn.Module, guidance: Guidance | None = None) -> Predict:
         timesteps = torch.full((len(x) * len(halves),), call.timestep, device=x.device)
         predicted = network(torch.cat([x] * len(halves)), timesteps, torch.cat(halves)).sample
         return guidance.join(predicted.chunk(len(halves)))
+
+    def predict(x: Tensor, call: Call) -> Tensor:
+        noise = call.parametrization.noise(output(x, call), x)
+        return finite(noise, f"prediction at sampling step {call.step} (timestep {call.timestep})")
 
     return predict
 

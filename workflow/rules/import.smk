@@ -16,7 +16,7 @@ rule import:
         mem_mb=16_000,
         runtime=120,
     params:
-        settings=protocol("source", "source_sha256", "architecture"),
+        settings=protocol("source", "source_sha256", "architecture", "clip_sample"),
     shell:
         "quest import {wildcards.dataset} --settings {params.settings:q} --output {output} > {log} 2>&1"
 

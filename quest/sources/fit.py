@@ -49,14 +49,14 @@ def check_unet(architecture: type, config: Config, where: str) -> None:
 
     architecture: UNet2DModel or UNet2DConditionModel. config: with its defaults filled in.
     """
-    for check in (_conditioning, _attention_type, _time_embedding, _blocks, _heads, _side, _channels):
+    for check in (_conditioning, _attention_type, _time_embedding, _blocks, _heads, _side):
         if problem := check(architecture, config):
             raise ArtifactError(f"{where}: {problem}")
 
 
 def check_parts(model: Denoiser, where: str) -> None:
     """Raises ArtifactError where U-Net, first stage, encoder and scheduler do not fit together."""
-    for check in (_latents, _normalization, _context, _weights):
+    for check in (_channels, _latents, _normalization, _context, _weights):
         if problem := check(model):
             raise ArtifactError(f"{where}: {problem}")
 
@@ -139,8 +139,9 @@ def square(size: Any) -> int | None:
     return side if isinstance(side, int) and side > 0 else None
 
 
-def _channels(architecture: type, config: Config) -> str | None:
-    taken, given = config["in_channels"], config["out_channels"]
+def _channels(model: Denoiser) -> str | None:
+    config: Any = model.network.config
+    taken, given = config.in_channels, config.out_channels
     if taken == given:
         return None
     what = ", a variance as well as the noise" if given == 2 * taken else ""

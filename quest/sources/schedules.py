@@ -53,7 +53,8 @@ FAMILY: dict[str, set[str]] = {
     "KDPM2DiscreteScheduler": _SIGMAS,
     "KDPM2AncestralDiscreteScheduler": _SIGMAS,
 }
-"""Schedulers of DDPM's family, and the fields that set up their own sampler, in whose place the protocol's comes."""
+"""Schedulers of models trained as DDPM, and the fields of their own samplers, which the protocol replaces."""
+_LIKE = "DDPMScheduler, DDIMScheduler, PNDMScheduler or EulerDiscreteScheduler"
 _CLIPS = {name for name in FAMILY if name.startswith("DD")}
 """Those that keep the predicted image in [-1, 1] unless their file says otherwise."""
 OTHERS = {
@@ -89,7 +90,9 @@ def training_schedule(config: Mapping[str, Any], place: Path, named: str | None 
         if problem := _refusal(name):
             raise ArtifactError(f"{place}: {problem}")
     if not classes:
-        raise ArtifactError(f"{place}: names no class of scheduler; expected one of {', '.join(FAMILY)}")
+        raise ArtifactError(
+            f"{place}: names no class of scheduler; expected one of a model trained as DDPM, like {_LIKE}"
+        )
     if problem := _strange_field(config):
         raise ArtifactError(f"{place}: {problem}")
     own = set().union(*(FAMILY[name] for name in classes))
@@ -116,7 +119,7 @@ def _refusal(name: str) -> str | None:
     of = next(
         (what for beginning, what in OTHERS.items() if name.startswith(beginning)), "a kind that is not known here"
     )
-    return f"{name} is the scheduler of {of}; expected a model trained as DDPM, with one of {', '.join(FAMILY)}"
+    return f"{name} is the scheduler of {of}; expected one of a model trained as DDPM, like {_LIKE}"
 
 
 def _strange_field(config: Mapping[str, Any]) -> str | None:

@@ -23,7 +23,7 @@ from quest.diffusion.conditioners import TextEncoder
 from quest.diffusion.denoiser import Denoiser
 from quest.diffusion.first_stage import FirstStage
 from quest.sources import compvis, fit, schedules
-from quest.sources.weights import Weights, find, read_json
+from quest.sources.weights import Weights, find, in_one_line, read_json
 
 log = logging.getLogger(__name__)
 
@@ -158,7 +158,7 @@ def _network(folder: Path, part: str, index: Mapping[str, Any], known: Mapping[s
         raise
     except Exception as error:  # of many kinds: diffusers raises whatever the part of it that failed raises
         raise ArtifactError(
-            f"{weights.files[0]}: does not fit {place / 'config.json'}, or is damaged: {_sentence(error)}"
+            f"{weights.files[0]}: does not fit {place / 'config.json'}, or is damaged: {in_one_line(error)}"
         ) from error
     for problem in ("missing_keys", "unexpected_keys"):
         if found[problem]:
@@ -173,7 +173,7 @@ def _check_unet(architecture: type, config: Mapping[str, Any], file: Path) -> No
     try:
         fit.check_unet(architecture, config, str(file))
     except (TypeError, KeyError, AttributeError) as error:
-        raise ArtifactError(f"{file}: a value is of the wrong kind ({_sentence(error)}); fetch it again") from error
+        raise ArtifactError(f"{file}: a value is of the wrong kind ({in_one_line(error)}); fetch it again") from error
 
 
 def _first_stage(folder: Path, part: str, index: Mapping[str, Any], trusted: bool) -> FirstStage:
@@ -197,11 +197,6 @@ def _how(weights: Weights) -> dict[str, Any]:
     return {"variant": weights.variant, "use_safetensors": weights.safe}
 
 
-def _sentence(error: Exception) -> str:
-    """An error of another library in one line."""
-    return " ".join(str(error).split())[:300]
-
-
 def _text_encoder(folder: Path, trusted: bool) -> TextEncoder:
     from transformers import AutoTokenizer, CLIPTextConfig, CLIPTextModel
 
@@ -223,7 +218,7 @@ def _text_encoder(folder: Path, trusted: bool) -> TextEncoder:
         model, found = read(place, **_how(weights), dtype=dtype, local_files_only=True, output_loading_info=True)
         tokenizer: Any = AutoTokenizer.from_pretrained(words, local_files_only=True)
     except Exception as error:  # as above, of transformers
-        raise ArtifactError(f"{place}: not a CLIP text model, or damaged: {_sentence(error)}") from error
+        raise ArtifactError(f"{place}: not a CLIP text model, or damaged: {in_one_line(error)}") from error
     if found["missing_keys"]:
         missing = sorted(found["missing_keys"])[0]
         raise ArtifactError(f"{weights.files[0]}: {missing}: missing; expected a CLIP text model")

@@ -17,6 +17,7 @@ from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
 from quest.artifacts import ArtifactError
 from quest.diffusion.parametrization import KINDS
+from quest.sources.weights import in_one_line
 
 log = logging.getLogger(__name__)
 
@@ -104,7 +105,7 @@ def training_schedule(config: Mapping[str, Any], place: Path, named: str | None 
     try:
         return _as_ddim(used)
     except Exception as error:  # of many kinds: diffusers computes with whatever stands there
-        raise ArtifactError(f"{place}: no noise schedule can be made of it ({error})") from error
+        raise ArtifactError(f"{place}: no noise schedule can be made of it ({in_one_line(error)})") from error
 
 
 def without_clipping(schedule: DDIMScheduler) -> DDIMScheduler:

@@ -108,6 +108,11 @@ def read_json(file: Path) -> dict[str, Any]:
     return content
 
 
+def in_one_line(error: Exception) -> str:
+    """What an error of another library says, in one line that is no page."""
+    return " ".join(str(error).split())[:300]
+
+
 def _shards(index: Path) -> list[Path]:
     """The files that an index names, in its folder."""
     named = read_json(index).get("weight_map")
@@ -116,9 +121,7 @@ def _shards(index: Path) -> list[Path]:
     files = [index.parent / name for name in sorted(set(named.values()))]
     for file in files:
         if file.parent != index.parent or not file.is_file():
-            raise ArtifactError(
-                f"{file}: named by {index.name}, and not there; the folder is incomplete, fetch it again"
-            )
+            raise ArtifactError(f"{file}: no such file, but {index.name} names it; fetch the folder again")
     return files
 
 
@@ -135,9 +138,7 @@ def _precisions(file: Path, trusted: bool) -> list[torch.dtype]:
         raise ArtifactError(f"{file}: cannot be read ({error}); fetch it again") from error
     for name, dtype in named.items():
         if dtype not in _DTYPES and dtype not in _WHOLE:
-            raise ArtifactError(
-                f"{file}: {name} is {dtype}; expected weights of 16, 32 or 64 bits that nothing quantized yet"
-            )
+            raise ArtifactError(f"{file}: {name} is {dtype}; expected weights in full precision, of 16 bits or more")
         found += [_DTYPES[dtype]] if dtype in _DTYPES else []
     return found
 

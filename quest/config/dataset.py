@@ -32,6 +32,11 @@ class DatasetSettings(QuantizationSettings):
     architecture: Path | None = Field(
         default=None, description="hyper-parameters of a CompVis checkpoint, one of config/models/*.yaml"
     )
+    clip_sample: bool = Field(
+        default=True,
+        description="keep the predicted image in range at every step if the scheduler of `source` does (clip_sample or "
+        "thresholding); false: never, as the papers' samplers",
+    )
     extractor: Path = Field(
         description="feature extractor of the metrics: an artifact of kind 'extractor', or Inception's weights (.pth)"
     )

@@ -30,6 +30,8 @@ class SamplerSettings(Settings):
     def _fits_together(self) -> SamplerSettings:
         if self.kind == "plms" and (self.eta or self.spacing != "uniform" or self.timesteps is not None):
             raise ValueError("kind is plms, which has eta 0, uniform spacing and no timesteps of its own")
+        if self.kind == "plms" and self.steps == 1:
+            raise ValueError("kind is plms and steps is 1; PLMS takes at least 2, which it starts from")
         if self.timesteps is not None:
             if len(self.timesteps) != self.steps:
                 raise ValueError(f"{len(self.timesteps)} timesteps are given, but steps is {self.steps}")

@@ -43,16 +43,25 @@ def in_turn(choices: Sequence[Any] | None, purpose: str, seed: int, indices: Seq
 
 
 def read_prompts(path: Path) -> list[str]:
-    """The prompts of a text file, one a line. Raises ValueError when it is missing or a line is empty."""
+    """The prompts of a text file in UTF-8, one a line. Raises ValueError when it is missing or a line is empty.
+
+    Only a line feed ends a line, with or without a carriage return before it: a prompt may hold whatever else Unicode
+    has to separate lines. A byte order mark is no part of the first.
+    """
     try:
-        prompts = path.read_text(encoding="utf-8").splitlines()
+        text = path.read_bytes().decode("utf-8-sig")
     except OSError as error:
         raise ValueError(
             f"condition.prompts: {path}: {error.strerror}; expected a text file with one prompt a line"
         ) from error
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"condition.prompts: {path}: byte {error.start} is not UTF-8; expected a text file with one prompt a line"
+        ) from error
+    prompts = text.replace("\r\n", "\n").removesuffix("\n").split("\n")
     empty = [number for number, prompt in enumerate(prompts, 1) if not prompt.strip()]
-    if not prompts or empty:
-        found = f"line {empty[0]} is empty" if empty else "no line"
+    if empty:
+        found = f"line {empty[0]} is empty" if text else "no line"
         raise ValueError(f"condition.prompts: {path}: {found}; expected one prompt a line")
     return prompts
 

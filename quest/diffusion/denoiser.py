@@ -22,6 +22,7 @@ from quest.artifacts import ArtifactError, Manifest, load_tensors, save_tensors
 from quest.config.sampling import SamplerSettings
 from quest.diffusion import conditioners, first_stage
 from quest.diffusion.conditioners import Conditioner
+from quest.diffusion.finite import finite
 from quest.diffusion.first_stage import FirstStage
 from quest.diffusion.guidance import Guidance
 from quest.diffusion.samplers import Call, Predict, Sampler
@@ -95,10 +96,13 @@ class Denoiser:
 
 
 def predictor(network: nn.Module, guidance: Guidance | None = None) -> Predict:
-    """``network`` as a function of (x, call), guided in one batch; tells a quantized network its step first."""
+    """``network`` as a function of (x, call), guided in one batch; tells a quantized network its step first.
+
+    Raises ValueError, naming the step, for a prediction that is not finite.
+    """
     set_step = getattr(network, "set_step", None)
 
-    def predict(x: Tensor, call: Call) -> Tensor:
+    def output(x: Tensor, call: Call) -> Tensor:
         if set_step is not None:
             set_step(call.step)
         timesteps = torch.full((len(x),), call.timestep, device=x.device)
@@ -107,6 +111,10 @@ def predictor(network: nn.Module, guidance: Guidance | None = None) -> Predict:
         halves = guidance.halves()
         both = Inputs(torch.cat([x] * len(halves)), timesteps.repeat(len(halves)), torch.cat(halves))
         return guidance.join(architectures.predict(network, both).chunk(len(halves)))
+
+    def predict(x: Tensor, call: Call) -> Tensor:
+        noise = call.parametrization.noise(output(x, call), x)
+        return finite(noise, f"prediction at sampling step {call.step} (timestep {call.timestep})")
 
     return predict
 

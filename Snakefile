@@ -3,7 +3,8 @@
 from snakemake.exceptions import WorkflowError
 from snakemake.utils import min_version
 
-from quest.config import ConfigError, run_file
+from quest.config.run import run_file
+from quest.config.values import ConfigError
 
 min_version("9.27")
 
@@ -27,42 +28,51 @@ container: "docker://python:3.11"
 include: "workflow/rules/common.smk"
 
 
+# What a person reads, and what reads it.
+SHOWN = ["measure", "score", "preview", "table", "write_table", "figures", "track", "paper", "track_paper"]
+
+RUN = CELLS.run
+QUANTIZING = [*METHODS, *CELLS.config.variants]
+
+
 wildcard_constraints:
-    dataset=one_of(CONFIG.datasets),
-    method=one_of([FULL_PRECISION, *METHODS, *CONFIG.variants]),
+    dataset=one_of(CELLS.datasets),
+    method=one_of([FULL_PRECISION, *QUANTIZING]),
     bits=r"w\d+a\d+",
     weight_bits=r"\d+",
-    variant=one_of(VARIANTS),
+    grouping=one_of(GROUPINGS),
     seed=r"\d+",
-    of_suite=re.escape(OF_SUITE) or "(?:)",  # an empty constraint would be none
+    of_suite=re.escape(CELLS.of_suite) or "(?:)",  # an empty constraint would be none
     shard=r"\d+",
     study=one_of(STUDIES),
 
 
+include: "workflow/rules/pretrain_clip.smk"
 include: "workflow/rules/pretrain.smk"
-include: "workflow/rules/import.smk"
+include: "workflow/rules/import_model.smk"
 include: "workflow/rules/bring.smk"
 include: "workflow/rules/reference.smk"
 include: "workflow/rules/calibrate.smk"
 include: "workflow/rules/reconstruct.smk"
 include: "workflow/rules/finetune.smk"
 include: "workflow/rules/sample.smk"
+include: "workflow/rules/preview.smk"
 include: "workflow/rules/measure.smk"
+include: "workflow/rules/score.smk"
 include: "workflow/rules/table.smk"
+include: "workflow/rules/write_table.smk"
 include: "workflow/rules/figures.smk"
 include: "workflow/rules/track.smk"
 include: "workflow/rules/paper.smk"
+include: "workflow/rules/track_paper.smk"
 include: "workflow/rules/analyse.smk"
 
 
 rule all:
     default_target: True
     input:
-        rules.table_all.input,
-        rules.figures_all.input,
-        rules.track_all.input,
-        rules.score_all.input,
-        rules.paper_all.input,
+        # Each by itself, so that one that was deleted is missed, whatever was made of it.
+        [TARGETS[stage] for stage in SHOWN],
 
 
 # The paper's studies, beside the tables: `snakemake analyses`.
@@ -72,7 +82,8 @@ rule analyses:
 
 
 onsuccess:
-    # `dvc commit` wants every folder that DVC knows, also those of the studies and of the papers' tables, which the default
-    # run leaves out.
-    for folder in ("results/analysis", "results/paper"):
-        Path(folder).mkdir(parents=True, exist_ok=True)
+    records.collect(Path.cwd())
+
+
+onerror:
+    records.collect(Path.cwd())

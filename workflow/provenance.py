@@ -1,8 +1,9 @@
 """What code a result was made by: a hash of the library modules that a stage imports.
 
 Snakemake sees no code behind a `shell:` command, so rules pass this hash as a parameter. It follows imports inside
-the library and ignores comments, blank lines and docstrings: editing those reruns nothing. It is the same under every
-Python version, since it travels with the results.
+the library and ignores comments, blank lines and docstrings: editing those reruns nothing. Of the configuration it
+leaves out the keys and their defaults too, whose values reach a stage as its settings; what computes there counts like
+any other code. It is the same under every Python version, since it travels with the results.
 """
 
 from __future__ import annotations
@@ -15,8 +16,9 @@ import tokenize
 from pathlib import Path
 
 PACKAGE = "quest"
-# Settings reach a stage as its parameters, and paths as its files: an edit of these modules alone changes no result.
-UNRELATED = {"quest.cli", "quest.config", "quest.config.reference", "quest.paths"}
+CONFIG = f"{PACKAGE}.config."
+# Packages that import their files when they run: what is found there may be reached.
+FOUND_AT_RUN_TIME = {f"{PACKAGE}.architectures"}
 
 
 def code_hash(root: Path, *modules: str) -> str:
@@ -26,7 +28,8 @@ def code_hash(root: Path, *modules: str) -> str:
     """
     digest = hashlib.sha256()
     for name, file in sorted(closure(root, *modules).items()):
-        digest.update(f"{name}\n{code_only(file.read_text())}\n".encode())
+        code = code_only(file.read_text(encoding="utf-8"), declarations=not name.startswith(CONFIG))
+        digest.update(f"{name}\n{code}\n".encode())
     return digest.hexdigest()[:16]
 
 
@@ -40,17 +43,34 @@ def closure(root: Path, *modules: str) -> dict[str, Path]:
     while waiting:
         name = waiting.pop()
         file = _file(root, name)
-        if file is not None and name not in found and name not in UNRELATED:
+        if file is not None and name not in found:
             found[name] = file
             package = name if file.name == "__init__.py" else name.rpartition(".")[0]
-            waiting += _imports(file.read_text(), package)
+            waiting += _imports(file.read_text(encoding="utf-8"), package)
             waiting.append(name.rpartition(".")[0])  # importing a module runs its package first
+            if name in FOUND_AT_RUN_TIME:
+                waiting += [f"{name}.{sibling.stem}" for sibling in file.parent.glob("*.py") if sibling != file]
     return found
 
 
+def sections_of(root: Path, stage: str) -> tuple[str, ...]:
+    """The settings that a stage says it depends on, its ``SECTIONS``, read without importing it.
+
+    Raises ValueError for a stage that says nothing.
+    """
+    file = root / PACKAGE / "stages" / f"{stage}.py"
+    for node in ast.parse(file.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.Assign) and [ast.unparse(target) for target in node.targets] == ["SECTIONS"]:
+            return ast.literal_eval(node.value)
+    raise ValueError(f"{file}: no SECTIONS, though its rule passes settings")
+
+
 @functools.cache
-def code_only(source: str) -> str:
-    """``source`` without comments, blank lines and docstrings."""
+def code_only(source: str, declarations: bool = True) -> str:
+    """``source`` without comments, blank lines and docstrings; and, unless asked for, without ``declarations``: the
+    annotated names of classes, with what they are set to."""
+    if not declarations:
+        source = _without_declarations(source)
     docstrings = {
         (node.body[0].lineno, node.body[0].col_offset)
         for node in ast.walk(ast.parse(source))
@@ -72,6 +92,17 @@ def code_only(source: str) -> str:
             lines[first:last] = [""] * (last - first)
             lines[last - 1] += rest
     return "\n".join(line for number, line in enumerate(lines, 1) if line.strip() or number not in droppable)
+
+
+def _without_declarations(source: str) -> str:
+    lines = source.splitlines()
+    for owner in ast.walk(ast.parse(source)):
+        for node in owner.body if isinstance(owner, ast.ClassDef) else []:
+            if isinstance(node, ast.AnnAssign):
+                lines[node.lineno - 1 : node.end_lineno] = [""] * ((node.end_lineno or node.lineno) - node.lineno + 1)
+        if isinstance(owner, ast.ClassDef) and all(isinstance(node, ast.AnnAssign) for node in owner.body):
+            lines[owner.body[0].lineno - 1] = " " * owner.body[0].col_offset + "pass"
+    return "\n".join(lines)
 
 
 def _file(root: Path, name: str) -> Path | None:

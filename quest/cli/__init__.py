@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import ast
 import importlib
-import json
 import logging
 import pkgutil
 import sys
@@ -18,10 +17,7 @@ import click
 
 from quest import stages
 from quest.artifacts import ArtifactError
-from quest.config.dataset import DatasetSettings, load_dataset
-from quest.config.reading import validate
-from quest.config.values import FULL_PRECISION, ConfigError
-from quest.config.variants import load_variants, of_cell
+from quest.config.values import ConfigError
 
 # Commands that are no stages: their module in this package, and their help.
 _OTHERS = {
@@ -44,7 +40,7 @@ class _Commands(click.Group):
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name in _stages():
-            return stage_command(cmd_name)
+            return stages.command(cmd_name)
         if cmd_name in _OTHERS:
             return getattr(importlib.import_module(f"quest.cli.{_OTHERS[cmd_name][0]}"), cmd_name)
         return None
@@ -80,25 +76,6 @@ def main(debug: bool) -> None:
     )
     for name in ("matplotlib", "PIL", "alembic", "mlflow"):
         logging.getLogger(name).setLevel(logging.WARNING)
-
-
-def stage_command(name: str) -> click.Command:
-    """The command of a stage: its ``run``, called with what its ``PARAMETERS`` declare."""
-    module = importlib.import_module(f"quest.stages.{name.replace('-', '_')}")
-
-    def run(**given: Any) -> None:
-        if "settings" in given:
-            given["settings"] = protocol(given["dataset"], given["settings"], given.get("method", FULL_PRECISION))
-        module.run(**given)
-
-    return click.Command(name, params=list(module.PARAMETERS), callback=run, help=module.__doc__)
-
-
-def protocol(dataset: str, given: str | None, method: str = FULL_PRECISION) -> DatasetSettings:
-    """The settings of a cell; ``given`` is the JSON that a rule passes (the parts that it depends on)."""
-    if given is None:
-        return of_cell(load_dataset(dataset), method, load_variants())
-    return validate(DatasetSettings, json.loads(given), "--settings")
 
 
 def _stages() -> list[str]:

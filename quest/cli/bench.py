@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from quest.cli import protocol
 from quest.config.dataset import load_dataset
-from quest.stages import DEVICE, FILE, PROTOCOL
+from quest.stages import DEVICE, FILE, PROTOCOL, protocol
 
 if TYPE_CHECKING:
     import torch

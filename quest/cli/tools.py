@@ -17,9 +17,9 @@ _VARY = click.Option(
 @click.command(params=[*PROTOCOL, *CELL, _VARY, DEVICE])
 def tune(dataset: str, settings: str | None, method: str, bits: str, vary: tuple[str, ...], **cell: Any) -> None:
     """Finetune a cell with every combination of settings; print their losses on calibration data not seen."""
-    from quest.cli import protocol
     from quest.config.values import Bits
     from quest.learning import tuning
+    from quest.stages import protocol
 
     varied = dict(map(tuning.parse, vary))
     done = tuning.trials(protocol(dataset, settings, method), method, Bits.parse(bits), vary=varied, **cell)

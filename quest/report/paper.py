@@ -53,10 +53,10 @@ def build(
 ) -> tuple[dict[str, Any], str]:
     """The content of a table, {"table", "dataset", "title", "rows"}, and the same in Markdown.
 
-    artifacts: metrics by file, of the table's cells that were measured on ``dataset``; absent: why the others were
-    not. benchmark_folder: of Snakemake's benchmark files, for seconds and memory. A row has name, method, bits,
-    published_on, for each column ``<column>``, ``<column>_spread`` and ``<column>_published``, then seeds, chains, mark,
-    source, note and missing. Raises ValueError for an unknown table, or metrics that are not of one protocol.
+    artifacts: metrics by file, of the table's cells that were measured on ``dataset``; absent: why others were not.
+    benchmark_folder: of Snakemake's benchmark files, for seconds and memory. A row has name, method, bits,
+    published_on, for each column ``<column>``, ``<column>_spread`` and ``<column>_published``, then seeds, chains,
+    mark, source, note and missing. Raises ValueError for an unknown table, or metrics that are not of one protocol.
     """
     table = published.table(name)
     if artifacts:

@@ -1,15 +1,23 @@
 """The stages of the pipeline: a file a rule, named like it, which reads artifacts, calls the library and writes one.
 
-A stage is a module with ``run``, whose arguments are those of its command, and ``PARAMETERS``, which declares them; the
-command `quest <stage>` is made of these two (`quest.cli`). The first line of its docstring is the command's help.
+A stage is a module with ``run``, whose arguments are those of its command, and ``PARAMETERS``, which declares them; its
+command `quest <stage>` is made of these two. The first line of its docstring is the command's help. ``SECTIONS`` names
+what of a dataset's protocol it depends on: what its rule passes, and so what reruns it.
 """
 
 from __future__ import annotations
 
+import importlib
+import json
 from pathlib import Path
 from typing import Any
 
 import click
+
+from quest.config.dataset import DatasetSettings, load_dataset
+from quest.config.reading import validate
+from quest.config.values import FULL_PRECISION
+from quest.config.variants import load_variants, of_cell
 
 FILE = click.Path(path_type=Path, dir_okay=False)
 
@@ -59,3 +67,22 @@ CELL = (
     file("reconstruction", "Learned rounding; for the methods that start from it.", required=False),
 )
 """What a method quantizes a model by."""
+
+
+def command(name: str) -> click.Command:
+    """The command of a stage: its ``run``, called with what its ``PARAMETERS`` declare."""
+    module = importlib.import_module(f"quest.stages.{name.replace('-', '_')}")
+
+    def run(**given: Any) -> None:
+        if "settings" in given:
+            given["settings"] = protocol(given["dataset"], given["settings"], given.get("method", FULL_PRECISION))
+        module.run(**given)
+
+    return click.Command(name, params=list(module.PARAMETERS), callback=run, help=module.__doc__)
+
+
+def protocol(dataset: str, given: str | None, method: str = FULL_PRECISION) -> DatasetSettings:
+    """The settings of a cell; ``given`` is the JSON that a rule passes (the parts that it depends on)."""
+    if given is None:
+        return of_cell(load_dataset(dataset), method, load_variants())
+    return validate(DatasetSettings, json.loads(given), "--settings")

@@ -12,6 +12,7 @@ from quest.diffusion import denoiser as denoisers
 from quest.learning import calibration as calibrations
 from quest.stages import DEVICE, MODEL, OUTPUT, PROTOCOL, SEED
 
+SECTIONS = ("sampler", "condition", "calibration")
 PARAMETERS = (*PROTOCOL, MODEL, SEED, OUTPUT, DEVICE)
 
 

@@ -15,6 +15,7 @@ from quest.learning import calibration as calibrations
 from quest.learning import start
 from quest.stages import CELL, DEVICE, OUTPUT, PROTOCOL
 
+SECTIONS = ("sampler", "condition", "calibration", "quantizer", "methods.{method}")
 PARAMETERS = (*PROTOCOL, *CELL, OUTPUT, DEVICE)
 
 

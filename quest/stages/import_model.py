@@ -20,6 +20,7 @@ from quest.stages import OUTPUT, PROTOCOL
 log = logging.getLogger(__name__)
 
 
+SECTIONS = ("source", "source_sha256", "architecture")
 PARAMETERS = (*PROTOCOL, click.Option(["--source"], help="Instead of the protocol's: folder, .ckpt or hub id."), OUTPUT)
 
 

@@ -16,6 +16,7 @@ from quest.metrics import reference as references
 from quest.metrics.extractor import load_extractor
 from quest.stages import DEVICE, MODEL, OUTPUT, PROTOCOL, file, files
 
+SECTIONS = ("evaluation",)
 PARAMETERS = (
     *PROTOCOL,
     files("samples"),

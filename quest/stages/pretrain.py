@@ -22,6 +22,7 @@ from quest.quantization.account import account
 from quest.stages import ALLOW_CPU, DEVICE, MODEL, PROTOCOL, file
 
 log = logging.getLogger(__name__)
+SECTIONS = ("real_images", "condition", "pretrain")
 PARAMETERS = (
     *PROTOCOL,
     MODEL,

@@ -15,6 +15,7 @@ from quest.embedded.training.clip import train_clip
 from quest.stages import ALLOW_CPU, DEVICE, OUTPUT, PROTOCOL
 
 log = logging.getLogger(__name__)
+SECTIONS = ("real_images", "pretrain")
 PARAMETERS = (*PROTOCOL, OUTPUT, DEVICE, ALLOW_CPU)
 
 

@@ -18,6 +18,15 @@ from quest.learning.reconstruction import Progress, reconstruct
 from quest.quantization.network import QuantizedNetwork, Recipe
 from quest.stages import DEVICE, MODEL, OUTPUT, PROTOCOL, SEED, file
 
+SECTIONS = (
+    "sampler",
+    "condition",
+    "calibration",
+    "quantizer.weight_search",
+    "quantizer.weight_group",
+    "quantizer.split_shortcuts",
+    "reconstruction",
+)
 PARAMETERS = (
     *PROTOCOL,
     MODEL,

@@ -14,6 +14,7 @@ from quest.metrics import reference as references
 from quest.metrics.extractor import load_extractor
 from quest.stages import DEVICE, OUTPUT, PROTOCOL, file
 
+SECTIONS = ("real_images", "reference_images", "reference_batch", "reference_sha256")
 PARAMETERS = (*PROTOCOL, file("extractor"), OUTPUT, DEVICE)
 
 

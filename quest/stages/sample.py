@@ -16,6 +16,7 @@ from quest.diffusion import denoiser as denoisers
 from quest.diffusion.sampling import draw, shard_indices
 from quest.stages import DEVICE, MODEL, OUTPUT, PROTOCOL, SEED, file
 
+SECTIONS = ("sampler", "condition", "evaluation.images", "evaluation.shards", "evaluation.batch_size")
 PARAMETERS = (
     *PROTOCOL,
     MODEL,

@@ -9,13 +9,12 @@ from quest.report import tracking
 from quest.stages import file, files
 
 PARAMETERS = (
-    files("tables", required=False),
-    file("paper", "Table of the papers, from `quest paper`.", required=False, many=True),
+    files("tables"),
     file("figure", "Pictures to attach.", required=False, many=True),
     file("output", "Record of the MLflow runs that were written.", required=False),
 )
 
 
-def run(tables: Sequence[Path], paper: Sequence[Path], figure: Sequence[Path], output: Path | None) -> None:
+def run(tables: Sequence[Path], figure: Sequence[Path], output: Path | None) -> None:
     """Write the runs, and a record of them, an artifact of kind "tracking"."""
-    tracking.run(tables, figure, output, paper)
+    tracking.run(tables, figure, output)

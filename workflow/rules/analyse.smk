@@ -1,13 +1,13 @@
 # The paper's studies, each a job: its numbers, and a chart of them. Not part of the default run: `snakemake analyses`.
 rule analyse:
     input:
-        model=studied("model"),
-        calibration=studied("calibration"),
-        reconstruction=studied("reconstruction"),
-        reconstructions=studied("reconstructions"),
-        checkpoint=studied("checkpoint"),
-        checkpoints=studied("checkpoints"),
-        samples=studied("samples"),
+        model=CELLS.studied("model"),
+        calibration=CELLS.studied("calibration"),
+        reconstruction=CELLS.studied("reconstruction"),
+        reconstructions=CELLS.studied("reconstructions"),
+        checkpoint=CELLS.studied("checkpoint"),
+        checkpoints=CELLS.studied("checkpoints"),
+        previews=CELLS.studied("previews"),
     output:
         csv=f"{paths.ANALYSIS}.csv",
         png=report(
@@ -27,15 +27,15 @@ rule analyse:
         mem_mb=16_000,
         runtime=1_440,
     params:
-        settings=lambda wildcards: protocol(*STUDIES[wildcards.study].sections)(wildcards),
-        code=code("quest.studies", "quest.studies.{study}"),
+        settings=CELLS.settings("analyse"),
+        code=CELLS.code("analyse", STUDY),
         seed=RUN.seeds[0],
         files=study_options,
     shell:
         "quest analyse {wildcards.study} {wildcards.dataset} --settings {params.settings:q} --seed {params.seed}"
-        " {params.files} --csv {output.csv} --png {output.png} --svg {output.svg} > {log} 2>&1"
+        " {params.files} --csv {output.csv:q} --png {output.png:q} --svg {output.svg:q} > {log:q} 2>&1"
 
 
 rule analyse_all:
     input:
-        expand(f"{paths.ANALYSIS}.{{ending}}", dataset=RUN.datasets, study=STUDIES, ending=["csv", "png", "svg"]),
+        TARGETS["analyse"],

@@ -6,9 +6,9 @@ rule bring:
     log:
         "logs/bring/{brought}.log",
     wildcard_constraints:
-        brought=one_of(BROUGHT),
+        brought=one_of(CELLS.brought),
     localrule: True
     params:
-        how=lambda wildcards: BROUGHT[wildcards.brought],
+        missing=lambda wildcards: f"{wildcards.brought}: missing; {CELLS.brought[wildcards.brought]}",
     shell:
-        "test -s {output:q} || {{ echo '{output}: missing; {params.how}' > {log:q}; exit 1; }}"
+        "test -s {output:q} || {{ echo {params.missing:q} > {log:q}; exit 1; }}"

@@ -1,8 +1,8 @@
 # States of the full-precision sampler, which every method calibrates and finetunes on.
 rule calibrate:
     input:
-        model=model,
-        prompts=prompts,
+        model=CELLS.model,
+        prompts=CELLS.prompts,
     output:
         paths.CALIBRATION,
     log:
@@ -15,13 +15,13 @@ rule calibrate:
         mem_mb=8_000,
         runtime=240,
     params:
-        settings=protocol("sampler", "condition", "calibration"),
-        code=code("quest.learning.calibration"),
+        settings=CELLS.settings("calibrate"),
+        code=CELLS.code("calibrate"),
     shell:
         "quest calibrate {wildcards.dataset} --settings {params.settings:q} --seed {wildcards.seed}"
-        " --model {input.model} --output {output} > {log} 2>&1"
+        " --model {input.model:q} --output {output:q} > {log:q} 2>&1"
 
 
 rule calibrate_all:
     input:
-        everywhere(paths.CALIBRATION, seeds=RUN.chain_seeds),
+        TARGETS["calibrate"],

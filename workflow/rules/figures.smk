@@ -1,7 +1,7 @@
 # Pictures of a dataset: the same seeds under every cell, and the comparison by bit-width.
 rule figures:
     input:
-        samples=lambda wildcards: of_cells(paths.SAMPLES, wildcards.dataset, CELLS, RUN.seeds[:1], shards=[0]),
+        previews=lambda wildcards: CELLS.previews(wildcards.dataset),
         table=paths.TABLE,
     output:
         grid=report(
@@ -26,13 +26,12 @@ rule figures:
         mem_mb=2_000,
         runtime=10,
     params:
-        code=code("quest.report.figures"),
+        code=CELLS.code("figures", *TITLES),
     shell:
-        "quest figures {wildcards.dataset} {input.samples} --table {input.table}"
-        " --grid {output.grid} --comparison {output.comparison} > {log} 2>&1"
+        "quest figures {wildcards.dataset} {input.previews:q} --table {input.table:q}"
+        " --grid {output.grid:q} --comparison {output.comparison:q} > {log:q} 2>&1"
 
 
 rule figures_all:
     input:
-        everywhere(paths.SAMPLE_GRID),
-        everywhere(paths.COMPARISON),
+        TARGETS["figures"],

@@ -1,9 +1,9 @@
 # A method quantizes the model at a bit-width, from the learned rounding where it starts from that.
 rule finetune:
     input:
-        model=model,
+        model=CELLS.model,
         calibration=paths.CALIBRATION,
-        reconstruction=reconstruction,
+        reconstruction=CELLS.reconstruction,
     output:
         paths.CHECKPOINT,
     log:
@@ -11,21 +11,21 @@ rule finetune:
     benchmark:
         f"benchmarks/finetune/{{dataset}}/{paths.CELL}.tsv"
     wildcard_constraints:
-        method=one_of([*METHODS, *CONFIG.variants]),
+        method=one_of(QUANTIZING),
     resources:
         gpu=GPU,
         mem_mb=16_000,
         runtime=1_440,
     params:
-        settings=protocol("sampler", "condition", "calibration", "quantizer", "methods.{method}"),
-        code=code("quest.methods", "quest.methods.{method}"),
+        settings=CELLS.settings("finetune"),
+        code=CELLS.code("finetune", METHOD),
         reconstruction=option("reconstruction"),
     shell:
         "quest finetune {wildcards.dataset} --settings {params.settings:q} --method {wildcards.method}"
-        " --bits {wildcards.bits} --seed {wildcards.seed} --model {input.model} --calibration {input.calibration}"
-        " {params.reconstruction} --output {output} > {log} 2>&1"
+        " --bits {wildcards.bits} --seed {wildcards.seed} --model {input.model:q} --calibration {input.calibration:q}"
+        " {params.reconstruction} --output {output:q} > {log:q} 2>&1"
 
 
 rule finetune_all:
     input:
-        everywhere(paths.CHECKPOINT, seeds=RUN.chain_seeds),
+        TARGETS["finetune"],

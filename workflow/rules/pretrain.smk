@@ -2,7 +2,7 @@
 # No code parameter: a change of the training code must not retrain models that results were published with.
 rule pretrain:
     input:
-        clip=text_encoder,
+        clip=lambda wildcards: ancient(CELLS.text_encoder(wildcards)),  # that it was pulled later says nothing
     output:
         model=MODEL,
         extractor=EXTRACTOR,
@@ -11,42 +11,20 @@ rule pretrain:
     benchmark:
         "benchmarks/pretrain/{dataset}.tsv"
     wildcard_constraints:
-        dataset=one_of(EMBEDDED),
+        dataset=one_of(CELLS.embedded),
     threads: 2
     resources:
         gpu=GPU,
         mem_mb=8_000,
         runtime=120,
     params:
-        settings=protocol("real_images", "condition", "pretrain"),
+        settings=CELLS.settings("pretrain"),
         clip=option("clip"),
     shell:
         "quest pretrain {wildcards.dataset} --settings {params.settings:q} {params.clip}"
-        " --model {output.model} --extractor {output.extractor} > {log} 2>&1"
-
-
-# What conditions an embedded model of prompts, and scores its images.
-rule pretrain_clip:
-    output:
-        CLIP,
-    log:
-        "logs/pretrain_clip/{dataset}.log",
-    benchmark:
-        "benchmarks/pretrain_clip/{dataset}.tsv"
-    wildcard_constraints:
-        dataset=one_of(TEXT),
-    threads: 2
-    resources:
-        gpu=GPU,
-        mem_mb=8_000,
-        runtime=60,
-    params:
-        settings=protocol("real_images", "pretrain"),
-    shell:
-        "quest pretrain-clip {wildcards.dataset} --settings {params.settings:q} --output {output} > {log} 2>&1"
+        " --model {output.model:q} --extractor {output.extractor:q} > {log:q} 2>&1"
 
 
 rule pretrain_all:
     input:
-        expand([MODEL, EXTRACTOR], dataset=EMBEDDED),
-        expand(CLIP, dataset=TEXT),
+        TARGETS["pretrain"],

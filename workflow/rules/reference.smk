@@ -1,8 +1,8 @@
 # Feature statistics of a dataset's real images: what the metrics compare with.
 rule reference:
     input:
-        extractor=extractor,
-        batch=reference_batch,
+        extractor=CELLS.extractor,
+        batch=CELLS.reference_batch,
     output:
         paths.REFERENCE,
     log:
@@ -14,13 +14,13 @@ rule reference:
         mem_mb=4_000,
         runtime=60,
     params:
-        settings=protocol("real_images", "reference_images", "reference_batch", "reference_sha256"),
-        code=code("quest.metrics.reference"),
+        settings=CELLS.settings("reference"),
+        code=CELLS.code("reference"),
     shell:
         "quest reference {wildcards.dataset} --settings {params.settings:q}"
-        " --extractor {input.extractor} --output {output} > {log} 2>&1"
+        " --extractor {input.extractor:q} --output {output:q} > {log:q} 2>&1"
 
 
 rule reference_all:
     input:
-        everywhere(paths.REFERENCE),
+        TARGETS["reference"],

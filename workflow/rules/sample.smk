@@ -1,9 +1,9 @@
 # Images of a cell, scattered in shards; image i of a seed starts from the same noise in every cell.
 rule sample:
     input:
-        model=model,
-        checkpoint=checkpoint_of,
-        prompts=prompts,
+        model=CELLS.model,
+        checkpoint=CELLS.checkpoint,
+        prompts=CELLS.prompts,
     output:
         paths.SAMPLES,
     log:
@@ -15,20 +15,14 @@ rule sample:
         mem_mb=8_000,
         runtime=1_440,
     params:
-        settings=protocol(
-            "sampler",
-            "condition",
-            "evaluation.images",
-            "evaluation.shards",
-            "evaluation.batch_size",
-        ),
-        code=code("quest.diffusion.sampling"),
+        settings=CELLS.settings("sample"),
+        code=CELLS.code("sample"),
         checkpoint=option("checkpoint"),
     shell:
         "quest sample {wildcards.dataset} --settings {params.settings:q} --seed {wildcards.seed}"
-        " --shard {wildcards.shard} --model {input.model} {params.checkpoint} --output {output} > {log} 2>&1"
+        " --shard {wildcards.shard} --model {input.model:q} {params.checkpoint} --output {output:q} > {log:q} 2>&1"
 
 
 rule sample_all:
     input:
-        everywhere(paths.SAMPLES, CELLS),
+        TARGETS["sample"],

@@ -1,17 +1,9 @@
 # The table of a dataset: a row a cell, mean and spread over the seeds.
 rule table:
     input:
-        metrics=lambda wildcards: of_cells(paths.METRICS, wildcards.dataset, CELLS),
+        CELLS.metrics,
     output:
-        json=paths.TABLE,
-        csv=report(
-            paths.TABLE_CSV,
-            category="{dataset}",
-            subcategory="Every method and bit-width",
-            labels={"result": "table"},
-            caption="../report/table.rst",
-        ),
-        markdown=paths.TABLE_MARKDOWN,
+        paths.TABLE,
     log:
         "logs/table/{dataset}{of_suite}.log",
     benchmark:
@@ -20,14 +12,11 @@ rule table:
         mem_mb=1_000,
         runtime=10,
     params:
-        code=code("quest.report.tables"),
+        code=CELLS.code("table"),
     shell:
-        "quest table {wildcards.dataset} {input.metrics}"
-        " --output {output.json} --csv {output.csv} --markdown {output.markdown} > {log} 2>&1"
+        "quest table {wildcards.dataset} {input:q} --output {output:q} > {log:q} 2>&1"
 
 
 rule table_all:
     input:
-        everywhere(paths.TABLE),
-        everywhere(paths.TABLE_CSV),
-        everywhere(paths.TABLE_MARKDOWN),
+        TARGETS["table"],

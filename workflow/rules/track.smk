@@ -14,12 +14,12 @@ rule track:
         mem_mb=2_000,
         runtime=10,
     params:
-        code=code("quest.report.tracking"),
+        code=CELLS.code("track", *TITLES),
         figures=option("figure"),
     shell:
-        "quest track {input.table} {params.figures} --output {output} > {log} 2>&1"
+        "quest track {input.table:q} {params.figures} --output {output:q} > {log:q} 2>&1"
 
 
 rule track_all:
     input:
-        everywhere(paths.TRACKING),
+        TARGETS["track"],

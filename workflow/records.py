@@ -1,0 +1,123 @@
+"""Snakemake's records of what results were made from, beside the results: a file a folder of results.
+
+Snakemake keeps a record of each result in ``.snakemake/metadata``: settings, code, content of the inputs. Without it,
+results that were fetched could not be told from results of something else. So what a run records is collected into
+``results/<stage>/records.json`` (and ``data/models/records.json``), which DVC keeps and fetches with the results; when
+a run is planned, records that came since are put back where Snakemake looks. A record comes with the sha256 of its
+result and is put back only where that is what lies there, or nothing does: of a result that is not shared, too, the
+record says that what was made from it is current.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from quest.artifacts import ArtifactError, write_bytes
+
+METADATA = Path(".snakemake/metadata")
+SYNCED = Path(".snakemake/records.json")  # which collections are the same as Snakemake's own records
+NAME = "records.json"
+FOLDERS = ("results/*", "data/models")
+_UNSHARED = "digits-quick"  # a trial run whose results are nothing to keep
+
+
+def collect(root: Path) -> None:
+    """Write the collections: the records of results that are there, and of all that those were made from."""
+    records = dict(_recorded(root))
+    kept: set[str] = set()
+    waiting = [name for name in records if (root / name).exists() and _UNSHARED not in name]
+    while waiting:
+        name = waiting.pop()
+        if name in records and name not in kept:
+            kept.add(name)
+            waiting += records[name].get("input") or []
+    collections: dict[Path, dict[str, Any]] = {}
+    for name in sorted(kept):
+        collections.setdefault(Path(*Path(name).parts[:2]) / NAME, {})[name] = {
+            "sha256": _sha256(root / name),
+            "record": records[name],
+        }
+    synced = _read_json(root / SYNCED)
+    for file, content in collections.items():
+        data = "".join(
+            f"{json.dumps({'file': name, **entry}, sort_keys=True)}\n" for name, entry in content.items()
+        ).encode()
+        if not (root / file).exists() or (root / file).read_bytes() != data:
+            write_bytes(root / file, data)
+        synced[str(file)] = hashlib.sha256(data).hexdigest()
+    write_bytes(root / SYNCED, json.dumps(synced, indent=1, sort_keys=True).encode())
+
+
+def restore(root: Path) -> None:
+    """Put back records of collections that came since the last call. Raises ArtifactError for a damaged one."""
+    synced = _read_json(root / SYNCED)
+    found = {
+        str(file.relative_to(root)): hashlib.sha256(file.read_bytes()).hexdigest()
+        for folder in FOLDERS
+        for file in sorted(root.glob(f"{folder}/{NAME}"))
+    }
+    if new := [name for name, digest in found.items() if synced.get(name) != digest]:
+        for name in new:
+            for entry in _entries(root / name):
+                digest = _sha256(root / entry["file"])
+                if digest is None or digest == entry["sha256"]:
+                    record = json.dumps(entry["record"]).encode()
+                    write_bytes(root / METADATA / _encoded(entry["file"]), record)
+        write_bytes(root / SYNCED, json.dumps({**synced, **found}, indent=1, sort_keys=True).encode())
+
+
+def _entries(file: Path) -> list[dict[str, Any]]:
+    try:
+        entries = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+        if all({"file", "sha256", "record"} <= set(entry) for entry in entries):
+            return entries
+    except (ValueError, TypeError):
+        pass
+    raise ArtifactError(
+        f"{file}: damaged; `dvc checkout {file.parent} --force` or `dvc pull {file.parent}` restores it"
+    )
+
+
+def _recorded(root: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Snakemake's own records that are whole, by the result's path."""
+    folder = root / METADATA
+    for file in sorted(folder.rglob("*")):
+        if not file.is_file():
+            continue
+        try:
+            name = _decoded(str(file.relative_to(folder)))
+            record = json.loads(file.read_text(encoding="utf-8"))
+        except (ValueError, OSError):
+            continue  # Snakemake warns of a damaged one and makes its result again
+        if not record.get("incomplete"):
+            yield name, record
+
+
+def _encoded(name: str) -> str:
+    """Where Snakemake keeps the record of a result, inside its folder."""
+    longest = os.pathconf(".", "PC_NAME_MAX") - 1
+    text = base64.urlsafe_b64encode(name.encode()).decode()
+    parts = [text[i : i + longest] for i in range(0, len(text), longest)]
+    return "/".join([*(f"@{part}" for part in parts[:-1]), parts[-1]])
+
+
+def _decoded(place: str) -> str:
+    """Inverse of `_encoded`. Raises ValueError for what is no record's place."""
+    return base64.urlsafe_b64decode("".join(part.removeprefix("@") for part in place.split("/"))).decode()
+
+
+def _sha256(file: Path) -> str | None:
+    return hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else None
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}

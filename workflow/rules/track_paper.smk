@@ -1,0 +1,26 @@
+# A table of the papers in MLflow.
+rule track_paper:
+    input:
+        paths.PAPER,
+    output:
+        paths.PAPER_TRACKING,
+    log:
+        "logs/track_paper/{dataset}/{table}.log",
+    benchmark:
+        "benchmarks/track_paper/{dataset}/{table}.tsv"
+    wildcard_constraints:
+        dataset="[^/]+",
+        table="[^/]+",
+    resources:
+        mlflow=1,
+        mem_mb=2_000,
+        runtime=10,
+    params:
+        code=CELLS.code("track_paper", *TITLES),
+    shell:
+        "quest track-paper {input:q} --output {output:q} > {log:q} 2>&1"
+
+
+rule track_paper_all:
+    input:
+        TARGETS["track_paper"],

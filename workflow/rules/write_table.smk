@@ -1,0 +1,29 @@
+# The table for reading and for other programs.
+rule write_table:
+    input:
+        paths.TABLE,
+    output:
+        csv=report(
+            paths.TABLE_CSV,
+            category="{dataset}",
+            subcategory="Every method and bit-width",
+            labels={"result": "table"},
+            caption="../report/table.rst",
+        ),
+        markdown=paths.TABLE_MARKDOWN,
+    log:
+        "logs/write_table/{dataset}{of_suite}.log",
+    benchmark:
+        "benchmarks/write_table/{dataset}{of_suite}.tsv"
+    resources:
+        mem_mb=1_000,
+        runtime=10,
+    params:
+        code=CELLS.code("write_table", *TITLES),
+    shell:
+        "quest write-table {input:q} --csv {output.csv:q} --markdown {output.markdown:q} > {log:q} 2>&1"
+
+
+rule write_table_all:
+    input:
+        TARGETS["write_table"],

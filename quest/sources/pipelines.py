@@ -117,8 +117,8 @@ def of_pipeline(pipeline: Any) -> Denoiser:
     # Without the private list of values that nobody chose: they stand all the same, as they do in a folder.
     schedule = {key: value for key, value in parts["scheduler"].config.items() if not key.startswith("_")}
     schedule = schedules.training_schedule(schedule, where, type(parts["scheduler"]).__name__)
-    unet = parts.get("unet")
     _check_known(where, "unet", _class_of(index, "unet"), architectures.networks())
+    unet = parts["unet"]
     _check_unet(type(unet), unet.config, where)
     stage, latent = None, next((part for part in _LATENT if part in parts), None)
     if latent is not None:
@@ -172,8 +172,7 @@ def _download(name: str) -> Path:
 def _network(folder: Path, part: str, index: Mapping[str, Any], known: Mapping[str, Any], trusted: bool) -> Any:
     """One network of a pipeline. Raises ArtifactError naming what is missing or does not fit."""
     name = _class_of(index, part)
-    _check_known(folder, part, name, known)
-    architecture, place = known[name], _place(folder, part)
+    architecture, place = _check_known(folder, part, name, known), _place(folder, part)
     weights = find(place, _STEM)
     config = _config(place / "config.json", architecture)
     if part == "unet":
@@ -197,9 +196,11 @@ def _network(folder: Path, part: str, index: Mapping[str, Any], known: Mapping[s
     return network.eval().requires_grad_(False)
 
 
-def _check_known(where: Path | str, part: str, name: str | None, known: Mapping[str, Any]) -> None:
+def _check_known(where: Path | str, part: str, name: str | None, known: Mapping[str, Any]) -> Any:
+    """The class of a network by its name. Raises ArtifactError for one that is not known."""
     if name is None or name not in known:
         raise ArtifactError(f"{where}: {part} is {name!r}; known are {', '.join(known)}")
+    return known[name]
 
 
 def _check_unet(architecture: type, config: Mapping[str, Any], file: Path | str) -> None:

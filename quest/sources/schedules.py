@@ -80,7 +80,7 @@ OTHERS = {
 _BETAS = ("linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid", "laplace")
 
 
-def training_schedule(config: Mapping[str, Any], place: Path, named: str | None = None) -> DDIMScheduler:
+def training_schedule(config: Mapping[str, Any], place: Path | str, named: str | None = None) -> DDIMScheduler:
     """The schedule of a ``scheduler_config.json`` in the file ``place``.
 
     named: the scheduler's class that model_index.json has. Raises ArtifactError for a schedule that is not of DDPM's

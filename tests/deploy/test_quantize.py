@@ -90,7 +90,7 @@ def test_a_pipeline_stays_as_it_is_and_gives_the_network_of_its_folder(pipeline:
     pipeline.save_pretrained(tmp_path)
     images = model.sample(2)
     assert torch.equal(quest.quantize(tmp_path, "w4a4", **QUICK).sample(2), images)
-    assert not torch.equal(quest.quantize(tmp_path, "w4a4", **QUICK | {"seed": 1}).sample(2), images)
+    assert not torch.equal(quest.quantize(tmp_path, "w4a4", seed=1, **QUICK).sample(2), images)
 
 
 def test_full_and_half_precision(pipeline: DDPMPipeline, tmp_path: Path) -> None:
@@ -104,12 +104,12 @@ def test_full_and_half_precision(pipeline: DDPMPipeline, tmp_path: Path) -> None
 
 
 def test_a_published_checkpoint() -> None:
-    source = {"model": GOLDEN / "imagenet_ldm4.ckpt", "architecture": GOLDEN / "imagenet_ldm4.json"}
-    model = quest.quantize(**source, **QUICK)
+    source = GOLDEN / "imagenet_ldm4.ckpt"
+    model = quest.quantize(source, architecture=source.with_suffix(".json"), **QUICK)
     assert model.checkpoint.condition == "class"
     assert model.sample(1).dtype == torch.uint8
     with pytest.raises(ArtifactError, match="a checkpoint does not say what it is of; name its architecture"):
-        quest.quantize(source["model"], **QUICK)
+        quest.quantize(source, **QUICK)
 
 
 def conditional(conditioner: Conditioner) -> Denoiser:
@@ -209,8 +209,9 @@ def test_prompts(text_model: Denoiser, tmp_path: Path) -> None:
     ],
 )
 def test_what_cannot_be_used_is_named(pipeline: DDPMPipeline, changes: dict[str, Any], message: str) -> None:
+    given: dict[str, Any] = {"model": pipeline, **QUICK}
     with pytest.raises(ValueError, match=re.escape(message)):
-        quest.quantize(**{"model": pipeline} | QUICK | changes)
+        quest.quantize(**(given | changes))
 
 
 @pytest.mark.parametrize(

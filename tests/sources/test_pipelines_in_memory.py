@@ -9,18 +9,16 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import (
-    AutoencoderKL,
-    DDPMPipeline,
-    DDPMScheduler,
-    DiTTransformer2DModel,
-    LDMPipeline,
-    PNDMScheduler,
-    StableDiffusionPipeline,
-    UNet2DConditionModel,
-    UNet2DModel,
-    VQModel,
-)
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.models.autoencoders.vq_model import VQModel
+from diffusers.models.transformers.dit_transformer_2d import DiTTransformer2DModel
+from diffusers.models.unets.unet_2d import UNet2DModel
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from diffusers.pipelines.ddpm.pipeline_ddpm import DDPMPipeline
+from diffusers.pipelines.deprecated.latent_diffusion_uncond.pipeline_latent_diffusion_uncond import LDMPipeline
+from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
+from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+from diffusers.schedulers.scheduling_pndm import PNDMScheduler
 
 from quest.artifacts import ArtifactError, Manifest
 from quest.diffusion import denoiser as denoisers
@@ -36,7 +34,8 @@ def pixel(folder: Path, make_unet: Callable[..., UNet2DModel]) -> Any:
 
 def latent(folder: Path, make_unet: Callable[..., UNet2DModel]) -> Any:
     vqvae = VQModel(block_out_channels=(32,), num_vq_embeddings=16, scaling_factor=0.5)
-    return LDMPipeline(vqvae, make_unet(in_channels=3, out_channels=3), DDPMScheduler()).to(torch.float16)
+    schedule: Any = DDPMScheduler()
+    return LDMPipeline(vqvae, make_unet(in_channels=3, out_channels=3), schedule).to(torch.float16)
 
 
 def text(folder: Path, make_unet: Callable[..., UNet2DModel]) -> Any:
@@ -45,11 +44,13 @@ def text(folder: Path, make_unet: Callable[..., UNet2DModel]) -> Any:
     folder.mkdir()
     (folder / "vocab.json").write_text(json.dumps({word: number for number, word in enumerate(WORDS)}))
     (folder / "merges.txt").write_text("#version: 0.2\n")
-    tokens = {"bos_token_id": 2, "eos_token_id": 3, "pad_token_id": 3}
-    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-    config = CLIPTextConfig(vocab_size=len(WORDS), max_position_embeddings=6, **sizes, **tokens)
-    blocks: Any = {"down_block_types": ("CrossAttnDownBlock2D",), "up_block_types": ("CrossAttnUpBlock2D",)}
-    return StableDiffusionPipeline(
+    tokens: dict[str, Any] = {"bos_token_id": 2, "eos_token_id": 3, "pad_token_id": 3}
+    sizes: dict[str, Any] = {"hidden_size": 16, "intermediate_size": 16}
+    heads: dict[str, Any] = {"num_hidden_layers": 1, "num_attention_heads": 2}
+    config = CLIPTextConfig(vocab_size=len(WORDS), max_position_embeddings=6, **sizes, **heads, **tokens)
+    blocks: dict[str, Any] = {"down_block_types": ("CrossAttnDownBlock2D",), "up_block_types": ("CrossAttnUpBlock2D",)}
+    build: Any = StableDiffusionPipeline
+    return build(
         vae=AutoencoderKL(block_out_channels=(32,), latent_channels=4),
         text_encoder=CLIPTextModel(config),
         tokenizer=CLIPTokenizer.from_pretrained(folder, model_max_length=6),
@@ -57,8 +58,8 @@ def text(folder: Path, make_unet: Callable[..., UNet2DModel]) -> Any:
             sample_size=8, block_out_channels=(32,), layers_per_block=1, cross_attention_dim=16, **blocks
         ),
         scheduler=PNDMScheduler(skip_prk_steps=True, steps_offset=1),
-        safety_checker=None,  # type: ignore[arg-type]
-        feature_extractor=None,  # type: ignore[arg-type]
+        safety_checker=None,
+        feature_extractor=None,
         requires_safety_checker=False,
     )
 

@@ -1,4 +1,7 @@
-"""Samplers: DDIM with any η on any grid of timesteps, and PLMS, on a model's own noise schedule (diffusers')."""
+"""Samplers: DDIM with any η on any grid of timesteps, and PLMS, on a model's own noise schedule (diffusers').
+
+Both go by the predicted noise, whatever the network itself predicts (`quest.diffusion.parametrization`).
+"""
 
 from __future__ import annotations
 

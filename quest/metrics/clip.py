@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torchmetrics.multimodal.clip_score import CLIPScore
 
+from quest.diffusion.conditions import prompt_lines
 from quest.metrics.resampling import SUBSETS, Estimate, standard_error
 from quest.metrics.statistics import GROUPS, Plan
 
@@ -82,7 +83,7 @@ def read_prompts(path: Path, images: int) -> tuple[list[str], str]:
         data = path.read_bytes()
     except OSError as error:
         raise ValueError(f"evaluation.clip.prompts: {path}: {error.strerror}") from error
-    prompts = data.decode().splitlines()
+    prompts = prompt_lines(data)
     if len(prompts) != images or not all(prompt.strip() for prompt in prompts):
         raise ValueError(
             f"{path}: found {sum(bool(prompt.strip()) for prompt in prompts)} prompts in {len(prompts)} lines, "

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import pytest
 import torch
 
@@ -17,6 +17,7 @@ from quest.diffusion import denoiser as denoisers
 from quest.sources.schedules import FAMILY, OTHERS, training_schedule, without_clipping
 from quest.stages import import_model
 
+diffusers: Any = importlib.import_module("diffusers")  # schedulers by name
 PLACE = Path("scheduler_config.json")
 
 

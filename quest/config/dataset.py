@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -14,7 +14,7 @@ from quest.config.method import MethodSettings
 from quest.config.methods import MethodsSettings, python_name
 from quest.config.pretraining import PretrainSettings
 from quest.config.quantizer import QuantizerSettings
-from quest.config.reading import read, unknown, validate
+from quest.config.reading import named_files, read, unknown, validate
 from quest.config.sampling import ConditionSettings, SamplerSettings
 from quest.config.studies import AnalysisSettings
 from quest.config.values import ConfigError, Positive, Settings
@@ -49,8 +49,8 @@ class DatasetSettings(Settings):
         default=None, description="the reference instead: a batch of ADM's layout (.npz), with or without statistics"
     )
     reference_sha256: str | None = Field(default=None, description="sha256 that `reference_batch` must have")
-    image_size: Positive
-    image_channels: Positive
+    image_size: Annotated[int, Field(gt=0, le=8_192)]
+    image_channels: Annotated[int, Field(gt=0, le=16)]
     condition: ConditionSettings | None = Field(default=None, description="set for conditional models only")
     sampler: SamplerSettings = SamplerSettings()
     calibration: CalibrationSettings = CalibrationSettings()
@@ -88,8 +88,7 @@ class DatasetSettings(Settings):
 
 def load_dataset(dataset: str, folder: Path = paths.CONFIG) -> DatasetSettings:
     """Read and validate ``<folder>/datasets/<dataset>.yaml``. Raises ConfigError, naming the known datasets."""
-    known = sorted(path.stem for path in (folder / "datasets").glob("*.yaml"))
-    if dataset not in known:
-        raise ConfigError(f"datasets: {unknown(dataset, known)} (the files of {folder / 'datasets'})")
-    path = folder / "datasets" / f"{dataset}.yaml"
-    return validate(DatasetSettings, read(path), str(path))
+    files = named_files(folder / "datasets", "a dataset")
+    if dataset not in files:
+        raise ConfigError(f"datasets: {unknown(dataset, files)} (the files of {folder / 'datasets'})")
+    return validate(DatasetSettings, read(files[dataset]), str(files[dataset]))

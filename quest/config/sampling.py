@@ -14,8 +14,10 @@ class SamplerSettings(Settings):
     """How images are drawn: DDIM (Song et al. 2021, eq. 12) or PLMS (Liu et al. 2022) on the model's noise schedule."""
 
     kind: Literal["ddim", "plms"] = Field(default="ddim", description="plms is deterministic, on the uniform grid")
-    steps: Positive = Field(default=20, description="sampling steps")
-    eta: NonNegative = Field(default=0.0, description="0 is deterministic DDIM, 1 is as noisy as DDPM")
+    steps: Annotated[int, Field(gt=0, le=10_000)] = Field(default=20, description="sampling steps")
+    eta: Annotated[float, Field(ge=0, le=1)] = Field(
+        default=0.0, description="0 is deterministic DDIM, 1 is as noisy as DDPM"
+    )
     spacing: Literal["uniform", "quadratic"] = Field(
         default="uniform", description="of the timesteps; quadratic has more of them where there is little noise"
     )

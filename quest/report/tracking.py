@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
 
-from quest.artifacts import JsonArtifact, Manifest, atomic, load_json, save_json
+from quest.artifacts import JsonArtifact, Manifest, atomic, listed, load_json, save_json
 from quest.report import tables
 from quest.report.tables import METRICS, Row, row_key
 
@@ -106,12 +106,12 @@ def ui(port: int) -> None:
     if uri.startswith(("http:", "https:")):
         raise ValueError(f"MLFLOW_TRACKING_URI is {uri}, a server with a page of its own; unset it for a local page")
     _require_free(port)
-    files = sorted(TABLES.glob("*.json"))
+    files = listed(TABLES, "*.json")
     if not files:
         raise ValueError(f"{TABLES}: no table yet; `snakemake` makes them, `dvc pull {TABLES}` fetches shared ones")
     names = {file.stem for file in files}
-    figures = [file for file in sorted(FIGURES.glob("*/*.png")) if file.parent.name in names]
-    run(files, figures, None, sorted(PAPER.glob("*/*.json")))
+    figures = [file for file in listed(FIGURES, "*/*.png") if file.parent.name in names]
+    run(files, figures, None, listed(PAPER, "*/*.json"))
     _log.info("http://127.0.0.1:%d is ready in some seconds; Ctrl-C ends it", port)
     command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", uri, "--host", "127.0.0.1"]
     os.execv(sys.executable, [*command, "--port", str(port), "--workers", "1"])
@@ -332,6 +332,6 @@ def _text(value: Any) -> str:
 
 
 def _batches(names: Collection[str]) -> Iterator[list[str]]:
-    listed = sorted(names)
-    for start in range(0, len(listed), _BATCH):
-        yield listed[start : start + _BATCH]
+    ordered = sorted(names)
+    for start in range(0, len(ordered), _BATCH):
+        yield ordered[start : start + _BATCH]

@@ -24,6 +24,7 @@ from quest.learning.calibration import Calibration
 from quest.learning.finetuning import calibrate_activations
 from quest.learning.start import recipe as make_recipe
 from quest.quantization.network import QuantizedNetwork
+from quest.stages import calibrate
 
 torch.set_num_threads(1)
 
@@ -125,7 +126,7 @@ def denoiser(model_file: Path) -> Denoiser:
 def calibration_file(tmp_path_factory: pytest.TempPathFactory, model_file: Path, settings: DatasetSettings) -> Path:
     """Calibration data of the tiny model."""
     path = tmp_path_factory.mktemp("calibration") / "calibration.safetensors"
-    calibrations.run(settings, model_file, 0, path, "cpu")
+    calibrate.run("tiny", settings, model_file, 0, path, torch.device("cpu"))
     return path
 
 

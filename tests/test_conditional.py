@@ -18,14 +18,14 @@ from quest import artifacts, methods
 from quest.artifacts import Manifest
 from quest.config.dataset import DatasetSettings
 from quest.config.methods import METHODS
-from quest.config.values import Bits
 from quest.diffusion import denoiser as denoisers
-from quest.diffusion import sampling
 from quest.diffusion.conditioners import ClassEmbedder, Conditioner, TextEncoder
 from quest.diffusion.denoiser import Denoiser
 from quest.diffusion.first_stage import FirstStage
-from quest.learning import calibration, reconstruction
+from quest.learning import calibration
+from quest.stages import calibrate, finetune, reconstruct, sample
 
+CPU = torch.device("cpu")
 CHANNELS = 12
 
 
@@ -115,7 +115,7 @@ def case(
     )
     case = Case(model, settings, folder)
     denoisers.save(case.file, model, Manifest(kind="model"))
-    calibration.run(settings, case.file, 0, case.recorded, "cpu")
+    calibrate.run("tiny", settings, case.file, 0, case.recorded, CPU)
     return case
 
 
@@ -151,18 +151,15 @@ def test_calibration_has_every_state_under_its_condition_and_under_none(case: Ca
 
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_goes_through(case: Case, method: str, tmp_path: Path) -> None:
-    bits = Bits(4, 8)
     learned = None
-    if variant := case.settings.method(method).reconstruction:
-        learned = case.folder / f"{variant}.safetensors"
+    if grouping := methods.starts_from(case.settings.method(method)):
+        learned = case.folder / f"{grouping}.safetensors"
         if not learned.exists():
-            reconstruction.run(
-                case.settings, case.file, bits.weight, 0, case.recorded, learned, device="cpu", variant=variant
-            )
+            reconstruct.run("tiny", case.settings, case.file, 4, 0, grouping, case.recorded, learned, CPU)
     checkpoint, samples, plain = (tmp_path / f"{name}.safetensors" for name in ("checkpoint", "samples", "plain"))
-    methods.run(case.settings, case.file, method, bits, 0, case.recorded, learned, checkpoint, "cpu")
-    sampling.run(case.settings, case.file, checkpoint, 0, 0, samples, "cpu")
-    sampling.run(case.settings, case.file, None, 0, 0, plain, "cpu")
+    finetune.run("tiny", case.settings, case.file, method, "w4a8", 0, case.recorded, learned, checkpoint, CPU)
+    sample.run("tiny", case.settings, case.file, checkpoint, 0, 0, samples, CPU)
+    sample.run("tiny", case.settings, case.file, None, 0, 0, plain, CPU)
     images, teacher = (artifacts.load_tensors(file, "samples").tensors["images"] for file in (samples, plain))
     assert images.shape == teacher.shape == (3, 3, 8, 8)
     assert not torch.equal(images, teacher), "4 bits change the images"

@@ -16,6 +16,8 @@ from quest.config.reading import unknown, validate
 from quest.config.run import load
 from quest.config.values import Bits, Cell, ConfigError
 from quest.config.variants import load_variants, of_cell
+from quest.methods import starts_from
+from quest.quantization.network import Recipe
 
 ROOT = Path(__file__).parents[1]
 RUN = {"datasets": ["digits"], "methods": ["quest"], "bits": ["w4a4"], "seeds": [0]}
@@ -217,7 +219,13 @@ def test_settings_cannot_be_changed():
 
 def test_granularity_by_activation_bits_keeps_the_defaults_of_other_widths():
     given = QuantizerSettings.model_validate({"activation_granularity": {4: "per_token"}})
-    assert [given.granularity(bits) for bits in (2, 4, 5, 8)] == ["per_token", "per_token", "per_tensor", "per_tensor"]
+    recipe = Recipe(Bits(4, 4), given, 1, 20)
+    assert [recipe.activation_granularity(bits) for bits in (2, 4, 5, 8)] == [
+        "per_token",
+        "per_token",
+        "per_tensor",
+        "per_tensor",
+    ]
 
 
 @pytest.mark.parametrize("text", ["w8a8", "w4a8", "w4a4", "w2a8", "w32a32"])
@@ -248,7 +256,7 @@ def test_a_variant_overrides_settings_of_its_cells_alone(tmp_path: Path):
     assert changed.quantizer == dataset.quantizer
 
     changed = config.settings("digits", "nearest+per-token")
-    assert [changed.quantizer.granularity(bits) for bits in (4, 8)] == ["per_token", "per_tensor"]
+    assert changed.quantizer.activation_granularity == {"4": "per_token", "8": "per_tensor"}
     assert changed.methods == dataset.methods
 
 
@@ -274,7 +282,7 @@ def test_a_reconstruction_is_needed_where_a_method_starts_from_learned_rounding(
         "nearest+per-token": None,
         "tfmq-dm": "temporal",
     }
-    assert {name: of_cell(dataset, name, variants).method(name).starts_from for name in expected} == expected
+    assert {name: starts_from(of_cell(dataset, name, variants).method(name)) for name in expected} == expected
 
 
 @pytest.mark.parametrize(

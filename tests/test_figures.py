@@ -11,19 +11,20 @@ from matplotlib.image import imread
 from result_files import CELLS, write_all
 
 from quest.artifacts import ArtifactError, Manifest, load_json, load_tensors, save_tensors
-from quest.report import figures, tables
 from quest.report.figures import comparison_chart, sample_grid
+from quest.stages import figures
+from quest.stages import table as tables
 
 
-def write_samples(folder: Path, images: int = 20, seed: int = 0) -> list[Path]:
-    """The first shard of every cell: image i of cell c is red, as bright as `brightness`; text is never red."""
+def write_previews(folder: Path, images: int = 20, seed: int = 0) -> list[Path]:
+    """The preview of every cell: image i of cell c is red, as bright as `brightness`; text is never red."""
     files = []
     for index, (method, bits) in enumerate(CELLS):
         tensor = torch.zeros(images, 3, 16, 16, dtype=torch.uint8)
         tensor[:, 0] = brightness(index, torch.arange(images)).to(torch.uint8).reshape(-1, 1, 1)
-        notes = {"method": method, "bits": bits, "first": 0, "shard": 0, "shards": 2}
+        notes = {"method": method, "bits": bits, "first": 0}
         files.append(folder / f"{method}-{bits}.safetensors")
-        save_tensors(files[-1], {"images": tensor}, Manifest(kind="samples", seeds={"run": seed}, notes=notes))
+        save_tensors(files[-1], {"images": tensor}, Manifest(kind="preview", seeds={"run": seed}, notes=notes))
     return files
 
 
@@ -33,7 +34,7 @@ def brightness(cell, image):
 
 @pytest.fixture
 def table(tmp_path: Path) -> Path:
-    tables.run("digits", write_all(tmp_path, 3), tmp_path / "t.json", tmp_path / "t.csv", tmp_path / "t.md")
+    tables.run("digits", write_all(tmp_path, 3), tmp_path / "t.json")
     return tmp_path / "t.json"
 
 
@@ -42,7 +43,7 @@ def pixels(path: Path) -> np.ndarray:
 
 
 def test_grid_shows_each_image_pixel_for_pixel(tmp_path: Path, table: Path):
-    figures.run("digits", write_samples(tmp_path), table, tmp_path / "grid.png", tmp_path / "comparison.png")
+    figures.run("digits", write_previews(tmp_path), table, tmp_path / "grid.png", tmp_path / "comparison.png")
     picture = pixels(tmp_path / "grid.png")
     rows = [("fp", "w32a32"), ("nearest", "w8a8"), ("quest", "w8a8"), ("nearest", "w4a4"), ("quest", "w4a4")]
     tops = []
@@ -57,16 +58,16 @@ def test_grid_shows_each_image_pixel_for_pixel(tmp_path: Path, table: Path):
 
 
 def test_rows_are_labelled_and_the_title_says_which_images(tmp_path: Path):
-    figure = sample_grid("digits", [load_tensors(file, "samples") for file in write_samples(tmp_path, images=5)])
+    figure = sample_grid("digits", [load_tensors(file, "preview") for file in write_previews(tmp_path, images=5)])
     title, *labels = [text.get_text() for text in figure.texts]
     assert title == "digits: images 0–4 of seed 0, the same noise in each column"
     assert labels == ["Full precision", "Nearest W8A8", "QuEST W8A8", "Nearest W4A4", "QuEST W4A4"]
 
 
 def test_a_grid_of_different_seeds_is_refused(tmp_path: Path):
-    one, other = write_samples(tmp_path)[0], tmp_path / "other"
+    one, other = write_previews(tmp_path)[0], tmp_path / "other"
     with pytest.raises(ValueError, match=r"found \(seed, first image\) \[\(0, 0\), \(1, 0\)\]"):
-        sample_grid("digits", [load_tensors(file, "samples") for file in (one, write_samples(other, seed=1)[1])])
+        sample_grid("digits", [load_tensors(file, "preview") for file in (one, write_previews(other, seed=1)[1])])
 
 
 def test_comparison_plots_the_means_and_spreads_of_the_table(table: Path):
@@ -85,7 +86,7 @@ def test_comparison_plots_the_means_and_spreads_of_the_table(table: Path):
 
 
 def test_comparison_of_one_seed_has_no_error_bars(tmp_path: Path):
-    tables.run("digits", write_all(tmp_path), tmp_path / "t.json", tmp_path / "t.csv", tmp_path / "t.md")
+    tables.run("digits", write_all(tmp_path), tmp_path / "t.json")
     figure = comparison_chart("digits", load_json(tmp_path / "t.json", "table").content["summary"])
     assert all(not bars for axes in figure.axes for _, _, bars in axes.containers)
 
@@ -110,9 +111,9 @@ def test_fid_is_logarithmic_only_over_a_wide_range(table: Path, values: list[flo
 
 
 def test_equal_inputs_give_equal_bytes(tmp_path: Path, table: Path):
-    samples = write_samples(tmp_path)
+    previews = write_previews(tmp_path)
     for name in ("first", "second"):
-        figures.run("digits", samples, table, tmp_path / name / "grid.png", tmp_path / name / "comparison.png")
+        figures.run("digits", previews, table, tmp_path / name / "grid.png", tmp_path / name / "comparison.png")
     for file in ("grid.png", "comparison.png"):
         assert (tmp_path / "first" / file).read_bytes() == (tmp_path / "second" / file).read_bytes()
         assert b"tEXtSoftware" not in (tmp_path / "first" / file).read_bytes()
@@ -120,6 +121,6 @@ def test_equal_inputs_give_equal_bytes(tmp_path: Path, table: Path):
 
 def test_a_file_of_another_kind_is_refused(tmp_path: Path, table: Path):
     save_tensors(tmp_path / "model.safetensors", {"x": torch.zeros(1)}, Manifest(kind="model"))
-    with pytest.raises(ArtifactError, match="kind 'model' where 'samples' is expected"):
+    with pytest.raises(ArtifactError, match="kind 'model' where 'preview' is expected"):
         figures.run("digits", [tmp_path / "model.safetensors"], table, tmp_path / "g.png", tmp_path / "c.png")
     assert not (tmp_path / "g.png").exists()

@@ -1,4 +1,4 @@
-"""The `import` stage: what it writes, and that it writes nothing when something is wrong."""
+"""The `import-model` stage: what it writes, and that it writes nothing when something is wrong."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from quest.config.dataset import DatasetSettings
 from quest.config.values import ConfigError
 from quest.diffusion import denoiser as denoisers
 from quest.quantization.account import account
-from quest.stages import import_model as importing
+from quest.stages import import_model
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -40,7 +40,7 @@ def importable(make_settings: Callable[..., DatasetSettings]) -> Callable[..., D
 def test_artifact(importable: Callable[..., DatasetSettings], tmp_path: Path, name: str) -> None:
     output = tmp_path / "model.safetensors"
     settings = importable(name)
-    importing.run(settings, output)
+    import_model.run("tiny", settings, None, output)
     artifact = artifacts.load_tensors(output, "model")
     assert artifact.tensors["network.conv_in.weight"].dtype == torch.float16
     source = (GOLDEN / f"{name}.ckpt").read_bytes()
@@ -58,7 +58,7 @@ def test_artifact(importable: Callable[..., DatasetSettings], tmp_path: Path, na
 def test_equal_sources_give_equal_bytes(importable: Callable[..., DatasetSettings], tmp_path: Path) -> None:
     files = [tmp_path / name for name in ("a.safetensors", "b.safetensors")]
     for file in files:
-        importing.run(importable(), file)
+        import_model.run("tiny", importable(), None, file)
     assert files[0].read_bytes() == files[1].read_bytes()
 
 
@@ -88,7 +88,7 @@ def test_nothing_is_left_behind(
         change = {"source": str(damaged(tmp_path))}
     output = tmp_path / "models" / "model.safetensors"
     with pytest.raises(ValueError, match=message):
-        importing.run(importable(**change), output)
+        import_model.run("tiny", importable(**change), None, output)
     assert not output.parent.exists() or not list(output.parent.iterdir())
 
 
@@ -96,10 +96,10 @@ def test_a_failed_import_keeps_the_model_that_was_there(
     importable: Callable[..., DatasetSettings], tmp_path: Path
 ) -> None:
     output = tmp_path / "model.safetensors"
-    importing.run(importable(), output)
+    import_model.run("tiny", importable(), None, output)
     before = output.read_bytes()
     with pytest.raises(ArtifactError, match="source_sha256"):
-        importing.run(importable(source_sha256="1" * 64), output)
+        import_model.run("tiny", importable(source_sha256="1" * 64), None, output)
     assert output.read_bytes() == before
     assert list(tmp_path.iterdir()) == [output]
 
@@ -113,7 +113,7 @@ def test_either_imported_or_trained(make_settings: Callable[..., DatasetSettings
 def test_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     shutil.copytree(Path(__file__).parents[1] / "config", "config")
-    wrong = CliRunner().invoke(main, ["import", "lsun-churches", "--output", "model.safetensors"])
+    wrong = CliRunner().invoke(main, ["import-model", "lsun-churches", "--output", "model.safetensors"])
     assert wrong.exit_code == 1
     assert "lsun_churches.zip" in wrong.output
     assert not (tmp_path / "model.safetensors").exists()

@@ -19,15 +19,15 @@ from quest.deploy import checkpoints
 from quest.diffusion import denoiser as denoisers
 from quest.diffusion.denoiser import Denoiser
 from quest.learning import calibration as calibrations
-from quest.learning import reconstruction
 from quest.learning.calibration import Calibration
 from quest.learning.finetuning import Stage
-from quest.methods import nearest as nearest
-from quest.methods import quest
+from quest.methods import nearest, quest
 from quest.quantization.network import QuantizedNetwork
 from quest.quantization.roles import Role
 from quest.quantization.rounding import AdaRound, Fixed
+from quest.stages import finetune, reconstruct
 
+CPU = torch.device("cpu")
 Make = Callable[..., QuantizedNetwork]
 TIME = (Role.TIME_MLP, Role.TIME_PROJECTION)
 
@@ -62,7 +62,7 @@ def test_unknown_method() -> None:
         methods.get("quset")
 
 
-def test_minmax_only_calibrates(make_quantized: Make, calibration: Calibration, settings: DatasetSettings) -> None:
+def test_nearest_only_calibrates(make_quantized: Make, calibration: Calibration, settings: DatasetSettings) -> None:
     network = make_quantized(calibrated=False)
     before = state(network)
     assert nearest.quantize(network, calibration, settings.methods.nearest, 0) == methods.Outcome({})
@@ -315,13 +315,13 @@ def test_stage_writes_a_checkpoint(
     calibration: Calibration,
     tmp_path: Path,
 ) -> None:
-    variant = settings.method(method).starts_from
+    grouping = methods.starts_from(settings.method(method))
     weights, output = tmp_path / "w4.safetensors", tmp_path / "checkpoint.safetensors"
-    reconstruction.run(settings, model_file, 4, 0, calibration_file, weights, "cpu", variant or "blocks")
-    methods.run(settings, model_file, method, Bits(4, 4), 0, calibration_file, weights, output, "cpu")
+    reconstruct.run("tiny", settings, model_file, 4, 0, grouping or "blocks", calibration_file, weights, CPU)
+    finetune.run("tiny", settings, model_file, method, "w4a4", 0, calibration_file, weights, output, CPU)
     manifest = load_tensors(output, "checkpoint").manifest
     expected = {"model": denoiser.sha256, "calibration": calibration.sha256}
-    if variant:
+    if grouping:
         expected["reconstruction"] = load_tensors(weights, "reconstruction").manifest.sha256
     assert manifest.inputs == expected
     assert manifest.settings["method"] == settings.method(method).model_dump(mode="json")
@@ -331,7 +331,7 @@ def test_stage_writes_a_checkpoint(
     assert loaded.network.recipe.sets == settings.method(method).sets
     assert (loaded.correction is not None) == (method == "ptqd")
     again = tmp_path / "again.safetensors"
-    methods.run(settings, model_file, method, Bits(4, 4), 0, calibration_file, weights, again, "cpu")
+    finetune.run("tiny", settings, model_file, method, "w4a4", 0, calibration_file, weights, again, CPU)
     assert again.read_bytes() == output.read_bytes()
 
 
@@ -347,7 +347,7 @@ def test_a_variant_writes_a_checkpoint_of_its_name(
         "quantizer": {"activation_symmetric": True, "legacy_symmetric_levels": True},
     }
     settings, output, name = make_settings(**changes), tmp_path / "checkpoint.safetensors", "quest+everything"
-    methods.run(settings, model_file, name, Bits(4, 4), 0, calibration_file, None, output, "cpu")
+    finetune.run("tiny", settings, model_file, name, "w4a4", 0, calibration_file, None, output, CPU)
     manifest = load_tensors(output, "checkpoint").manifest
     assert "reconstruction" not in manifest.inputs
     account = manifest.notes["account"]
@@ -382,5 +382,5 @@ def test_reconstruction_is_missing(
 ) -> None:
     output = tmp_path / "checkpoint.safetensors"
     with pytest.raises(ValueError, match="quest starts from reconstructed weights; give them with --reconstruction"):
-        methods.run(settings, model_file, "quest", Bits(4, 4), 0, calibration_file, None, output, "cpu")
+        finetune.run("tiny", settings, model_file, "quest", "w4a4", 0, calibration_file, None, output, CPU)
     assert not output.exists()

@@ -35,7 +35,7 @@ def test_choice_is_of_the_seed(captions: Path, tmp_path: Path) -> None:
     output = tmp_path / "out" / "prompts.txt"
 
     def chosen(seed: int, count: int = 20) -> list[str]:
-        prompts.run(captions, output, count, seed)
+        prompts.choose(captions, output, count, seed)
         return read_prompts(output)
 
     first = chosen(1)
@@ -79,5 +79,5 @@ def test_what_cannot_be_used(tmp_path: Path, name: str, content: Any, message: s
     if content is not None:
         source.write_text(content if isinstance(content, str) else json.dumps(content))
     with pytest.raises(ValueError, match=message):
-        prompts.run(source, output, 2, 0)
+        prompts.choose(source, output, 2, 0)
     assert not output.exists()

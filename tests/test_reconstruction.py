@@ -21,7 +21,9 @@ from quest.learning.reconstruction import Cache, Unit
 from quest.quantization.layers import QuantizedLayer
 from quest.quantization.network import QuantizedNetwork
 from quest.quantization.rounding import AdaRound, Fixed
+from quest.stages import reconstruct
 
+CPU = torch.device("cpu")
 Make = Callable[..., QuantizedNetwork]
 MakeSettings = Callable[..., DatasetSettings]
 
@@ -32,7 +34,7 @@ def reconstruction_file(
 ) -> Path:
     """The rounding of the tiny model at 4 bits, in one go."""
     path = tmp_path_factory.mktemp("reconstruction") / "w4.safetensors"
-    reconstruction.run(settings, model_file, 4, 0, calibration_file, path, "cpu")
+    reconstruct.run("tiny", settings, model_file, 4, 0, "blocks", calibration_file, path, CPU)
     return path
 
 
@@ -159,11 +161,11 @@ def test_killed_and_resumed_is_the_same_file(
 
     monkeypatch.setattr(reconstruction, "learn_unit", killed_after(kept))
     with pytest.raises(KeyboardInterrupt):
-        reconstruction.run(settings, model_file, 4, 0, calibration_file, path, "cpu")
+        reconstruct.run("tiny", settings, model_file, 4, 0, "blocks", calibration_file, path, CPU)
     assert not path.exists()
     torch.manual_seed(1234)  # nothing hangs on the global generator
     monkeypatch.setattr(reconstruction, "learn_unit", killed_after(1000))
-    reconstruction.run(settings, model_file, 4, 0, calibration_file, path, "cpu")
+    reconstruct.run("tiny", settings, model_file, 4, 0, "blocks", calibration_file, path, CPU)
     assert len(learned) == len(set(learned)) == 18, "no unit is learned twice"
     assert path.read_bytes() == reconstruction_file.read_bytes()
     assert [file.name for file in tmp_path.iterdir()] == [path.name], "nothing is left beside it"
@@ -188,7 +190,7 @@ def test_seed_matters(
     reconstruction_file: Path, settings: DatasetSettings, model_file: Path, calibration_file: Path, tmp_path: Path
 ) -> None:
     path = tmp_path / "w4.safetensors"
-    reconstruction.run(settings, model_file, 4, 1, calibration_file, path, "cpu")
+    reconstruct.run("tiny", settings, model_file, 4, 1, "blocks", calibration_file, path, CPU)
     tensors, others = (load_tensors(file, "reconstruction").tensors for file in (path, reconstruction_file))
     assert set(tensors) == set(others)
     assert any(not torch.equal(tensors[name], others[name]) for name in tensors)

@@ -15,6 +15,7 @@ from quest.deploy import checkpoints
 from quest.diffusion import sampling
 from quest.diffusion.denoiser import Denoiser
 from quest.quantization.network import QuantizedNetwork
+from quest.stages import sample
 
 CPU = torch.device("cpu")
 LEVELS = 1
@@ -47,7 +48,7 @@ def test_shards_of_the_stage(
         images = []
         for shard in range(shards):
             path = tmp_path / f"{shards}-{shard}.safetensors"
-            sampling.run(settings, model_file, None, 3, shard, path, "cpu")
+            sample.run("tiny", settings, model_file, None, 3, shard, path, CPU)
             artifact = load_tensors(path, "samples")
             assert artifact.manifest.seeds == {"run": 3}
             assert artifact.manifest.inputs == {"model": denoiser.sha256}
@@ -74,7 +75,7 @@ def test_images_of_a_checkpoint(
     network = make_quantized("w4a4")
     path, output = tmp_path / "checkpoint.safetensors", tmp_path / "samples.safetensors"
     checkpoints.save(path, network, "nearest", {}, 0, {"model": denoiser.sha256}, {})
-    sampling.run(settings, model_file, path, seed, 0, output, "cpu")
+    sample.run("tiny", settings, model_file, path, seed, 0, output, CPU)
     artifact = load_tensors(output, "samples")
     assert (artifact.manifest.notes["method"], artifact.manifest.notes["bits"]) == ("nearest", "w4a4")
     assert artifact.manifest.seeds == {"run": seed}

@@ -17,11 +17,13 @@ from result_files import CELLS, row, write_all, write_metrics
 
 from quest.artifacts import load_json
 from quest.report import tables
+from quest.stages import score, table, write_table
 
 
 def make(folder: Path, metrics: list[Path]) -> tuple[dict[str, Any], str, str]:
     """Content, CSV and Markdown of the table of ``metrics``."""
-    tables.run("digits", metrics, folder / "t.json", folder / "t.csv", folder / "t.md")
+    table.run("digits", metrics, folder / "t.json")
+    write_table.run(folder / "t.json", folder / "t.csv", folder / "t.md")
     content = load_json(folder / "t.json", "table").content
     return content, (folder / "t.csv").read_text(), (folder / "t.md").read_text()
 
@@ -260,13 +262,14 @@ def test_cells_are_named_as_people_write_them(method: str, bits: str, expected: 
 
 
 def test_tables_and_tracking_never_import_torch():
-    code = "import sys, quest.report.tables, quest.report.tracking; sys.exit('torch' in sys.modules or 'mlflow' in sys.modules)"
+    modules = "quest.report.tables, quest.report.tracking, quest.stages.table, quest.stages.write_table, quest.stages.track"
+    code = f"import sys, {modules}; sys.exit('torch' in sys.modules or 'mlflow' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_score_is_the_numbers_of_a_row(tmp_path: Path):
     metrics = write_metrics(tmp_path, row("quest", "w4a4"))
-    tables.score(metrics, tmp_path / "score.json")
+    score.run(metrics, tmp_path / "score.json")
     numbers = json.loads((tmp_path / "score.json").read_text())
     content = load_json(metrics, "metrics").content
     assert numbers["fid"] == content["fid"]

@@ -93,7 +93,7 @@ def test_walk(name: str, tmp_path: Path, make_settings: Callable[..., DatasetSet
     testkit.random_checkpoint("tiny", source, architecture)
     conditional = {"condition": {"classes": 10}, "sampler": {"guidance_scale": 3.0}} if "imagenet" in name else {}
     settings = make_settings(image_size=64, image_channels=3, architecture=str(architecture), **conditional)
-    costs = list(testkit.walk(testkit.small(settings, source, tmp_path / "prompts.txt"), tmp_path, "cpu"))
+    costs = list(testkit.walk(testkit.small(settings, source, tmp_path / "prompts.txt"), tmp_path, torch.device("cpu")))
     assert [cost.stage for cost in costs] == ["import", "calibrate", "quantize", "finetune", "sample"]
     assert all(cost.seconds > 0 and cost.peak_mib == 0 for cost in costs)
     network: Any = compvis.build_unet(compvis.read_architecture(architecture))

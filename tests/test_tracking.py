@@ -15,10 +15,11 @@ import pandas as pd
 import pytest
 from result_files import CELLS, row, write_all, write_metrics
 
-from quest.artifacts import load_json
+from quest.artifacts import Manifest, load_json, save_json
 from quest.config.reading import validate
 from quest.report import paper, tables, tracking
 from quest.report.published import Published
+from quest.stages import table as table_stage
 
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"  # MLflow reads it when it is imported
 
@@ -56,7 +57,7 @@ def client_of(folder: Path) -> MlflowClient:
 def make_table(folder: Path, metrics: list[Path] | None = None, dataset: str = "digits") -> Path:
     output = folder / "results" / "tables" / f"{dataset}.json"
     metrics = metrics or write_all(folder / "metrics" / dataset, dataset=dataset)
-    tables.run(dataset, metrics, output, output.with_suffix(".csv"), output.with_suffix(".md"))
+    table_stage.run(dataset, metrics, output)
     return output
 
 
@@ -146,10 +147,11 @@ def test_variants_and_tables_of_the_papers(store: MlflowClient, folder: Path):
     rows = [{"method": "quest+no-local-loss", "bits": "w4a4"}]
     table = {"title": "A table", "source": "a paper", "columns": ["fid"], "rows": rows}
     place = {"datasets": {}, "tables": {"small": table}}
-    files = [folder / f"small.{suffix}" for suffix in ("json", "csv", "md")]
-    paper.run("small", "digits", validate(Published, place, "tests"), metrics, "", folder, *files)
+    measured = {file: load_json(file, "metrics") for file in metrics}
+    content, _ = paper.build("small", "digits", validate(Published, place, "tests"), measured, "", folder)
+    save_json(folder / "small.json", content, Manifest(kind="paper"))
     output = folder / "tracking.json"
-    tracking.run([make_table(folder, metrics)], [], output, files[:1])
+    tracking.run([make_table(folder, metrics)], [], output, [folder / "small.json"])
     runs = active(store)
     assert set(runs) == {"digits/quest+no-local-loss-w4a4-seed0", "digits/table", "digits/paper/small"}
     assert runs["digits/table"].data.metrics["quest:no-local-loss-w4a4/fid"] == 40
@@ -273,7 +275,7 @@ def test_the_record_is_the_same_for_another_store(
 def test_two_processes_on_a_new_store_log_each_row_once(folder: Path):
     make_table(folder)
     code = (
-        "from pathlib import Path; from quest import tracking;"
+        "from pathlib import Path; from quest.report import tracking;"
         "tracking.run([Path('results/tables/digits.json')], [], Path('record.json'))"
     )
     environment = os.environ | {"MLFLOW_DISABLE_TELEMETRY": "true"}
@@ -322,7 +324,7 @@ import socket, sys, time
 looked_up = []
 socket.getaddrinfo = lambda host, *_, **__: looked_up.append(host) or []
 from pathlib import Path
-from quest import tracking
+from quest.report import tracking
 tracking.run([Path("results/tables/digits.json")], [], None)
 time.sleep(1)  # it would be looked up by a thread
 assert not looked_up, looked_up

@@ -25,7 +25,8 @@ def test_values_are_numbers_where_they_can_be() -> None:
 
 
 def run(settings: DatasetSettings, model: Path, calibration: Path, vary: dict[str, Any]) -> list[tuning.Trial]:
-    return list(tuning.trials(settings, model, "nearest", Bits(4, 4), 0, calibration, None, vary, "cpu"))
+    given = {"model": model, "seed": 0, "calibration": calibration, "reconstruction": None}
+    return list(tuning.trials(settings, "nearest", Bits(4, 4), **given, vary=vary, device=torch.device("cpu")))
 
 
 def test_every_combination_is_tried_and_more_sets_fit_better(

@@ -18,7 +18,7 @@ from quest.config.values import Settings
 
 _INTRODUCTION = """# Configuration
 
-Written by `quest config docs` from `quest/config.py`; do not edit.
+Written by `quest config docs` from `quest/config/`; do not edit.
 
 `config/config.yaml` holds the axes of a run, `config/datasets/<dataset>.yaml` the protocol of one dataset. A key that
 is left out has its default; an unknown key or a wrong value is an error that names it. `quest config check` validates

@@ -17,16 +17,16 @@ from quest.report.drawing import COLOURS, DPI, INK, MARKERS
 COLUMNS = 16  # images in a row of the grid
 
 
-def sample_grid(dataset: str, shards: Sequence[TensorArtifact]) -> Figure:
-    """A row of images for each of ``shards`` (kind "preview"), full precision first; a column is one seed's image."""
-    shards = sorted(shards, key=lambda shard: tables.order(shard.manifest.notes))
-    starts = {(shard.manifest.seeds["run"], shard.manifest.notes["first"]) for shard in shards}
+def sample_grid(dataset: str, previews: Sequence[TensorArtifact]) -> Figure:
+    """A row of images for each of ``previews`` (kind "preview"), full precision first; a column is one seed's image."""
+    previews = sorted(previews, key=lambda preview: tables.order(preview.manifest.notes))
+    starts = {(preview.manifest.seeds["run"], preview.manifest.notes["first"]) for preview in previews}
     if len(starts) > 1:
         raise ValueError(f"a grid needs the same images of every cell; found (seed, first image) {sorted(starts)}")
     seed, first = starts.pop()
-    columns = min(COLUMNS, *(len(shard.tensors["images"]) for shard in shards))
-    strips = [drawing.strip(shard.tensors["images"][:columns].numpy()) for shard in shards]
-    names = [tables.label(shard.manifest.notes["method"], shard.manifest.notes["bits"]) for shard in shards]
+    columns = min(COLUMNS, *(len(preview.tensors["images"]) for preview in previews))
+    strips = [drawing.strip(preview.tensors["images"][:columns].numpy()) for preview in previews]
+    names = [tables.label(preview.manifest.notes["method"], preview.manifest.notes["bits"]) for preview in previews]
 
     height, width = strips[0].shape[:2]
     left, top, margin, gap = 24 + 14 * max(map(len, names)), 64, 16, 8

@@ -23,28 +23,28 @@ IMAGES = 4  # of each cell
 def measure(subject: Subject) -> list[Row]:
     """A row for each cell and shown image; ``_pixels`` holds the image (C, H, W) for the chart.
 
-    Raises ValueError when the shards do not start at the same image of one seed, or full precision is not among them.
+    Raises ValueError when the previews do not start at the same image of one seed, or full precision is not among them.
     """
-    shards = sorted(
-        (load_tensors(file, "samples") for file in subject.files["samples"]),
-        key=lambda shard: tables.order(shard.manifest.notes),
+    previews = sorted(
+        (load_tensors(file, "preview") for file in subject.files["previews"]),
+        key=lambda preview: tables.order(preview.manifest.notes),
     )
-    starts = {(shard.manifest.seeds["run"], shard.manifest.notes["first"]) for shard in shards}
+    starts = {(preview.manifest.seeds["run"], preview.manifest.notes["first"]) for preview in previews}
     if len(starts) > 1:
         raise ValueError(f"a grid needs the same images of every cell; found (seed, first image) {sorted(starts)}")
-    if shards[0].manifest.notes["method"] != FULL_PRECISION:
-        raise ValueError("a grid needs the samples of full precision; found none among the shards")
+    if previews[0].manifest.notes["method"] != FULL_PRECISION:
+        raise ValueError("a grid needs the preview of full precision; found none among those given")
     seed, first = starts.pop()
-    targets = shards[0].tensors["images"]
+    targets = previews[0].tensors["images"]
     rows = []
-    for shard in shards:
-        images = shard.tensors["images"][:IMAGES]
+    for preview in previews:
+        images = preview.tensors["images"][:IMAGES]
         for index, image in enumerate(images):
             mse = ((image.double() - targets[index].double()) / 255).square().mean().item()
             rows.append(
                 {
-                    "method": shard.manifest.notes["method"],
-                    "bits": shard.manifest.notes["bits"],
+                    "method": preview.manifest.notes["method"],
+                    "bits": preview.manifest.notes["bits"],
                     "seed": seed,
                     "image": first + index,
                     "mse": mse,

@@ -8,12 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from quest import methods
 from quest.config.dataset import DatasetSettings
-from quest.config.values import Bits
-from quest.learning import reconstruction
+from quest.stages import finetune, reconstruct
 from quest.studies.subject import Subject
 
+CPU = torch.device("cpu")
 ANALYSIS = {"samples": 3, "steps": 2, "images": 4}
 
 
@@ -24,24 +23,25 @@ def files(
     """All that a study may read of the tiny model."""
     folder = tmp_path_factory.mktemp("chain")
     reconstructed = folder / "reconstruction.safetensors"
-    reconstruction.run(settings, model_file, 4, 0, calibration_file, reconstructed, "cpu")
+    reconstruct.run("tiny", settings, model_file, 4, 0, "blocks", calibration_file, reconstructed, CPU)
     of_eight = folder / "reconstruction-w8.safetensors"
-    reconstruction.run(settings, model_file, 8, 0, calibration_file, of_eight, "cpu")
+    reconstruct.run("tiny", settings, model_file, 8, 0, "blocks", calibration_file, of_eight, CPU)
     temporal = folder / "reconstruction-temporal.safetensors"
-    reconstruction.run(settings, model_file, 4, 0, calibration_file, temporal, "cpu", variant="temporal")
+    reconstruct.run("tiny", settings, model_file, 4, 0, "temporal", calibration_file, temporal, CPU)
     checkpoints = []
     for method in ("quest", "nearest", "q-diffusion"):
         checkpoints.append(folder / f"{method}.safetensors")
-        methods.run(
+        finetune.run(
+            "tiny",
             settings,
             model_file,
             method,
-            Bits(4, 4),
+            "w4a4",
             0,
             calibration_file,
             reconstructed if method != "nearest" else None,
             checkpoints[-1],
-            "cpu",
+            CPU,
         )
     return {
         "model": (model_file,),
@@ -57,4 +57,4 @@ def files(
 @pytest.fixture
 def subject(files: dict[str, tuple[Path, ...]], make_settings: Callable[..., DatasetSettings]) -> Subject:
     """The tiny model as a study is given it."""
-    return Subject(make_settings(analysis=ANALYSIS), files, 0, torch.device("cpu"))
+    return Subject(make_settings(analysis=ANALYSIS), files, 0, CPU)

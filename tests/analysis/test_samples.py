@@ -15,16 +15,16 @@ from quest.studies.subject import Subject
 
 
 def write(path: Path, method: str, bits: str, value: int, seed: int = 0) -> Path:
-    notes = {"method": method, "bits": bits, "first": 0, "shard": 0, "shards": 1}
+    notes = {"method": method, "bits": bits, "first": 0}
     images = torch.full((6, 1, 100, 100), value, dtype=torch.uint8)
-    save_tensors(path, {"images": images}, Manifest(kind="samples", seeds={"run": seed}, notes=notes))
+    save_tensors(path, {"images": images}, Manifest(kind="preview", seeds={"run": seed}, notes=notes))
     return path
 
 
 def test_rows_and_chart(subject: Subject, tmp_path: Path):
     cells = [("quest", "w4a4", 51), ("fp", "w32a32", 0), ("nearest", "w8a8", 0)]
     given = [write(tmp_path / f"{method}.safetensors", method, bits, value) for method, bits, value in cells]
-    rows = samples.measure(replace(subject, files={"samples": given}))
+    rows = samples.measure(replace(subject, files={"previews": given}))
     assert [(row["method"], row["image"]) for row in rows[::4]] == [("fp", 0), ("nearest", 0), ("quest", 0)]
     assert [row["psnr"] for row in rows[4:]] == [None] * 4 + [pytest.approx(13.979, abs=1e-3)] * 4
     figure = samples.chart("tiny", rows)
@@ -37,6 +37,6 @@ def test_other_seeds_and_no_full_precision_are_refused(subject: Subject, tmp_pat
     one = write(tmp_path / "a", "quest", "w4a4", 1)
     other = write(tmp_path / "b", "fp", "w32a32", 1, seed=1)
     with pytest.raises(ValueError, match=r"found \(seed, first image\) \[\(0, 0\), \(1, 0\)\]"):
-        samples.measure(replace(subject, files={"samples": [one, other]}))
-    with pytest.raises(ValueError, match="needs the samples of full precision"):
-        samples.measure(replace(subject, files={"samples": [one]}))
+        samples.measure(replace(subject, files={"previews": [one, other]}))
+    with pytest.raises(ValueError, match="needs the preview of full precision"):
+        samples.measure(replace(subject, files={"previews": [one]}))

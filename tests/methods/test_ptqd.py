@@ -249,8 +249,8 @@ def test_each_width_is_quantized_as_if_it_were_alone(
 
 def test_only_widths_below_the_runs_are_options(own: PtqdSettings) -> None:
     several = own.model_copy(update={"step_bits": (4, 6, 4, 8)})
-    assert several.lower_bits(8) == (6, 4)
-    assert several.lower_bits(4) == own.lower_bits(8) == ()
+    assert ptqd.lower_bits(several, 8) == (6, 4)
+    assert ptqd.lower_bits(several, 4) == ptqd.lower_bits(own, 8) == ()
 
 
 def test_saturated_steps_are_told(make_quantized: Make, calibration: Calibration, denoiser: Denoiser) -> None:

@@ -29,7 +29,9 @@ from quest.quantization.network import QuantizedNetwork
 from quest.quantization.policy import FULL
 from quest.quantization.roles import Role
 from quest.quantization.rounding import AdaRound
+from quest.stages import reconstruct
 
+CPU = torch.device("cpu")
 Make = Callable[..., QuantizedNetwork]
 MakeSettings = Callable[..., DatasetSettings]
 TEMPORAL = (Role.TIME_MLP, Role.TIME_PROJECTION)
@@ -165,7 +167,7 @@ def test_temporal_features_come_closer_than_by_rounding_to_nearest(
     assert (learned > nearest).float().mean() > 0.8
 
 
-def test_killed_and_resumed_is_the_same_file_and_of_another_variant(
+def test_killed_and_resumed_is_the_same_file_and_of_another_grouping(
     monkeypatch: pytest.MonkeyPatch,
     make_quantized: Make,
     settings: DatasetSettings,
@@ -175,7 +177,7 @@ def test_killed_and_resumed_is_the_same_file_and_of_another_variant(
     tmp_path: Path,
 ) -> None:
     whole, resumed = tmp_path / "whole.safetensors", tmp_path / "resumed.safetensors"
-    reconstruction.run(settings, model_file, 4, 0, calibration_file, whole, "cpu", "temporal")
+    reconstruct.run("tiny", settings, model_file, 4, 0, "temporal", calibration_file, whole, CPU)
     learn = reconstruction.learn_unit
     learned: list[str] = []
 
@@ -187,15 +189,15 @@ def test_killed_and_resumed_is_the_same_file_and_of_another_variant(
 
     monkeypatch.setattr(reconstruction, "learn_unit", killed)
     with pytest.raises(KeyboardInterrupt):
-        reconstruction.run(settings, model_file, 4, 0, calibration_file, resumed, "cpu", "temporal")
+        reconstruct.run("tiny", settings, model_file, 4, 0, "temporal", calibration_file, resumed, CPU)
     assert learned[0] == "temporal"
     monkeypatch.setattr(reconstruction, "learn_unit", learn)
-    reconstruction.run(settings, model_file, 4, 0, calibration_file, resumed, "cpu", "temporal")
+    reconstruct.run("tiny", settings, model_file, 4, 0, "temporal", calibration_file, resumed, CPU)
     assert resumed.read_bytes() == whole.read_bytes()
-    assert load_tensors(whole, "reconstruction").manifest.settings["variant"] == "temporal"
+    assert load_tensors(whole, "reconstruction").manifest.settings["grouping"] == "temporal"
 
     network = make_quantized("w4a8", calibrated=False)
-    with pytest.raises(ValueError, match="reconstructed with variant = temporal, expected blocks"):
+    with pytest.raises(ValueError, match="reconstructed with grouping = temporal, expected blocks"):
         reconstruction.apply(whole, network, denoiser, "blocks")
     reconstruction.apply(whole, network, denoiser, "temporal")
 

@@ -19,7 +19,9 @@ from quest.config.reading import validate
 from quest.config.values import ConfigError
 from quest.metrics import adm, evaluation, reference
 from quest.metrics.extractor import Classifier, load_extractor, save_extractor
+from quest.stages import reference as references
 
+CPU = torch.device("cpu")
 IMAGES = np.random.default_rng(0).integers(0, 256, (30, 16, 16, 3), dtype=np.uint8)
 
 
@@ -72,7 +74,7 @@ def test_statistics_are_read_with_an_unknown_number_of_rows(tmp_path: Path):
 
 def test_the_reference_of_a_batch_with_statistics(tmp_path: Path, extractor: Path):
     path = write(tmp_path / "b.npz", **statistics())
-    reference.run("batch", settings(path), extractor, tmp_path / "r.safetensors", "cpu")
+    references.run("batch", settings(path), extractor, tmp_path / "r.safetensors", CPU)
     real = reference.load(tmp_path / "r.safetensors")
     assert (real.images, real.image_size, len(real.pooled)) == (None, 16, 30)
     assert torch.equal(real.gaussians["pooled"].covariance, torch.eye(64).double())
@@ -82,7 +84,7 @@ def test_the_reference_of_a_batch_with_statistics(tmp_path: Path, extractor: Pat
 
 
 def test_the_reference_of_a_batch_of_images_is_theirs(tmp_path: Path, extractor: Path):
-    reference.run("batch", settings(write(tmp_path / "b.npz")), extractor, tmp_path / "r.safetensors", "cpu")
+    references.run("batch", settings(write(tmp_path / "b.npz")), extractor, tmp_path / "r.safetensors", CPU)
     real = reference.load(tmp_path / "r.safetensors")
     features = load_extractor(extractor)(torch.from_numpy(IMAGES.transpose(0, 3, 1, 2).copy()))
     assert real.images == 30
@@ -132,11 +134,11 @@ def test_another_batch_than_the_protocol_names_is_refused(tmp_path: Path, extrac
     path = write(tmp_path / "b.npz")
     output = tmp_path / "r.safetensors"
     with pytest.raises(ArtifactError, match="expected 000000000000…; it is another reference"):
-        reference.run("batch", settings(path, reference_sha256="0" * 64), extractor, output, "cpu")
+        references.run("batch", settings(path, reference_sha256="0" * 64), extractor, output, CPU)
     with pytest.raises(ValueError, match=re.escape("images are (16, 16, 3), the protocol's")):
-        reference.run("batch", settings(path, image_size=32), extractor, output, "cpu")
+        references.run("batch", settings(path, image_size=32), extractor, output, CPU)
     with pytest.raises(ValueError, match="its statistics are of 2048 features, tiny has 64"):
-        reference.run("batch", settings(write(path, **statistics(2048))), extractor, output, "cpu")
+        references.run("batch", settings(write(path, **statistics(2048))), extractor, output, CPU)
     assert not output.exists()
 
 

@@ -17,10 +17,11 @@ from quest import artifacts
 from quest.artifacts import ArtifactError, Manifest, load_json, load_tensors, save_tensors
 from quest.config.dataset import DatasetSettings
 from quest.embedded.images import real_images
-from quest.metrics import measure, reference
 from quest.metrics.distances import Estimate, fit
 from quest.metrics.extractor import Classifier, load_extractor, save_extractor
+from quest.stages import measure, reference
 
+CPU = torch.device("cpu")
 IMAGES, SHARDS = 40, 2
 
 
@@ -44,12 +45,12 @@ class Files(NamedTuple):
             "settings": self.settings,
             "samples": self.samples,
             "full_precision": self.full_precision,
-            "reference_file": self.reference,
-            "extractor_path": self.extractor,
+            "reference": self.reference,
+            "extractor": self.extractor,
             "checkpoint": self.checkpoint,
             "model": self.model,
             "output": output,
-            "device": "cpu",
+            "device": CPU,
         }
         measure.run(**(arguments | changes))
         return load_json(output, "metrics").content
@@ -140,7 +141,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
             },
         ),
     )
-    reference.run("digits", settings(), extractor, tmp_path / "reference.safetensors", "cpu")
+    reference.run("digits", settings(), extractor, tmp_path / "reference.safetensors", CPU)
     images = real_images("digits", 16)[:IMAGES]
     inputs = {"model": origin.sha256}
     write_shards(tmp_path, images, inputs, "fp", "w32a32")
@@ -170,7 +171,7 @@ def test_reference_holds_the_statistics_of_all_real_images(files: Files):
 def test_reference_of_a_dataset_without_real_images_is_refused(files: Files):
     bare = files.settings.model_copy(update={"real_images": None})
     with pytest.raises(ValueError, match="bedrooms: neither real_images nor reference_batch is set"):
-        reference.run("bedrooms", bare, files.extractor, files.folder / "r.safetensors", "cpu")
+        reference.run("bedrooms", bare, files.extractor, files.folder / "r.safetensors", CPU)
 
 
 def test_row_of_a_quantized_cell(files: Files):
@@ -228,7 +229,7 @@ def test_clip_score_is_measured_where_the_protocol_asks_for_it(files: Files, mon
 
 
 def test_a_reference_of_another_size_is_found(files: Files):
-    reference.run("digits", settings().model_copy(update={"image_size": 8}), files.extractor, files.reference, "cpu")
+    reference.run("digits", settings().model_copy(update={"image_size": 8}), files.extractor, files.reference, CPU)
     with pytest.raises(ValueError, match=r"reference.safetensors: of images of size 8, but image_size is 16"):
         files.measure()
     assert not (files.folder / "metrics.json").exists()
@@ -407,7 +408,7 @@ def test_an_extractor_that_gives_nan_is_an_error_and_writes_nothing(files: Files
     with torch.no_grad():
         classifier.head.bias.fill_(torch.nan)
     save_extractor(files.extractor, classifier, "broken", Manifest(kind="extractor"))
-    reference.run("digits", files.settings, files.extractor, files.reference, "cpu")  # its pooled features are finite
+    reference.run("digits", files.settings, files.extractor, files.reference, CPU)  # its pooled features are finite
     with pytest.raises(ValueError, match="NaN or infinite features"):
         files.measure()
     assert not (files.folder / "metrics.json").exists()

@@ -17,12 +17,12 @@ from quest.diffusion import denoiser as denoisers
 from quest.diffusion.conditioners import ClassEmbedder, TextEncoder
 from quest.diffusion.sampling import draw, to_uint8
 from quest.embedded import clip as clips
-from quest.embedded import shapes
-from quest.embedded import training as pretraining
+from quest.embedded import shapes, training
 from quest.embedded.training import autoencoder
 from quest.embedded.training.clip import train_clip
 from quest.metrics.clip import ClipScore
 from quest.metrics.extractor import load_extractor
+from quest.stages import pretrain, pretrain_clip
 
 CPU = torch.device("cpu")
 AUTOENCODER = {"channels": [8, 16], "latent_channels": 3, "batch_size": 8, "lr": 3e-3}
@@ -69,7 +69,7 @@ def test_clip_learns_and_round_trips(pictures: tuple[torch.Tensor, torch.Tensor]
     assert accuracy > 5 / shapes.LABELS, "five times chance"
     path = tmp_path / "clip.safetensors"
     model.model.half().float()  # weights are stored in half precision
-    sha256 = clips.save(path, model, pretraining._manifest(_pretrain())).sha256
+    sha256 = clips.save(path, model, training.manifest(_pretrain())).sha256
     loaded = clips.load(path)
     assert loaded.sha256 == sha256
     texts = ["a small red circle on a blue background", "a heart"]
@@ -113,15 +113,15 @@ def test_stage_of_each_family(make_settings: Callable[..., DatasetSettings], tmp
             {"autoencoder": AUTOENCODER | {"kind": "kl", "steps": 2}, "clip": CLIP},
         ),
     }
-    for name, (protocol, training) in families.items():
+    for name, (protocol, trained) in families.items():
         model = tmp_path / f"{name}.safetensors"
-        settings = make_settings(**TINY | protocol, model=model, extractor=extractor, pretrain=PRETRAIN | training)
+        settings = make_settings(**TINY | protocol, model=model, extractor=extractor, pretrain=PRETRAIN | trained)
         if name == "text":
             with pytest.raises(ValueError, match="a model of prompts is conditioned by a CLIP artifact"):
-                pretraining.run(settings, model, extractor, "cpu", allow_cpu=True)
-            pretraining.run_clip(settings, clip, "cpu", allow_cpu=True)
+                pretrain.run("tiny", settings, model, extractor, CPU, allow_cpu=True, clip=None)
+            pretrain_clip.run("tiny", settings, clip, CPU, allow_cpu=True)
         given = clip if name == "text" else None
-        pretraining.run(settings, model, extractor, "cpu", allow_cpu=True, clip=given)
+        pretrain.run("tiny", settings, model, extractor, CPU, allow_cpu=True, clip=given)
         loaded = denoisers.load(model)
         assert loaded.shape == (3, 8, 8)
         assert loaded.first_stage is not None
@@ -134,10 +134,10 @@ def test_stage_of_each_family(make_settings: Callable[..., DatasetSettings], tmp
         images = draw(loaded, loaded.network, settings, 0, range(3), CPU)
         assert images.shape == (3, 3, 16, 16)
         again = tmp_path / "again.safetensors"
-        pretraining.run(settings, again, tmp_path / "e", "cpu", allow_cpu=True, clip=given)
+        pretrain.run("tiny", settings, again, tmp_path / "e", CPU, allow_cpu=True, clip=given)
         assert again.read_bytes() == model.read_bytes(), "the same for a seed"
-        table = embedded.run(settings, 240, 0, tmp_path / "grid.png", "cpu")
-        assert embedded.run(settings, 240, 1, None, "cpu") != table, "other noise"
+        table = embedded.run(settings, 240, 0, tmp_path / "grid.png", CPU)
+        assert embedded.run(settings, 240, 1, None, CPU) != table, "other noise"
         measures = {name: float(value) for name, value in map(str.split, table.splitlines())}
         assert {"fid", "fid_of_real", "ratio", "extractor_right", "reconstruction_psnr"} <= set(measures)
         drawn, labels = shapes.draw("quality/other", range(240), 16, CPU)
@@ -151,5 +151,5 @@ def test_stage_of_each_family(make_settings: Callable[..., DatasetSettings], tmp
 def test_prompts_without_a_clip_model(make_settings: Callable[..., DatasetSettings], tmp_path: Path) -> None:
     settings = make_settings(**TINY, pretrain=PRETRAIN)
     with pytest.raises(ValueError, match=r"pretrain\.clip: missing"):
-        pretraining.run_clip(settings, tmp_path / "clip", "cpu", allow_cpu=True)
+        pretrain_clip.run("tiny", settings, tmp_path / "clip", CPU, allow_cpu=True)
     assert not (tmp_path / "clip").exists()

@@ -13,11 +13,11 @@ from quest.artifacts import load_tensors
 from quest.config.dataset import DatasetSettings
 from quest.config.pretraining import PretrainSettings
 from quest.diffusion import denoiser as denoisers
-from quest.embedded import training as pretraining
 from quest.embedded.images import labelled_images
 from quest.embedded.training.classifier import train_classifier
 from quest.embedded.training.denoiser import build_unet, noise_level_weights, train_denoiser
 from quest.metrics.extractor import load_extractor
+from quest.stages import pretrain as pretraining
 
 CPU = torch.device("cpu")
 PRETRAIN: dict[str, Any] = {
@@ -82,7 +82,7 @@ def test_stage_writes_both_artifacts(embedded: DatasetSettings, pretrain: Pretra
     short = pretrain.model_copy(update={"steps": 2, "classifier_steps": 2})
     settings = embedded.model_copy(update={"pretrain": short})
     model, extractor = tmp_path / "model.safetensors", tmp_path / "extractor.safetensors"
-    pretraining.run(settings, model, extractor, "cpu", allow_cpu=True)
+    pretraining.run("tiny", settings, model, extractor, CPU, allow_cpu=True, clip=None)
     denoiser = denoisers.load(model)
     assert denoiser.shape == (1, 8, 8)
     assert denoiser.scheduler.config["steps_offset"] == 1
@@ -92,20 +92,20 @@ def test_stage_writes_both_artifacts(embedded: DatasetSettings, pretrain: Pretra
     assert account["mean_weight_bits"] == 32
     assert load_extractor(extractor).name == "digits-classifier"
     again = tmp_path / "again.safetensors"
-    pretraining.run(settings, again, tmp_path / "extractor-again.safetensors", "cpu", allow_cpu=True)
+    pretraining.run("tiny", settings, again, tmp_path / "extractor-again.safetensors", CPU, allow_cpu=True, clip=None)
     assert again.read_bytes() == model.read_bytes(), "the same for a seed"
 
 
 def test_not_without_a_gpu_unless_asked(embedded: DatasetSettings, tmp_path: Path) -> None:
     model = tmp_path / "model.safetensors"
     with pytest.raises(ValueError, match=r"no GPU to train it on.*dvc pull .*--allow-cpu"):
-        pretraining.run(embedded, model, tmp_path / "extractor.safetensors", "cpu", allow_cpu=False)
+        pretraining.run("tiny", embedded, model, tmp_path / "extractor.safetensors", CPU, allow_cpu=False, clip=None)
     assert not model.exists()
 
 
 def test_model_that_is_brought_by_the_user(settings: DatasetSettings, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="not an embedded one"):
-        pretraining.run(settings, tmp_path / "m", tmp_path / "e", "cpu", allow_cpu=True)
+        pretraining.run("tiny", settings, tmp_path / "m", tmp_path / "e", CPU, allow_cpu=True, clip=None)
 
 
 def test_little_noise_counts_less_where_the_signal_to_noise_ratio_is_capped():

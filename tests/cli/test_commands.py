@@ -1,0 +1,89 @@
+"""The command line is made of the stages, and starts without loading what a command does not need."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import inspect
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from quest import stages
+from quest.cli import main
+
+STAGES = {file.stem: file for file in sorted(Path(stages.__path__[0]).glob("[!_]*.py"))}
+
+
+def command_of(name: str) -> click.Command:
+    found = main.get_command(click.Context(main), name)
+    assert found is not None
+    return found
+
+
+def listed() -> dict[str, str]:
+    """Help of each command by name, as `quest --help` prints it."""
+    result = CliRunner().invoke(main, ["--help"], terminal_width=500, max_content_width=500)
+    assert result.exit_code == 0
+    rows = [line.split(maxsplit=1) for line in result.output.splitlines() if line.startswith("  ")]
+    return {row[0]: row[1] for row in rows if len(row) == 2}
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_every_stage_is_a_command_that_calls_it_with_what_it_takes(name: str) -> None:
+    command = command_of(name.replace("_", "-"))
+    taken = inspect.signature(importlib.import_module(f"quest.stages.{name}").run).parameters
+    named = {each for each, parameter in taken.items() if parameter.kind is not parameter.VAR_KEYWORD}
+    given = {parameter.name for parameter in command.params}
+    assert named <= given | {"settings"}
+    assert given <= named or len(named) < len(taken), "only one with **given takes more than it names"
+
+
+def test_help_says_what_the_first_line_of_each_stage_says() -> None:
+    lines = listed()
+    for name, file in STAGES.items():
+        first = (ast.get_docstring(ast.parse(file.read_text())) or "").splitlines()[0]
+        assert lines[name.replace("_", "-")] == first
+
+
+def test_every_command_that_is_listed_is_there() -> None:
+    names = main.list_commands(click.Context(main))
+    assert set(names) >= {name.replace("_", "-") for name in STAGES} | {"compare", "ui", "config", "bench", "testkit"}
+    assert set(names) <= set(listed())
+    for name in names:
+        assert command_of(name).name == name
+
+
+def test_an_unknown_command_is_an_error() -> None:
+    result = CliRunner().invoke(main, ["calibrat"])
+    assert result.exit_code == 2
+    assert "No such command 'calibrat'" in result.output
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["compare", "--help"], ["table", "--help"], ["track", "--help"]])
+def test_help_tables_and_tracking_start_without_torch(arguments: list[str]) -> None:
+    code = f"""
+import sys
+from quest.cli import main
+try:
+    main({arguments!r})
+except SystemExit as stop:
+    assert stop.code == 0, stop.code
+heavy = {{"torch", "diffusers", "transformers", "mlflow"}} & set(sys.modules)
+assert not heavy, heavy
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_an_error_of_the_user_is_one_message(tmp_path: Path) -> None:
+    arguments = ["score", str(tmp_path / "none.json"), "--output", str(tmp_path / "score.json")]
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 1
+    assert result.output.startswith("Error: ")
+    assert "none.json" in result.output
+    assert isinstance(CliRunner().invoke(main, ["--debug", *arguments]).exception, ValueError)

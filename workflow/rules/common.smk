@@ -7,6 +7,7 @@ from pathlib import Path
 
 import snakemake.exceptions
 from snakemake.exceptions import WorkflowError
+from snakemake.logging import logger
 
 from quest import paths
 from quest.artifacts import ArtifactError
@@ -17,7 +18,7 @@ from quest.config.run import load
 from quest.config.values import FULL_PRECISION, ConfigError
 from quest.report import published
 from quest.studies import STUDIES
-from workflow import lock, records
+from workflow import damage, lock, records
 from workflow.cells import CLIP, EXTRACTOR, METHOD, MODEL, STUDY, TITLES, Cells, option, study_options
 
 # Jobs run in the environment that runs Snakemake, activated or not, and report to nobody.
@@ -35,6 +36,9 @@ snakemake.exceptions.LockException = lambda: WorkflowError(lock.refusal(Path.cwd
 
 try:
     records.restore(Path(workflow.basedir))
+    for name in records.mend(Path(workflow.basedir)):
+        logger.warning(f"{name}: made again, for Snakemake's record of what it was made from is damaged")
+    damage.refuse(Path(workflow.basedir))
     CELLS = Cells(load(config), published.load(), Path(workflow.basedir))
 except (ConfigError, ArtifactError) as error:
     raise WorkflowError(str(error)) from None

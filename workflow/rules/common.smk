@@ -18,7 +18,7 @@ from quest.config.run import load
 from quest.config.values import FULL_PRECISION, ConfigError
 from quest.report import published
 from quest.studies import STUDIES
-from workflow import damage, lock, records
+from workflow import damage, lock, models, records
 from workflow.cells import CLIP, EXTRACTOR, METHOD, MODEL, STUDY, TITLES, Cells, option, study_options
 
 # Jobs run in the environment that runs Snakemake, activated or not, and report to nobody.
@@ -42,6 +42,9 @@ try:
     CELLS = Cells(load(config), published.load(), Path(workflow.basedir))
 except (ConfigError, ArtifactError) as error:
     raise WorkflowError(str(error)) from None
+
+for sentence in models.not_retrained(CELLS.datasets, Path(workflow.basedir)):
+    logger.warning(sentence)
 
 TARGETS = CELLS.targets()
 # The places that a job takes on the GPU, if there is one; profiles/default says how many there are.

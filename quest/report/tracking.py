@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
 
-from quest.artifacts import JsonArtifact, Manifest, atomic, listed, load_json, save_json
+from quest.artifacts import ArtifactError, JsonArtifact, Manifest, atomic, listed, load_json, save_json
 from quest.report import tables
 from quest.report.tables import METRICS, Row, row_key
 
@@ -227,19 +227,37 @@ def _store() -> Iterator[MlflowClient]:
     """A client of the store, which is made if it is new. One process on this machine has it at a time.
 
     Several processes that make a fresh SQLite store at once break it for good, and two that look for a run at once
-    would both add it.
+    would both add it. Raises ArtifactError when it cannot be written: no room, no server, no database.
     """
     # Read when MLflow is imported; without it the first use looks a host name up.
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
 
     for name in ("mlflow", "alembic"):
-        logging.getLogger(name).setLevel(logging.WARNING)
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # they print what they also raise
     uri = _uri()
-    with FileLock(_lock_file(uri)):
-        if uri.startswith(_SQLITE):
-            _create_database(Path(uri.removeprefix(_SQLITE)))
-        yield MlflowClient(tracking_uri=uri)
+    try:
+        with FileLock(_lock_file(uri)):
+            if uri.startswith(_SQLITE):
+                _create_database(Path(uri.removeprefix(_SQLITE)))
+            yield MlflowClient(tracking_uri=uri)
+    except (OSError, MlflowException, SQLAlchemyError) as error:
+        raise ArtifactError(
+            f"{uri}: MLflow's store could not be written ({_reason(error)}); mend that and run again, "
+            f"or delete the store, which is made again from {TABLES}"
+        ) from error
+
+
+def _reason(error: BaseException) -> str:
+    """What the system or the database said, below what was made of it."""
+    below = error.__cause__ or error.__context__
+    if below is not None:
+        return _reason(below)
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return str(error).partition("\n")[0]
 
 
 def _create_database(path: Path) -> None:

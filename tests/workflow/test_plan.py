@@ -14,6 +14,7 @@ from snakemake.exceptions import WorkflowError
 
 from quest import stages
 from quest.config.dataset import DatasetSettings, load_dataset
+from quest.config.methods import METHODS
 from quest.config.reading import validate
 from quest.config.run import load
 from quest.config.values import FULL_PRECISION
@@ -345,9 +346,14 @@ def test_every_stage_that_reads_calibration_data_is_given_what_they_were_recorde
 
 def test_every_command_of_a_rule_is_one_that_the_command_line_takes(default_project: Project) -> None:
     """What the stub of the other tests would swallow: options that are not there, required ones left out."""
-    for suite in ("methods", "shapes", "ablations", "paper"):
+    few = {"bits": ["w4a4"], "seeds": [0]}
+    for change in (
+        {"methods": list(METHODS), "tables": ["components"], **few},
+        {"suite": "shapes", "methods": ["quest", "tfmq-dm"], "tables": ["tfmq-dm"], **few},
+        {"suite": "paper", "methods": ["quest"], "tables": [], **few},
+    ):
         seen = {}
-        for job in Plan(default_project, {"suite": suite}, targets=("all", "analyses")).jobs:
+        for job in Plan(default_project, change, targets=("all", "analyses")).jobs:
             kind = job.rule.name, job.wildcards.get("dataset"), job.wildcards.get("method"), job.wildcards.get("study")
             if job.rule.name == "bring" or kind in seen:
                 continue

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import inspect
 import json
 import os
 import sys
@@ -213,7 +214,8 @@ def functions_of_a_call(call: Callable[[], object]) -> set[tuple[Path, int]]:
 
     def note(frame: Any, event: str, _argument: object) -> None:
         code = frame.f_code
-        if event == "call" and code.co_filename.startswith(library) and not code.co_name.startswith("<"):
+        function = code.co_flags & inspect.CO_OPTIMIZED and not code.co_name.startswith("<")  # no class body, no lambda
+        if event == "call" and function and code.co_filename.startswith(library):
             found.add((Path(code.co_filename), code.co_firstlineno))
 
     sys.setprofile(note)

@@ -110,5 +110,5 @@ def _entries(root: Path, name: str) -> list[dict[str, str]]:
 
 if __name__ == "__main__":
     sentences = list(everything(Path.cwd()))
-    print(*(sentences or ["every file is as it was recorded"]), sep="\n")  # noqa: T201
+    print(*(sentences or ["every file is as it was recorded"]), sep="\n")
     sys.exit(bool(sentences))

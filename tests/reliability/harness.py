@@ -8,9 +8,7 @@ is test_harness.py. It changes files of the checkout for a moment and leaves the
 from __future__ import annotations
 
 import argparse
-import os
 import random
-import shutil
 import signal
 import subprocess
 import sys
@@ -45,15 +43,18 @@ class Count:
         self.wrong += [] if wrong is None else [wrong]
 
 
-def outcome(load: Callable[[], Any]) -> str | None:
-    """None if ``load`` refuses in one sentence; what happened instead otherwise."""
+NOTHING = "nothing was said"
+
+
+def outcome(load: Callable[[], Any], name: str) -> str | None:
+    """None if ``load`` refuses by name, as a person is told; what happened instead otherwise."""
     try:
         load()
     except (ArtifactError, ConfigError) as error:
-        return None if "\n" not in str(error) else f"more than a line: {error!r}"
+        return None if name in str(error) else f"{name} is not named: {error}"
     except Exception as error:
         return f"{type(error).__name__}: {error}"
-    return "nothing was said"
+    return NOTHING
 
 
 @contextmanager
@@ -84,13 +85,14 @@ def damages(
     load: Callable[[Path], Any],
     times: int,
     rng: random.Random,
+    named: Callable[[Path], str] = str,
 ) -> Count:
     """Damage random ``files``, one at a time: right is a refusal that names the file."""
     count = Count()
     for _ in range(times):
         file = rng.choice(files)
         with replaced(file, damage(file.read_bytes(), rng)):
-            count.add(outcome(lambda file=file: load(file)))
+            count.add(outcome(lambda file=file: load(file), named(file)))
     return count
 
 
@@ -117,7 +119,23 @@ def mangled(content: Any, rng: random.Random) -> Any:
     return content
 
 
-STRANGE: list[Any] = [None, True, -1, 0, 10**30, 1.5, float("nan"), float("inf"), "", "x", "20", "a\nb", "\u2028", [], {}]
+STRANGE: list[Any] = [
+    None,
+    True,
+    -1,
+    0,
+    10**30,
+    1.5,
+    float("nan"),
+    float("inf"),
+    "",
+    "x",
+    "20",
+    "a\nb",
+    "\u2028",
+    [],
+    {},
+]
 STRANGE += [[1], {"a": 1}, [[]], "x" * 5000, "$(touch pwned)", "../..", "/", "é", "2026-11-27"]
 
 
@@ -129,7 +147,7 @@ def _places(content: Any) -> Iterator[tuple[Any, Any]]:
 
 
 def mangles(files: Sequence[Path], load: Callable[[Path], Any], times: int, rng: random.Random) -> Count:
-    """Mangle random YAML files: right is that it is read all the same, or a refusal in one sentence."""
+    """Mangle random YAML files: right is that it is read all the same, or refused as a person is told."""
     count = Count()
     for _ in range(times):
         file = rng.choice(files)
@@ -138,8 +156,8 @@ def mangles(files: Sequence[Path], load: Callable[[Path], Any], times: int, rng:
         else:
             data = (flipped if rng.random() < 0.5 else cut)(file.read_bytes(), rng)
         with replaced(file, data):
-            said = outcome(lambda file=file: load(file))
-        count.add(None if said == "nothing was said" else said and f"{file.name}: {said}")
+            said = outcome(lambda file=file: load(file), "")
+        count.add(None if said == NOTHING else said and f"{file.name}: {said}")
     return count
 
 
@@ -221,8 +239,8 @@ def writes(times: int, rng: random.Random) -> Count:
                 alone = [entry.name for entry in Path(folder).iterdir() if not entry.name.endswith(".partial.json")]
                 time.sleep(rng.uniform(0, 0.05))
                 process.send_signal(signal.SIGKILL)
-            said = outcome(lambda: artifacts.load_json(file, "toy"))
-            count.add(None if said == "nothing was said" and alone == [file.name] else f"{said}, {alone}")
+            said = outcome(lambda: artifacts.load_json(file, "toy"), "")
+            count.add(None if said == NOTHING and alone == [file.name] else f"{said}, {alone}")
         artifacts.save_json(file, {}, artifacts.Manifest(kind="toy"))
         if (left := [entry.name for entry in Path(folder).iterdir()]) != [file.name]:
             count.wrong.append(f"left: {left}")
@@ -253,13 +271,18 @@ def of_checkout(root: Path, times: int, rng: random.Random) -> dict[str, Count]:
         file
         for folder in ("results", "data/models")
         for file in sorted((root / folder).rglob("*"))
-        if file.suffix in (".json", ".safetensors") and "plan" not in file.parts and "scores" not in file.parts
+        if file.suffix in (".json", ".safetensors")
+        and "plan" not in file.parts
+        and "scores" not in file.parts
         and file.name != records.NAME
         and file.stat().st_size < 2**24
     ]
     plain = [root / name for name in records.expected(root) if damage._is_plain(name) and (root / name).exists()]
     objects = [file for file in sorted((root / "data/store").rglob("*")) if file.is_file()]
     config = [*sorted((root / "config").glob("*.yaml")), *sorted((root / "config/datasets").glob("*.yaml"))]
+
+    def name(file: Path) -> str:
+        return file.relative_to(root).as_posix()
 
     def refuse(_file: Path) -> None:
         damage.refuse(root)
@@ -273,10 +296,10 @@ def of_checkout(root: Path, times: int, rng: random.Random) -> dict[str, Count]:
         "artifacts cut short": damages(whole, cut, load_artifact, times, rng),
     }
     if plain:
-        found["bits flipped in scores, tables and pictures"] = damages(plain, flipped, refuse, times // 10, rng)
-        found["scores, tables and pictures cut short"] = damages(plain, cut, refuse, times // 10, rng)
+        found["bits flipped in scores, tables and pictures"] = damages(plain, flipped, refuse, times // 10, rng, name)
+        found["scores, tables and pictures cut short"] = damages(plain, cut, refuse, times // 10, rng, name)
     found |= {
-        "bits flipped in the store": damages(objects, flipped, check_store, times // 50, rng),
+        "bits flipped in the store": damages(objects, flipped, check_store, times // 50, rng, name),
         "configuration files mangled": mangles(config, load_run, times, rng),
         "writers killed": writes(times // 20, rng),
     }
@@ -284,7 +307,7 @@ def of_checkout(root: Path, times: int, rng: random.Random) -> dict[str, Count]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(description="Count what damage is found and which kills are survived.")
     parser.add_argument("--times", type=int, default=1_000, help="how often each is tried")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--kills", type=int, default=0, help="how often COMMAND is killed; then nothing else is tried")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-
 from quest.report import drawing
 from quest.studies import charts, errors, histograms, scales
 

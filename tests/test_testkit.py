@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import nn
 
+from quest import architectures
 from quest.bench import testkit
 from quest.config.dataset import DatasetSettings, load_dataset
-from quest.quantization import roles
 from quest.quantization.roles import Role
 from quest.sources import compvis
 from quest.sources import pipelines as loaders
@@ -32,7 +32,7 @@ def unet(name: str) -> Any:
 
 def millions(network: nn.Module, chosen: set[str]) -> float:
     """Weights and biases of the layers whose role is in ``chosen``, in millions."""
-    names = [name for name, role in roles.find(network).items() if role in chosen]
+    names = [name for name, role in architectures.of(network).roles().items() if role in chosen]
     return sum(p.numel() for name in names for p in network.get_submodule(name).parameters()) / 1e6
 
 
@@ -50,7 +50,7 @@ def millions(network: nn.Module, chosen: set[str]) -> float:
 def test_sizes_are_the_published_ones(name: str, parameters: float, layers: int) -> None:
     network = unet(name)
     assert sum(p.numel() for p in network.parameters()) / 1e6 == pytest.approx(parameters, abs=0.006)
-    assert len(roles.find(network)) == layers
+    assert len(architectures.of(network).roles()) == layers
 
 
 @pytest.mark.parametrize(
@@ -71,7 +71,7 @@ def test_what_quest_trains_is_what_its_released_code_trains(name: str, tla: floa
 def test_layers_of_cma_on_imagenet() -> None:
     """ff.net.0.proj, ff.net.2, to_q of both attentions, to_k and to_v of self-attention: 6 of 16 blocks."""
     layers = load_dataset("imagenet", ROOT / "config").methods.quest.cma_layers
-    names = [name for name, role in roles.find(unet("imagenet")).items() if role in layers]
+    names = [name for name, role in architectures.of(unet("imagenet")).roles().items() if role in layers]
     ends = ("ff.net.0.proj", "ff.net.2", "attn1.to_q", "attn2.to_q", "attn1.to_k", "attn1.to_v")
     assert len(names) == 96
     assert all(name.endswith(ends) for name in names)
@@ -99,7 +99,7 @@ def test_walk(name: str, tmp_path: Path, make_settings: Callable[..., DatasetSet
     network: Any = compvis.build_unet(compvis.read_architecture(architecture))
     assert costs[2].notes == {
         "parameters": sum(p.numel() for p in network.parameters()),
-        "layers": len(roles.find(network)),
+        "layers": len(architectures.of(network).roles()),
     }
     assert costs[3].notes["tla"] == pytest.approx(1e6 * millions(network, {Role.TIME_PROJECTION}))
     assert costs[4].notes == {"images": [2, 3, 64, 64]}

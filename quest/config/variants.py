@@ -47,7 +47,7 @@ def load_variants(folder: Path = paths.CONFIG) -> dict[str, MethodVariant]:
         variants[name] = variant = validate(MethodVariant, overrides, where)
         if others := set(variant.methods) - {python_name(base)}:
             raise ConfigError(f"{where}: methods.{min(others)}: a variant of {base} overrides its settings alone")
-        if shared := set(variant.quantizer) & {"weight_search", "split_shortcuts"}:
+        if shared := set(variant.quantizer) & {"weight_search", "split_shortcuts", "roles"}:
             raise ConfigError(f"{where}: quantizer.{min(shared)}: weights are reconstructed once for all cells")
     return variants
 

@@ -10,7 +10,9 @@ from quest import artifacts
 from quest.config.dataset import DatasetSettings
 from quest.diffusion.correction import PREFIX, Correction
 from quest.diffusion.denoiser import Denoiser
-from quest.quantization.network import QuantizedNetwork, Recipe
+from quest.quantization import storage
+from quest.quantization.network import QuantizedNetwork
+from quest.quantization.recipe import Recipe
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ def save(
     correction: Correction | None = None,
 ) -> None:
     """Write a checkpoint; the bit account is made, and the level counts asserted, here."""
-    tensors = network.export()
+    tensors = storage.export(network)
     if correction is not None:
         tables, rest = correction.export()
         tensors, notes = tensors | tables, notes | {"correction": rest}
@@ -69,7 +71,7 @@ def load(path: Path, denoiser: Denoiser, settings: DatasetSettings) -> Checkpoin
     network = QuantizedNetwork(denoiser.network, recipe, denoiser.example(), search=False)
     tensors = dict(artifact.tensors)
     tables = {name: tensors.pop(name) for name in artifact.tensors if name.startswith(PREFIX)}
-    network.restore(tensors)
+    storage.restore(network, tensors)
     correction = None
     if tables:
         correction = Correction.restore(tables, manifest.notes["correction"], recipe.steps, denoiser.shape[0])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,7 +10,16 @@ from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.autoencoders.vq_model import VQModel
 from torch import Tensor, nn
 
-ARCHITECTURES = {"AutoencoderKL": AutoencoderKL, "VQModel": VQModel}
+from quest.config.reading import unknown
+
+_KINDS: dict[str, Any] = {"AutoencoderKL": AutoencoderKL, "VQModel": VQModel}
+
+
+def build(name: str, config: Mapping[str, Any]) -> Any:
+    """An untrained autoencoder from the name of its class and its diffusers config. Raises ValueError."""
+    if name not in _KINDS:
+        raise ValueError(f"first stage: {unknown(name, _KINDS)}")
+    return _KINDS[name].from_config(config)
 
 
 @dataclass

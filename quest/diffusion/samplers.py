@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -54,6 +55,11 @@ class Sampler:
         return len(self.timesteps)
 
     @property
+    def eta(self) -> float:
+        """How much of its own noise DDIM adds, 0 to 1."""
+        return self._settings.eta
+
+    @property
     def guidance_scale(self) -> float:
         """Of classifier-free guidance; 1 is without."""
         return self._settings.guidance_scale
@@ -65,24 +71,29 @@ class Sampler:
             calls.insert(1, Call(0, calls[min(1, len(calls) - 1)].timestep))
         return calls
 
-    def trajectory(
-        self, predict: Predict, noise: SampleNoise, device: torch.device, correction: Correction | None = None
-    ) -> Iterator[Tensor]:
-        """Yield the states x before each step, noisiest first, and last the finished sample: steps + 1 tensors.
+    def walk(self, noise: SampleNoise, device: torch.device, correction: Correction | None = None) -> Walk:
+        """The way from fresh noise to samples, on which the caller takes each step:
+
+            walk = sampler.walk(noise, device)
+            for call in sampler.calls():
+                walk.step(call, predict(walk.x, call))
 
         correction: for the noise that a quantized network adds to its prediction.
         """
+        if self._settings.kind == "plms":
+            return _Plms(noise.draw(device), correction, self._plms())
+        return _Ddim(noise.draw(device), correction, self, noise)
 
-        def corrected(x: Tensor, call: Call) -> Tensor:
-            predicted = predict(x, call)
-            return predicted if correction is None else correction.noise(predicted, call.step)
-
-        x = noise.draw(device)
-        walk = (
-            self._plms(corrected, x) if self._settings.kind == "plms" else self._ddim(corrected, x, noise, correction)
-        )
-        yield x
-        yield from walk
+    def trajectory(
+        self, predict: Predict, noise: SampleNoise, device: torch.device, correction: Correction | None = None
+    ) -> Iterator[Tensor]:
+        """Yield the states x before each step, noisiest first, and last the finished sample: steps + 1 tensors."""
+        walk, calls = self.walk(noise, device, correction), self.calls()
+        for before, call in zip([None, *calls], calls, strict=False):
+            if before is None or before.step != call.step:  # what is between the calls of one step is no state
+                yield walk.x
+            walk.step(call, predict(walk.x, call))
+        yield walk.x
 
     def update(self, step: int) -> Update:
         """What DDIM multiplies the predicted noise and its fresh noise by (Song et al. 2021, eq. 12, 16)."""
@@ -92,36 +103,70 @@ class Sampler:
         """(1 - ᾱ) / ᾱ of what the network is given at ``step``."""
         return (1 - self._alphas[step]) / self._alphas[step]
 
+    def after(self, x: Tensor, predicted: Tensor, step: int, eta: float, fresh: Tensor | None) -> Tensor:
+        """x after a DDIM step with ``eta``, of which ``fresh`` is the standard normal noise."""
+        a, after = self._alphas[step], self._alphas_after[step]
+        clean = (x - math.sqrt(1 - a) * predicted) / math.sqrt(a)
+        if self._clip is not None:
+            clean = clean.clamp(-self._clip, self._clip)
+        deviation = self._update(step, eta).deviation
+        x = math.sqrt(after) * clean + math.sqrt(max(0.0, 1 - after - deviation**2)) * predicted
+        return x if fresh is None else x + deviation * fresh
+
     def _update(self, step: int, eta: float) -> Update:
         a, after = self._alphas[step], self._alphas_after[step]
         deviation = eta * math.sqrt((1 - after) / (1 - a) * (1 - a / after))
         return Update(math.sqrt(max(0.0, 1 - after - deviation**2)) - math.sqrt(after * (1 - a) / a), deviation)
 
-    def _ddim(self, predict: Predict, x: Tensor, noise: SampleNoise, correction: Correction | None) -> Iterator[Tensor]:
-        for call in self.calls():
-            a, after = self._alphas[call.step], self._alphas_after[call.step]
-            eta = self._settings.eta
-            fresh = noise.draw(x.device) if eta > 0 else None
-            predicted = predict(x, call)
-            if correction is not None:
-                eta, fresh = correction.randomness(call.step, self.update(call.step), eta, fresh)
-            clean = (x - math.sqrt(1 - a) * predicted) / math.sqrt(a)
-            if self._clip is not None:
-                clean = clean.clamp(-self._clip, self._clip)
-            deviation = self._update(call.step, eta).deviation
-            x = math.sqrt(after) * clean + math.sqrt(max(0.0, 1 - after - deviation**2)) * predicted
-            if fresh is not None:
-                x = x + deviation * fresh
-            yield x
-
-    def _plms(self, predict: Predict, x: Tensor) -> Iterator[Tensor]:
+    def _plms(self) -> Any:
         plms: Any = PNDMScheduler.from_config(self._schedule.config, skip_prk_steps=True)
         plms.set_timesteps(self.steps)
-        calls = self.calls()
-        for call, following in zip(calls, [*calls[1:], None], strict=True):
-            x = plms.step(predict(x, call), call.timestep, x).prev_sample
-            if following is None or following.step != call.step:  # what is between the calls of one step is no state
-                yield x
+        return plms
+
+
+class Walk(ABC):
+    """A way from noise to samples, one call of the network at a time. x: (N, C, H, W), the state that the coming call
+    is made on, in the end the sample."""
+
+    def __init__(self, x: Tensor, correction: Correction | None):
+        self.x = x
+        self._correction = correction
+
+    def step(self, call: Call, predicted: Tensor) -> None:
+        """Go on by what the network predicted for ``x`` in the call: the next of `Sampler.calls`."""
+        if self._correction is not None:
+            predicted = self._correction.noise(predicted, call.step)
+        self.x = self._next(call, predicted)
+
+    @abstractmethod
+    def _next(self, call: Call, predicted: Tensor) -> Tensor: ...
+
+
+class _Ddim(Walk):
+    """noise: that the samples began with, and where the sampler's own comes from."""
+
+    def __init__(self, x: Tensor, correction: Correction | None, sampler: Sampler, noise: SampleNoise):
+        super().__init__(x, correction)
+        self._sampler, self._noise = sampler, noise
+
+    def _next(self, call: Call, predicted: Tensor) -> Tensor:
+        eta = self._sampler.eta
+        fresh = self._noise.draw(self.x.device) if eta > 0 else None
+        if self._correction is not None:
+            update = self._sampler.update(call.step)
+            eta, fresh = self._correction.randomness(call.step, update, eta, fresh)
+        return self._sampler.after(self.x, predicted, call.step, eta, fresh)
+
+
+class _Plms(Walk):
+    """scheduler: diffusers' PNDM without Runge-Kutta steps, which keeps the predictions before."""
+
+    def __init__(self, x: Tensor, correction: Correction | None, scheduler: Any):
+        super().__init__(x, correction)
+        self._scheduler = scheduler
+
+    def _next(self, call: Call, predicted: Tensor) -> Tensor:
+        return self._scheduler.step(predicted, call.timestep, self.x).prev_sample
 
 
 def _grid(schedule: DDIMScheduler, settings: SamplerSettings) -> Tensor:

@@ -21,7 +21,6 @@ from typing import Any, Literal
 import numpy as np
 import torch
 import yaml
-from diffusers.models.attention_processor import Attention
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.autoencoders.vq_model import VQModel
 from diffusers.models.unets.unet_2d import UNet2DModel
@@ -31,11 +30,12 @@ from numpy._core import multiarray
 from pydantic import Field
 from torch import Tensor, nn
 
+from quest import architectures
 from quest.artifacts import ArtifactError
 from quest.config.reading import validate
 from quest.config.values import ConfigError, Positive, Settings
 from quest.diffusion.conditioners import ClassEmbedder
-from quest.diffusion.denoiser import Denoiser, set_heads
+from quest.diffusion.denoiser import Denoiser
 from quest.diffusion.first_stage import FirstStage
 
 UNET, FIRST_STAGE, CLASSES = "model.diffusion_model.", "first_stage_model.", "cond_stage_model."
@@ -244,9 +244,9 @@ def build_unet(architecture: Architecture) -> UNet2DModel | UNet2DConditionModel
             attn_norm_num_groups=32,
             attention_head_dim=channels[0] // unet.heads(channels[0]),
         )
-    for module in network.modules():
-        if isinstance(module, Attention):
-            set_heads(module, unet.heads(module.inner_dim))
+    known = architectures.of(network)
+    for name, attention in known.attentions().items():
+        known.set_heads(name, unet.heads(attention.inner_dim))  # type: ignore[arg-type]
     return network
 
 

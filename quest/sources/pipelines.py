@@ -8,24 +8,24 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.autoencoders.vq_model import VQModel
-from diffusers.models.unets.unet_2d import UNet2DModel
-from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from safetensors import SafetensorError, safe_open
 
+from quest import architectures
 from quest.artifacts import ArtifactError
 from quest.diffusion.conditioners import TextEncoder
 from quest.diffusion.denoiser import Denoiser
 from quest.diffusion.first_stage import FirstStage
 from quest.sources import compvis
 
-_NETWORKS = {each.__name__: each for each in (UNet2DModel, UNet2DConditionModel, VQModel, AutoencoderKL)}
+_FIRST_STAGES = {each.__name__: each for each in (VQModel, AutoencoderKL)}
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 # Of a published pipeline: not the same weights again in other formats, nor what no sample needs.
 _FETCHED = ["*.json", "*.txt", "*.safetensors"]
@@ -78,19 +78,19 @@ def checksum(path: Path) -> str:
 def open_folder(folder: Path) -> Denoiser:
     """A folder that a diffusers pipeline was saved to, of one of the networks that quest knows."""
     index = _json(folder / "model_index.json")
-    unet = _network(folder, "unet", index)
+    denoiser = _network(folder, "transformer" if "transformer" in index else "unet", index, architectures.networks())
     schedule: Any = DDIMScheduler.from_config(_json(_place(folder, "scheduler") / "scheduler_config.json"))
     # The published samplers do not clip the predicted image at every step, as DDPM does.
     schedule.register_to_config(clip_sample=False)
     latent = next((part for part in ("vae", "vqvae") if part in index), None)
     stage = None
     if latent is not None:
-        autoencoder = _network(folder, latent, index)
+        autoencoder = _network(folder, latent, index, _FIRST_STAGES)
         stage = FirstStage(autoencoder, autoencoder.config.scaling_factor)
     encoder = _text_encoder(folder) if "text_encoder" in index else None
-    if isinstance(unet, UNet2DConditionModel) and encoder is None:
+    if architectures.of(denoiser).conditional and encoder is None:
         raise ArtifactError(f"{folder}: its network takes a context, but model_index.json names no text_encoder")
-    return Denoiser(unet, schedule, stage, encoder)
+    return Denoiser(denoiser, schedule, stage, encoder)
 
 
 def _download(name: str) -> Path:
@@ -107,17 +107,16 @@ def _download(name: str) -> Path:
         ) from error
 
 
-def _network(folder: Path, part: str, index: dict[str, Any]) -> Any:
-    """One network of a pipeline. Raises ArtifactError naming what is missing or does not fit."""
+def _network(folder: Path, part: str, index: dict[str, Any], known: Mapping[str, Any]) -> Any:
+    """One network of a pipeline, of the classes ``known`` by name. Raises ArtifactError naming what does not fit."""
     name = index.get(part, [None, None])[1]
-    if name not in _NETWORKS:
-        raise ArtifactError(f"{folder}: {part} is {name!r}; known are {', '.join(_NETWORKS)}")
+    if name not in known:
+        raise ArtifactError(f"{folder}: {part} is {name!r}; known are {', '.join(known)}")
     place = _place(folder, part)
     weights = _weights(place, "diffusion_pytorch_model")
     config = _json(place / "config.json")
-    architecture: Any = _NETWORKS[name]
     try:
-        network, found = architecture.from_pretrained(
+        network, found = known[name].from_pretrained(
             place, torch_dtype=_dtype(weights), local_files_only=True, output_loading_info=True
         )
     except Exception as error:  # of many kinds: diffusers raises whatever the part of it that failed raises

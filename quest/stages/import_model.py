@@ -9,6 +9,7 @@ from typing import Any
 import click
 import torch
 
+from quest import architectures
 from quest.artifacts import ArtifactError, Manifest
 from quest.config.dataset import DatasetSettings
 from quest.diffusion import denoiser as denoisers
@@ -47,9 +48,9 @@ def run(dataset: str, settings: DatasetSettings, source: str | None, output: Pat
 
 def account_of(model: Denoiser) -> dict[str, Any]:
     """The bit account of a model, from shapes alone: it stands with the model, for the row of full precision."""
-    architecture: Any = type(model.network)
+    full: Any = model.network
     with torch.device("meta"):
-        network = architecture.from_config(model.network.config)
+        network = architectures.build(type(full).__name__, full.config)
     example = tuple(
         argument.to("meta", torch.float32 if argument.is_floating_point() else argument.dtype)
         for argument in model.example()

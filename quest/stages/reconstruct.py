@@ -15,7 +15,8 @@ from quest.config.values import Bits
 from quest.diffusion import denoiser as denoisers
 from quest.learning import calibration as calibrations
 from quest.learning.reconstruction import Progress, reconstruct
-from quest.quantization.network import QuantizedNetwork, Recipe
+from quest.quantization.network import QuantizedNetwork
+from quest.quantization.recipe import Recipe
 from quest.stages import DEVICE, MODEL, OUTPUT, PROTOCOL, SEED, file
 
 SECTIONS = (
@@ -25,6 +26,7 @@ SECTIONS = (
     "quantizer.weight_search",
     "quantizer.weight_group",
     "quantizer.split_shortcuts",
+    "quantizer.roles",
     "reconstruction",
 )
 PARAMETERS = (
@@ -68,6 +70,7 @@ def run(
             "weight_search": settings.quantizer.weight_search,
             "weight_group": settings.quantizer.weight_group,
             "split_shortcuts": settings.quantizer.split_shortcuts,
+            "roles": settings.quantizer.roles,
             "weight_bits": weight_bits,
             "grouping": grouping,
         },

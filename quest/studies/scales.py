@@ -26,10 +26,9 @@ def measure(subject: Subject) -> list[Row]:
     timesteps = subject.model.sampler(subject.settings.sampler).timesteps.tolist()
     rows = []
     for checkpoint in subject.checkpoints():
-        network, sets = checkpoint.network, checkpoint.network.step.sets
-        if sets == 1:
+        network, step = checkpoint.network, checkpoint.network.step
+        if step.sets == 1:
             continue
-        length = len(timesteps) // sets
         for role, ratios in drift(network).items():
             rows += [
                 {
@@ -38,8 +37,8 @@ def measure(subject: Subject) -> list[Row]:
                     "role": role,
                     "sites": len(ratios),
                     "set": index,
-                    "first_timestep": timesteps[index * length],
-                    "last_timestep": timesteps[(index + 1) * length - 1],
+                    "first_timestep": timesteps[step.steps_of(index)[0]],
+                    "last_timestep": timesteps[step.steps_of(index)[-1]],
                     "mean_ratio": of_set.mean().item(),
                     "min_ratio": of_set.min().item(),
                     "max_ratio": of_set.max().item(),

@@ -11,6 +11,7 @@ import torch
 from quest.config.dataset import DatasetSettings
 from quest.learning import finetuning
 from quest.methods import quest as method
+from quest.quantization import storage
 from quest.quantization.roles import Role
 from quest.studies import errors
 from quest.studies.subject import Subject
@@ -27,8 +28,8 @@ def test_the_stage_that_is_run_again_is_the_one_that_the_checkpoint_went_through
                 full, subject.calibration
             )
             finetuning.finetune(network, subject.calibration, second, targets, subject.seed)
-            made = network.export()
-    for name, tensor in subject.checkpoint().network.export().items():
+            made = storage.export(network)
+    for name, tensor in storage.export(subject.checkpoint().network).items():
         assert torch.equal(made[name], tensor), name
 
 

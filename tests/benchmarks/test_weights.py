@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from quest import architectures
 from quest.bench import networks, weights
-from quest.quantization import roles
 
 
 @pytest.mark.usefixtures("tiny_networks")
@@ -13,7 +13,7 @@ from quest.quantization import roles
 def test_a_row_of_finite_numbers(name: str) -> None:
     header, row = weights.run(name, 4, "cpu").splitlines()[2:]
     network = networks.make(name, "cpu")
-    layers = roles.find(network)
+    layers = architectures.of(network).roles()
     scales = sum(len(network.get_parameter(f"{layer}.weight")) for layer in layers)
     cells = row.split()
     assert header.split()[:2] == ["network", "parameters"]

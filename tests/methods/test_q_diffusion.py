@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from quest.architectures import Places
 from quest.config.dataset import DatasetSettings
 from quest.config.methods.q_diffusion import QDiffusionSettings
 from quest.config.values import Bits
@@ -19,6 +20,8 @@ from quest.learning.start import recipe as make_recipe
 from quest.methods import q_diffusion
 from quest.quantization.network import QuantizedNetwork
 from quest.quantization.roles import Role
+
+NO_PLACES = Places((), "")  # none of its exceptions is a single layer
 
 Make = Callable[..., QuantizedNetwork]
 
@@ -207,7 +210,7 @@ def test_paper_makes_no_exception_of_the_edges(
     make_settings: Callable[..., DatasetSettings], make_quantized: Make, calibration: Calibration
 ) -> None:
     bits = Bits(4, 4)
-    recipe = make_recipe(make_settings(), bits, 1, q_diffusion.paper_policy(bits))
+    recipe = make_recipe(make_settings(), bits, 1, q_diffusion.paper_policy(bits, NO_PLACES))
     for role in Role:
         assert recipe.layer_bits("any", role) == bits
     assert recipe.policy.attention

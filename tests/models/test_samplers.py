@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from diffusers.schedulers.scheduling_pndm import PNDMScheduler
 from torch import Tensor, nn
@@ -15,7 +16,8 @@ from quest.config.reading import validate
 from quest.config.sampling import ConditionSettings, SamplerSettings
 from quest.diffusion.conditioners import ClassEmbedder
 from quest.diffusion.conditions import conditions
-from quest.diffusion.denoiser import Denoiser, Guidance, predictor
+from quest.diffusion.denoiser import Denoiser, predictor
+from quest.diffusion.guidance import Guidance
 from quest.diffusion.samplers import Call, Sampler
 from quest.noise import SampleNoise
 
@@ -135,11 +137,11 @@ def test_plms_is_that_of_diffusers_with_one_call_more_than_steps() -> None:
     torch.testing.assert_close(found[-1], x)
 
 
-class Conditional(nn.Module):
-    """A network of a context, with diffusers' way of being called."""
+class Conditional(UNet2DConditionModel):
+    """A network of a context that is called as diffusers' is."""
 
     def __init__(self) -> None:
-        super().__init__()
+        nn.Module.__init__(self)
         self.batches: list[int] = []
         self.weight = nn.Parameter(torch.ones(1))
 

@@ -73,17 +73,9 @@ class DatasetSettings(QuantizationSettings):
 
 def load_dataset(dataset: str, folder: Path = paths.CONFIG) -> DatasetSettings:
     """Read and validate ``<folder>/datasets/<dataset>.yaml``. Raises ConfigError, naming the known datasets."""
-<<<<<<< HEAD
     if not (folder / "datasets").is_dir():
         raise ConfigError(f"{folder / 'datasets'}: no such folder; run from the project's folder, which has it")
-    known = sorted(path.stem for path in (folder / "datasets").glob("*.yaml"))
-    if dataset not in known:
-        raise ConfigError(f"datasets: {unknown(dataset, known)} (the files of {folder / 'datasets'})")
-    path = folder / "datasets" / f"{dataset}.yaml"
-    return validate(DatasetSettings, read(path), str(path))
-=======
     files = named_files(folder / "datasets", "a dataset")
     if dataset not in files:
         raise ConfigError(f"datasets: {unknown(dataset, files)} (the files of {folder / 'datasets'})")
     return validate(DatasetSettings, read(files[dataset]), str(files[dataset]))
->>>>>>> metrics

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -100,7 +100,6 @@ ENDS = {
 }
 
 
-@register
 class Toy(Architecture):
     networks = (ToyTransformer,)
     blocks = (Layer,)
@@ -133,6 +132,14 @@ class Toy(Architecture):
         return output
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _registered() -> Iterator[None]:
+    """For these tests alone: what others say is known would have it too."""
+    register(Toy)
+    yield
+    del architectures._REGISTERED[ToyTransformer.__name__]
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory, settings: DatasetSettings) -> Path:
     """A model artifact of the transformer and calibration data of it."""
@@ -154,7 +161,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, settings: DatasetSettings) 
 
 def quantized(folder: Path, settings: DatasetSettings, bits: Bits, method: str = "nearest") -> QuantizedNetwork:
     denoiser = denoisers.load(folder / "model")
-    own = start.recipe_of(settings, method, bits, architectures.of(denoiser.network).places())
+    own = start.recipe_of(settings, denoiser, method, bits)
     return QuantizedNetwork(denoiser.network, own, denoiser.example())
 
 

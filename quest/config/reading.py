@@ -27,8 +27,8 @@ def validate(cls: type[S], content: Any, source: str) -> S:
         return cls.model_validate_json(json.dumps(content, default=str), strict=True)
     except ValidationError as error:
         raise ConfigError("\n".join(f"{source}: {_explain(cls, fault)}" for fault in error.errors())) from None
-    except (ValueError, RecursionError):
-        raise ConfigError(f"{source}: it contains itself; expected a mapping of keys") from None
+    except (TypeError, ValueError, RecursionError):
+        raise ConfigError(f"{source}: it contains itself, or has a key that is no text; write it out") from None
 
 
 def unknown(name: str, known: Iterable[str]) -> str:
@@ -109,6 +109,8 @@ def _explain(cls: type[Settings], fault: Any) -> str:
             annotation = owner.model_fields[part].annotation
             owner = next(t for t in (annotation, *get_args(annotation)) if hasattr(t, "model_fields"))
         return f"{key}: {unknown(str(keys[-1]), owner.model_fields)}"
+    if fault["type"] == "json_invalid":
+        return "a text in it is no Unicode; write its characters as they are"
     if fault["type"] == "missing":
         return f"{key}: missing; it has no default"
     if fault["type"] == "value_error":

@@ -145,9 +145,9 @@ def run_file(suite: str | None = None, folder: Path = paths.CONFIG) -> Path:
     if suite is None:
         return folder / CONFIG_FILE.name
     files = {name: file for name, file in named_files(folder, "a suite").items() if name not in _NO_SUITES}
-    if suite not in files:
+    if str(suite) not in files:
         raise ConfigError(f"--config: suite: {unknown(str(suite), files)} (the files of {folder})")
-    return files[suite]
+    return files[str(suite)]
 
 
 def _origin(content: dict[str, Any], folder: Path) -> str:

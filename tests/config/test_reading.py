@@ -164,10 +164,18 @@ def test_a_text_with_an_exponent_in_it_stays_a_text(tmp_path: Path):
     assert read(file) == ["1e3a", "w4a8", "e5", 12, "1e3"]
 
 
-def test_content_that_contains_itself_is_refused(tmp_path: Path):
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ("&a {sampler: *a}", "it contains itself, or has a key that is no text"),
+        ("2024-01-01: 1", "it contains itself, or has a key that is no text"),
+        ('kind: "\\ud800"', "a text in it is no Unicode"),
+    ],
+)
+def test_content_that_no_json_could_carry_is_refused(tmp_path: Path, text: str, fault: str):
     file = tmp_path / "section.yaml"
-    file.write_text("&a {sampler: *a}\n")
-    with pytest.raises(ConfigError, match="section: it contains itself"):
+    file.write_text(text)
+    with pytest.raises(ConfigError, match=f"^section: {fault}"):
         validate(SamplerSettings, read(file), "section")
 
 
@@ -205,6 +213,8 @@ def test_an_error_says_which_file_or_option_it_is_of(tmp_path: Path):
             load(content, tmp_path)
     with pytest.raises(ConfigError, match=r"--config: suite: unknown 'papr' \(did you mean 'paper'\?\)"):
         run_file("papr", tmp_path)
+    with pytest.raises(ConfigError, match=r"--config: suite: unknown \"\['paper'\]\""):
+        load(RUN | {"suite": ["paper"]}, tmp_path)
 
 
 def test_a_model_that_is_not_there_and_that_nothing_makes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

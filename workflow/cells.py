@@ -17,7 +17,7 @@ from quest.config.dataset import DatasetSettings
 from quest.config.method import GROUPINGS
 from quest.config.methods import METHODS, python_name
 from quest.config.reading import unknown
-from quest.config.run import Config
+from quest.config.run import Config, model_missing
 from quest.config.values import FULL_PRECISION, UNQUANTIZED, Bits, Cell, ConfigError
 from quest.report.published import Published
 from quest.studies import STUDIES
@@ -141,8 +141,11 @@ class Cells:
         return methods.starts_from(self._protocol(dataset, method)[0].method(method))
 
     def model(self, wildcards: Wildcards) -> str:
-        """The full-precision model."""
-        return str(self.datasets[wildcards.dataset].model)
+        """The full-precision model. Raises ConfigError where it is not there and nothing makes it."""
+        settings = self.datasets[wildcards.dataset]
+        if not (settings.source or settings.pretrain or (self._root / settings.model).is_file()):
+            raise ConfigError(model_missing(wildcards.dataset, settings))
+        return str(settings.model)
 
     def extractor(self, wildcards: Wildcards) -> str:
         """The feature extractor of the metrics."""

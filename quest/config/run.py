@@ -131,13 +131,20 @@ def require_models(config: Config, folder: Path = paths.CONFIG) -> None:
     folder: where ``datasets/`` lies, for the message. Paths in a protocol are seen from the project's folder.
     """
     faults = [
-        f"{folder}/datasets/{dataset}.yaml: model: {settings.model} is not there, and neither source nor pretrain says "
-        "how to make it; put it there or set one of them"
+        model_missing(dataset, settings, folder)
         for dataset, settings in config.datasets.items()
         if not (settings.source or settings.pretrain or settings.model.is_file())
     ]
     if faults:
         raise ConfigError("\n".join(faults))
+
+
+def model_missing(dataset: str, settings: DatasetSettings, folder: Path = paths.CONFIG) -> str:
+    """The sentence for a dataset whose model is not there and which nothing makes."""
+    return (
+        f"{folder}/datasets/{dataset}.yaml: model: {settings.model} is not there, and neither source nor pretrain says "
+        "how to make it; put it there or set one of them"
+    )
 
 
 def run_file(suite: str | None = None, folder: Path = paths.CONFIG) -> Path:

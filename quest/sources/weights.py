@@ -84,7 +84,7 @@ def read_tensors(path: Path, trusted: bool = False) -> dict[str, Any]:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ArtifactError(f"{path}: cannot be read ({reason}); fetch it again") from error
     if not isinstance(content, dict):
-        raise ArtifactError(f"{path}: found {type(content).__name__}; expected a dict of tensors")
+        raise ArtifactError(f"{path}: found {_kind(content)}; expected tensors by name")
     if not zipped and not trusted:
         raise ArtifactError(
             f"{path}: in torch's format from before version 1.6, which has no checksum, so that damage would go "
@@ -104,7 +104,7 @@ def read_json(file: Path) -> dict[str, Any]:
     except ValueError as error:
         raise ArtifactError(f"{file}: not valid JSON ({error}); fetch it again") from error
     if not isinstance(content, dict):
-        raise ArtifactError(f"{file}: found {type(content).__name__}, expected an object; fetch it again")
+        raise ArtifactError(f"{file}: found {_kind(content)}, expected an object; fetch it again")
     return content
 
 
@@ -157,3 +157,9 @@ _HARMLESS: list[Any] = [
     np.dtypes.Float64DType,
     np.dtypes.Int64DType,
 ]
+
+
+def _kind(content: Any) -> str:
+    """What a file holds, in words."""
+    kinds = {list: "a list", tuple: "a list", str: "a text", bool: "true or false", int: "a number", float: "a number"}
+    return "nothing" if content is None else kinds.get(type(content), "something else")

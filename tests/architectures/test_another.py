@@ -20,6 +20,7 @@ from quest.artifacts import Manifest
 from quest.config.dataset import DatasetSettings
 from quest.config.values import Bits
 from quest.deploy import checkpoints
+from quest.deploy.checkpoints import Checkpoint
 from quest.diffusion import denoiser as denoisers
 from quest.diffusion import sampling
 from quest.diffusion.denoiser import Denoiser
@@ -228,7 +229,15 @@ def test_from_calibration_to_images(folder: Path, settings: DatasetSettings, tmp
         losses = reconstruction.reconstruct(network, data, settings.reconstruction, 0, progress, grouping)
         assert list(losses) == [unit.name for unit in reconstruction.units(network)]
     outcome = methods.get(method).quantize(network, data, settings.method(method), 0)
-    checkpoints.save(tmp_path / "checkpoint", network, method, {}, 0, {"model": denoiser.sha256}, *outcome)
+    made = Checkpoint(
+        network,
+        method,
+        settings.sampler,
+        correction=outcome.correction,
+        inputs={"model": denoiser.sha256},
+        notes=outcome.notes,
+    )
+    checkpoints.save(tmp_path / "checkpoint", made)
     loaded = checkpoints.load(tmp_path / "checkpoint", denoisers.load(folder / "model"))
     with torch.no_grad():
         images = [

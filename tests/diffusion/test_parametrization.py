@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers.models.unets.unet_2d import UNet2DModel
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from diffusers.schedulers.scheduling_pndm import PNDMScheduler
 from torch import Tensor, nn
@@ -34,14 +35,16 @@ def ddim(config: dict[str, Any]) -> Any:
     return DDIMScheduler(**config)
 
 
-class Network(nn.Module):
-    """Depends on every element and on the timestep; at most ``size``."""
+class Network(UNet2DModel):
+    """A U-Net for what asks how it is called; it predicts what depends on every element and on the timestep, at most
+    ``size``."""
 
     def __init__(self, size: float = 1.0):
-        super().__init__()
+        one = {"down_block_types": ("DownBlock2D",), "up_block_types": ("UpBlock2D",), "block_out_channels": (4,)}
+        super().__init__(sample_size=4, in_channels=2, out_channels=2, layers_per_block=1, norm_num_groups=2, **one)
         self.size = size
 
-    def forward(self, x: Tensor, timestep: Tensor) -> Any:
+    def forward(self, x: Tensor, timestep: Tensor) -> Any:  # type: ignore[override]
         told = timestep.view(-1, 1, 1, 1) / 1000
         return type("Output", (), {"sample": self.size * torch.tanh(0.7 * x + told + 0.1 * x.flip(-1))})
 

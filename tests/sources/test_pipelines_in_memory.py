@@ -91,7 +91,7 @@ def test_the_pipelines_tokenizer_stays_as_it_is(make_unet: Callable[..., UNet2DM
 def test_a_pipeline_of_another_network(make_unet: Callable[..., UNet2DModel]) -> None:
     pipeline = DDPMPipeline(make_unet(), DDPMScheduler())
     pipeline.register_modules(unet=DiTTransformer2DModel(num_layers=1, num_attention_heads=1, attention_head_dim=4))
-    with pytest.raises(ArtifactError, match="the pipeline: unet is 'DiTTransformer2DModel'; known are .*UNet2DModel"):
+    with pytest.raises(ArtifactError, match=r"the pipeline: unet is 'DiTTransformer2DModel'; known are .*UNet2DModel"):
         pipelines.of_pipeline(pipeline)
 
 

@@ -1,7 +1,7 @@
 # States of the full-precision sampler, which every method calibrates and finetunes on.
 rule calibrate:
     input:
-        model=CELLS.model,
+        model=refusing(CELLS.model),
         prompts=CELLS.prompts,
     output:
         paths.CALIBRATION,

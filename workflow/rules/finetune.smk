@@ -1,7 +1,7 @@
 # A method quantizes the model at a bit-width, from the learned rounding where it starts from that.
 rule finetune:
     input:
-        model=CELLS.model,
+        model=refusing(CELLS.model),
         calibration=paths.CALIBRATION,
         reconstruction=CELLS.reconstruction,
     output:

@@ -6,7 +6,7 @@ rule measure:
         reference=paths.REFERENCE,
         extractor=CELLS.extractor,
         checkpoint=CELLS.checkpoint,
-        model=CELLS.model,
+        model=refusing(CELLS.model),
         clip=CELLS.clip_model,
         prompts=CELLS.clip_prompts,
     output:

@@ -2,7 +2,7 @@
 # shared by every method that starts from it.
 rule reconstruct:
     input:
-        model=CELLS.model,
+        model=refusing(CELLS.model),
         calibration=paths.CALIBRATION,
     output:
         paths.RECONSTRUCTION,

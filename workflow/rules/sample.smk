@@ -1,7 +1,7 @@
 # Images of a cell, scattered in shards; image i of a seed starts from the same noise in every cell.
 rule sample:
     input:
-        model=CELLS.model,
+        model=refusing(CELLS.model),
         checkpoint=CELLS.checkpoint,
         prompts=CELLS.prompts,
     output:

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from network_state import moved, state
 from torch import Tensor
 
 from quest.learning import finetuning
@@ -25,16 +26,6 @@ def make_stage(network: QuantizedNetwork, roles: Iterable[Role] = (Role.TIME_PRO
     sites = [network.sites()[f"{name}.input_quantizer"] for name in layers]
     stage = Stage("tla", layers, sites, epochs=2, samples=4, batch_size=2, weight_lr=1e-3, scale_lr=1e-3)
     return replace(stage, **changes)
-
-
-def state(network: QuantizedNetwork) -> dict[str, Tensor]:
-    return {name: tensor.clone() for name, tensor in network.state_dict().items()}
-
-
-def moved(before: dict[str, Tensor], network: QuantizedNetwork) -> set[str]:
-    after = network.state_dict()
-    assert list(after) == list(before)
-    return {name.removeprefix("network.") for name, tensor in before.items() if not torch.equal(after[name], tensor)}
 
 
 def test_each_set_is_calibrated_on_the_samples_of_its_steps(make_quantized: Make, calibration: Calibration) -> None:
@@ -132,7 +123,7 @@ def test_only_what_is_trained_moves(make_quantized: Make, calibration: Calibrati
     before = state(network)
     finetune(network, calibration, stage, targets, 0)
     expected = {f"{name}.{part}" for name in stage.layers for part in ("weight", "bias", "input_quantizer.scale")}
-    assert moved(before, network) == expected
+    assert moved(before, state(network)) == expected
     assert not any(parameter.requires_grad for parameter in network.parameters())
     assert all(parameter.grad is None for parameter in network.parameters())
 
@@ -217,7 +208,7 @@ def test_global_loss_alone(make_quantized: Make, calibration: Calibration) -> No
     assert targets.layers == {}, "no layer outputs are kept"
     before = state(network)
     finetune(network, calibration, stage, targets, 0)
-    assert moved(before, network)
+    assert moved(before, state(network))
 
 
 GOOD, BAD = torch.ones(1, 1, 8, 8), torch.full((1, 1, 8, 8), float("nan"))

@@ -13,7 +13,7 @@ from quest.config.reference import _kind, _sections, markdown
 from quest.config.run import RunSettings
 from quest.config.values import Settings
 
-PAGE = Path(__file__).parents[1] / "docs" / "config.md"
+PAGE = Path(__file__).parents[2] / "docs" / "config.md"
 
 
 def test_the_page_is_current():

@@ -19,7 +19,7 @@ from quest.config.variants import load_variants, of_cell
 from quest.methods import starts_from
 from quest.quantization.network import Recipe
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 RUN = {"datasets": ["digits"], "methods": ["quest"], "bits": ["w4a4"], "seeds": [0]}
 PROTOCOL = {
     "title": "digits",

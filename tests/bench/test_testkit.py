@@ -17,7 +17,7 @@ from quest.quantization.roles import Role
 from quest.sources import compvis
 from quest.sources import pipelines as loaders
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 GOLDEN = ROOT / "tests" / "golden"
 
 

@@ -262,10 +262,9 @@ def test_cells_are_named_as_people_write_them(method: str, bits: str, expected: 
 
 
 def test_tables_and_tracking_never_import_torch():
-    modules = (
-        "quest.report.tables, quest.report.tracking, quest.stages.table, quest.stages.write_table, quest.stages.track"
-    )
-    code = f"import sys, {modules}; sys.exit('torch' in sys.modules or 'mlflow' in sys.modules)"
+    modules = ("report.tables", "report.tracking", "stages.table", "stages.write_table", "stages.track")
+    imports = ", ".join(f"quest.{name}" for name in modules)
+    code = f"import sys, {imports}; sys.exit('torch' in sys.modules or 'mlflow' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

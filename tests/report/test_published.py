@@ -15,7 +15,7 @@ from quest.config.values import Cell, ConfigError
 from quest.config.variants import load_variants, of_cell
 from quest.report import paper, published
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 CONTENT: dict[str, Any] = {
     "datasets": {"LSUN": {"stand_in": "digits"}},
     "tables": {

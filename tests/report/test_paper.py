@@ -18,7 +18,7 @@ from quest.artifacts import load_json
 from quest.config.values import ConfigError
 from quest.stages import paper
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 ABSENT = "not run: the weights of digits are not here (data/models/digits/denoiser.safetensors)"
 ROWS: list[dict[str, Any]] = [
     {"dataset": "LSUN", "label": "PTQ4DM", "bits": "w4a4", "published": {"fid": "N/A"}},

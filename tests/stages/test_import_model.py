@@ -22,7 +22,7 @@ from quest.diffusion import denoiser as denoisers
 from quest.quantization.account import account
 from quest.stages import import_model
 
-GOLDEN = Path(__file__).parent / "golden"
+GOLDEN = Path(__file__).parents[1] / "golden"
 
 
 @pytest.fixture
@@ -112,7 +112,7 @@ def test_either_imported_or_trained(make_settings: Callable[..., DatasetSettings
 
 def test_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    shutil.copytree(Path(__file__).parents[1] / "config", "config")
+    shutil.copytree(Path(__file__).parents[2] / "config", "config")
     wrong = CliRunner().invoke(main, ["import-model", "lsun-churches", "--output", "model.safetensors"])
     assert wrong.exit_code == 1
     assert "lsun_churches.zip" in wrong.output

@@ -368,7 +368,7 @@ def test_two_shards_are_in_memory_at_once(files: Files, monkeypatch: pytest.Monk
             read.append(weakref.ref(artifact.tensors["images"]))
         return artifact
 
-    monkeypatch.setattr(measure, "load_tensors", load)
+    monkeypatch.setattr("quest.metrics.measure.load_tensors", load)
     files.measure()
     assert len(alive) == 2 * SHARDS
     assert max(alive) == 1, "others while one is read"

@@ -1,4 +1,4 @@
-"""Methods: the registry, what each trains, and the stage that writes a checkpoint."""
+"""QuEST: what each stage trains, in which order, and what stays frozen."""
 
 from __future__ import annotations
 
@@ -8,16 +8,11 @@ from typing import Any
 
 import pytest
 import torch
+from network_state import moved, state
 from torch import Tensor
 
-from quest import methods
-from quest.artifacts import load_tensors
 from quest.config.dataset import DatasetSettings
-from quest.config.methods import METHODS
-from quest.config.values import Bits
-from quest.deploy import checkpoints
 from quest.diffusion import denoiser as denoisers
-from quest.diffusion.denoiser import Denoiser
 from quest.learning import calibration as calibrations
 from quest.learning.calibration import Calibration
 from quest.learning.finetuning import Stage
@@ -25,9 +20,7 @@ from quest.methods import nearest, quest
 from quest.quantization.network import QuantizedNetwork
 from quest.quantization.roles import Role
 from quest.quantization.rounding import AdaRound, Fixed
-from quest.stages import finetune, reconstruct
 
-CPU = torch.device("cpu")
 Make = Callable[..., QuantizedNetwork]
 TIME = (Role.TIME_MLP, Role.TIME_PROJECTION)
 
@@ -38,38 +31,6 @@ def rounded(network: QuantizedNetwork) -> QuantizedNetwork:
         for quantizer, weight in layer.weight_parts():
             quantizer.rounding = AdaRound(quantizer.ratio(weight)).hard()
     return network
-
-
-def state(network: QuantizedNetwork) -> dict[str, Tensor]:
-    return {name.removeprefix("network."): tensor.clone() for name, tensor in network.state_dict().items()}
-
-
-def moved(before: dict[str, Tensor], after: dict[str, Tensor]) -> set[str]:
-    assert list(after) == list(before)
-    return {name for name, tensor in before.items() if not torch.equal(after[name], tensor)}
-
-
-@pytest.mark.parametrize("name", METHODS)
-def test_every_method_of_the_configuration_is_there(name: str, settings: DatasetSettings) -> None:
-    module = methods.get(name)
-    assert module.__name__ == f"quest.methods.{name.replace('-', '_')}"
-    assert callable(module.quantize)
-    assert settings.method(name)
-
-
-def test_unknown_method() -> None:
-    with pytest.raises(ValueError, match=r"--method: unknown 'quset' \(did you mean 'quest'\?\); known are "):
-        methods.get("quset")
-
-
-def test_nearest_only_calibrates(make_quantized: Make, calibration: Calibration, settings: DatasetSettings) -> None:
-    network = make_quantized(calibrated=False)
-    before = state(network)
-    assert nearest.quantize(network, calibration, settings.methods.nearest, 0) == methods.Outcome({})
-    changed = moved(before, state(network))
-    assert changed
-    assert {name.rpartition(".")[2] for name in changed} <= {"scale", "zero_point", "calibrated"}
-    assert all(bool(site.calibrated.all()) for site in network.sites().values())
 
 
 class Trace:
@@ -303,84 +264,3 @@ def test_stage_without_layers(
     chosen = settings.methods.quest.model_copy(update={"cma_layers": roles})
     with pytest.raises(ValueError, match=message):
         quest.quantize(rounded(make_quantized()), calibration, chosen, 0)
-
-
-@pytest.mark.parametrize("method", METHODS)
-def test_stage_writes_a_checkpoint(
-    method: str,
-    settings: DatasetSettings,
-    model_file: Path,
-    calibration_file: Path,
-    denoiser: Denoiser,
-    calibration: Calibration,
-    tmp_path: Path,
-) -> None:
-    grouping = methods.starts_from(settings.method(method))
-    weights, output = tmp_path / "w4.safetensors", tmp_path / "checkpoint.safetensors"
-    reconstruct.run("tiny", settings, model_file, 4, 0, grouping or "blocks", calibration_file, weights, CPU)
-    finetune.run("tiny", settings, model_file, method, "w4a4", 0, calibration_file, weights, output, CPU)
-    manifest = load_tensors(output, "checkpoint").manifest
-    expected = {"model": denoiser.sha256, "calibration": calibration.sha256}
-    if grouping:
-        expected["reconstruction"] = load_tensors(weights, "reconstruction").manifest.sha256
-    assert manifest.inputs == expected
-    assert manifest.settings["method"] == settings.method(method).model_dump(mode="json")
-    loaded = checkpoints.load(output, denoiser, settings)
-    assert loaded.method == method
-    assert loaded.network.recipe.bits == Bits(4, 4)
-    assert loaded.network.recipe.sets == settings.method(method).sets
-    assert (loaded.correction is not None) == (method == "ptqd")
-    again = tmp_path / "again.safetensors"
-    finetune.run("tiny", settings, model_file, method, "w4a4", 0, calibration_file, weights, again, CPU)
-    assert again.read_bytes() == output.read_bytes()
-
-
-def test_a_variant_writes_a_checkpoint_of_its_name(
-    make_settings: Callable[..., DatasetSettings],
-    model_file: Path,
-    calibration_file: Path,
-    denoiser: Denoiser,
-    tmp_path: Path,
-) -> None:
-    changes = {
-        "methods": {"quest": {"rounding": "nearest", "stages": ["cma"], "policy": "time_full_precision"}},
-        "quantizer": {"activation_symmetric": True, "legacy_symmetric_levels": True},
-    }
-    settings, output, name = make_settings(**changes), tmp_path / "checkpoint.safetensors", "quest+everything"
-    finetune.run("tiny", settings, model_file, name, "w4a4", 0, calibration_file, None, output, CPU)
-    manifest = load_tensors(output, "checkpoint").manifest
-    assert "reconstruction" not in manifest.inputs
-    account = manifest.notes["account"]
-    assert account["activation_levels"] == 33
-    assert account["mean_activation_bits"] > 5  # the time embedding's are at 32
-    assert account["policy"] == "time_full_precision"
-    loaded = checkpoints.load(output, denoiser, settings)
-    assert loaded.method == name
-    assert not [layer for layer in loaded.network.layers().values() if layer.role in TIME]
-
-
-def test_levels_beyond_the_bits_are_counted(make_quantized: Make) -> None:
-    honest = make_quantized("w4a4", activation_symmetric=True)
-    legacy = make_quantized("w4a4", activation_symmetric=True, legacy_symmetric_levels=True)
-    name = "down_blocks.0.resnets.0.conv1"
-    x = torch.randn(4, 8, 8, 8)
-    codes = []
-    for network in (honest, legacy):
-        network.set_step(0)
-        site = network.sites()[f"{name}.input_quantizer"]
-        with torch.no_grad():
-            codes.append((site(x * site.scale[0] * site.grid.high / 2) / site.scale[0]).round().unique())
-    assert len(codes[0]) <= 16 < len(codes[1]) <= 33
-    accounts = [network.account() for network in (honest, legacy)]
-    assert accounts[1]["mean_activation_bits"] > 1.1 * accounts[0]["mean_activation_bits"]
-    assert accounts[1]["gbops"] > 1.1 * accounts[0]["gbops"]
-    assert [account["activation_levels"] for account in accounts] == [16, 33]
-
-
-def test_reconstruction_is_missing(
-    settings: DatasetSettings, model_file: Path, calibration_file: Path, tmp_path: Path
-) -> None:
-    output = tmp_path / "checkpoint.safetensors"
-    with pytest.raises(ValueError, match="quest starts from reconstructed weights; give them with --reconstruction"):
-        finetune.run("tiny", settings, model_file, "quest", "w4a4", 0, calibration_file, None, output, CPU)
-    assert not output.exists()

@@ -119,7 +119,7 @@ def small(settings: DatasetSettings, source: Path, prompts: Path) -> DatasetSett
         content["methods"][method] = {"sets": 1}
     content["evaluation"] = {"images": 2, "batch_size": 2}
     if settings.condition is not None and settings.condition.prompts is not None:
-        prompts.write_text("a cat\na dog\n")
+        prompts.write_text("a cat\na dog\n", encoding="utf-8")
         content["condition"] = {"prompts": str(prompts)}
     return DatasetSettings.model_validate(content)
 
@@ -194,7 +194,9 @@ def _filled(network: Any) -> Any:
 
 def _write_index(folder: Path, **parts: str) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "model_index.json").write_text(json.dumps({name: ["", kind] for name, kind in parts.items()}))
+    (folder / "model_index.json").write_text(
+        json.dumps({name: ["", kind] for name, kind in parts.items()}), encoding="utf-8"
+    )
 
 
 def _write_cifar10(folder: Path) -> None:
@@ -238,8 +240,11 @@ def _write_stable_diffusion(folder: Path) -> None:
     ).save_pretrained(folder / "scheduler")
     tokenizer = folder / "tokenizer"
     tokenizer.mkdir(exist_ok=True)
-    (tokenizer / "vocab.json").write_text(json.dumps({word: number for number, word in enumerate(words)}))
-    (tokenizer / "merges.txt").write_text("#version: 0.2\n")
+    (tokenizer / "vocab.json").write_text(
+        json.dumps({word: number for number, word in enumerate(words)}), encoding="utf-8"
+    )
+    (tokenizer / "merges.txt").write_text("#version: 0.2\n", encoding="utf-8")
     (tokenizer / "tokenizer_config.json").write_text(
-        json.dumps({"tokenizer_class": "CLIPTokenizer", "pad_token": "<|endoftext|>", "model_max_length": 77})
+        json.dumps({"tokenizer_class": "CLIPTokenizer", "pad_token": "<|endoftext|>", "model_max_length": 77}),
+        encoding="utf-8",
     )

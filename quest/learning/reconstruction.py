@@ -116,20 +116,21 @@ def reconstruct(
 
 
 class Progress:
-    """Decisions of finished units on disk, so that a killed run goes on after its last finished unit.
+    """Decisions of finished units; kept on disk, so that a killed run goes on after its last finished unit.
 
-    path: a file beside the output, removed when the stage ends. key: what the decisions depend on; a file of another
-    key is not used. cache_mib: the largest cache of all finished units, on the device and in host memory.
+    path: a file beside the output, removed when the stage ends; without, they are in memory alone. key: what the
+    decisions depend on; a file of another key is not used. cache_mib: the largest cache of all finished units, on the
+    device and in host memory.
     """
 
-    def __init__(self, path: Path, key: dict[str, Any]):
-        self._path, self._key = path, key
+    def __init__(self, path: Path | None = None, key: dict[str, Any] | None = None):
+        self._path, self._key = path, key or {}
         self.tensors: dict[str, Tensor] = {}
         self.losses: dict[str, dict[str, float]] = {}
         self.cache_mib = {"device": 0.0, "host": 0.0}
-        if path.exists():
+        if path is not None and path.exists():
             artifact = artifacts.load_tensors(path, "reconstruction-progress")
-            if artifact.manifest.settings == key:
+            if artifact.manifest.settings == self._key:
                 self.tensors, notes = artifact.tensors, artifact.manifest.notes
                 self.losses, self.cache_mib = notes["losses"], notes["cache_mib"]
                 log.info("going on after %d finished units", len(self.losses))
@@ -151,8 +152,9 @@ class Progress:
         self.losses[unit.name] = losses
         for where, size in {"device": cache.device_bytes, "host": cache.host_bytes}.items():
             self.cache_mib[where] = max(self.cache_mib[where], size / 2**20)
-        manifest = artifacts.Manifest("reconstruction-progress", settings=self._key, notes=self.notes)
-        artifacts.save_tensors(self._path, self.tensors, manifest)
+        if self._path is not None:
+            manifest = artifacts.Manifest("reconstruction-progress", settings=self._key, notes=self.notes)
+            artifacts.save_tensors(self._path, self.tensors, manifest)
 
     def put(self, unit: Unit) -> None:
         """Set the rounding of a unit as it was decided before."""
@@ -160,7 +162,8 @@ class Progress:
 
     def remove(self) -> None:
         """The stage is done."""
-        self._path.unlink(missing_ok=True)
+        if self._path is not None:
+            self._path.unlink(missing_ok=True)
 
 
 def apply(path: Path, network: QuantizedNetwork, denoiser: Denoiser, grouping: Grouping = "blocks") -> str:
@@ -186,13 +189,24 @@ def apply(path: Path, network: QuantizedNetwork, denoiser: Denoiser, grouping: G
     }.items():
         if (found := manifest.settings.get(key)) != expected:
             raise ValueError(f"{path}: reconstructed with {key} = {found}, expected {expected}")
+    try:
+        put(network, artifact.tensors)
+    except KeyError as error:
+        raise ValueError(f"{path}: no rounding of {error.args[0]}; reconstruct this network's weights again") from None
+    return manifest.sha256
+
+
+def put(network: QuantizedNetwork, decisions: dict[str, Tensor]) -> None:
+    """Set the rounding of a network's weights as it was learned (`Progress.tensors`).
+
+    Raises KeyError naming a weight that nothing was learned of.
+    """
     parts = _parts(network.layers())
     # A layer that the policy gives other bits was not reconstructed on its grid: it stays rounded to nearest.
-    parts = {name: pair for name, pair in parts.items() if pair[0].grid.bits == recipe.bits.weight}
-    if missing := sorted(name for name in parts if f"{name}.up" not in artifact.tensors):
-        raise ValueError(f"{path}: no rounding of {missing[0]}; reconstruct this network's weights again")
-    _put(parts, artifact.tensors)
-    return manifest.sha256
+    parts = {name: pair for name, pair in parts.items() if pair[0].grid.bits == network.recipe.bits.weight}
+    if missing := sorted(name for name in parts if f"{name}.up" not in decisions):
+        raise KeyError(missing[0])
+    _put(parts, decisions)
 
 
 def _put(parts: dict[str, tuple[WeightQuantizer, Tensor]], decisions: dict[str, Tensor]) -> None:

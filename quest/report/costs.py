@@ -54,7 +54,7 @@ def cost(file: Path) -> Cost:
     A job that ended before Snakemake looked at its memory has 0 MB. Raises ValueError for a file that is not
     Snakemake's.
     """
-    with file.open() as lines:
+    with file.open(encoding="utf-8") as lines:
         try:
             rows = list(csv.DictReader(lines, delimiter="\t"))
             seconds = [float(row["s"]) for row in rows]

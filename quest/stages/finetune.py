@@ -10,6 +10,7 @@ from quest import artifacts, methods
 from quest.config.dataset import DatasetSettings
 from quest.config.values import Bits
 from quest.deploy import checkpoints
+from quest.deploy.checkpoints import Checkpoint
 from quest.diffusion import denoiser as denoisers
 from quest.learning import calibration as calibrations
 from quest.learning import start
@@ -41,6 +42,16 @@ def run(
     network, inputs = start.network(settings, denoiser, method, Bits.parse(bits), reconstruction)
     inputs |= {"model": denoiser.sha256, "calibration": data.sha256}
     outcome = methods.get(method).quantize(network, data, settings.method(method), seed)
-    recorded = {"method": settings.method(method), "quantizer": settings.quantizer, "sampler": settings.sampler}
-    recorded = {name: artifacts.plain(section) for name, section in recorded.items()}
-    checkpoints.save(output, network, method, recorded, seed, inputs, *outcome)
+    recorded = {"method": settings.method(method), "quantizer": settings.quantizer}
+    checkpoint = Checkpoint(
+        network,
+        method,
+        sampler=settings.sampler,
+        condition=denoiser.condition,
+        correction=outcome.correction,
+        settings={name: artifacts.plain(section) for name, section in recorded.items()},
+        seed=seed,
+        inputs=inputs,
+        notes=outcome.notes,
+    )
+    checkpoints.save(output, checkpoint)

@@ -28,7 +28,6 @@ from quest.learning import reconstruction
 from quest.noise import HELD_OUT, SampleNoise
 from quest.quantization.network import QuantizedNetwork
 from quest.report import drawing
-from quest.report.drawing import COLOURS
 from quest.studies import Row
 from quest.studies.charts import curve, distinct, start_figure, where
 from quest.studies.subject import Subject, recording
@@ -215,10 +214,11 @@ def chart(dataset: str, rows: Sequence[Row]) -> Figure:
         curve(inside, index, parts, misses, width.upper(), "-")
     networks = dict.fromkeys((row["weights"], row["bits"]) for row in rows)
     studied = [network for network in networks if network[1] == bits[-1]]
+    step = min(0.25, 0.9 / len(studied))
     for index, (version, width) in enumerate(studied):
         values = [where(rows, weights=version, bits=width, place=p, parts=parts[-1])[0]["first"] for p in places]
-        spots = [place + (index - (len(studied) - 1) / 2) * 0.25 for place in range(len(places))]
-        first.bar(spots, values, 0.23, color=COLOURS[index], label=f"{version} {width.upper()}")
+        spots = [place + (index - (len(studied) - 1) / 2) * step for place in range(len(places))]
+        first.bar(spots, values, 0.92 * step, color=drawing.colour(index), label=f"{version} {width.upper()}")
     first.set_xticks(range(len(places)), places, size=8)
     for axes in (at_output, inside):
         axes.set_xscale("log", base=2)

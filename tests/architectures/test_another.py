@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -100,7 +100,6 @@ ENDS = {
 }
 
 
-@register
 class Toy(Architecture):
     networks = (ToyTransformer,)
     blocks = (Layer,)
@@ -136,6 +135,14 @@ class Toy(Architecture):
         return output
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _registered() -> Iterator[None]:
+    """For these tests alone: what others say is known would have it too."""
+    register(Toy)
+    yield
+    del architectures._REGISTERED[ToyTransformer.__name__]
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory, settings: DatasetSettings) -> Path:
     """A model artifact of the transformer and calibration data of it."""
@@ -157,7 +164,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, settings: DatasetSettings) 
 
 def quantized(folder: Path, settings: DatasetSettings, bits: Bits, method: str = "nearest") -> QuantizedNetwork:
     denoiser = denoisers.load(folder / "model")
-    own = start.recipe_of(settings, method, bits, architectures.of(denoiser.network).places())
+    own = start.recipe_of(settings, denoiser, method, bits)
     return QuantizedNetwork(denoiser.network, own, denoiser.example())
 
 
@@ -225,7 +232,7 @@ def test_from_calibration_to_images(folder: Path, settings: DatasetSettings, tmp
         assert list(losses) == [unit.name for unit in reconstruction.units(network)]
     outcome = methods.get(method).quantize(network, data, settings.method(method), 0)
     checkpoints.save(tmp_path / "checkpoint", network, method, {}, 0, {"model": denoiser.sha256}, *outcome)
-    loaded = checkpoints.load(tmp_path / "checkpoint", denoisers.load(folder / "model"), settings)
+    loaded = checkpoints.load(tmp_path / "checkpoint", denoisers.load(folder / "model"))
     with torch.no_grad():
         images = [
             sampling.draw(denoiser, each, settings, 0, range(2), CPU, outcome.correction)

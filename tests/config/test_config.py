@@ -113,7 +113,7 @@ def test_a_binary_file_is_an_error_of_configuration(tmp_path: Path):
 @pytest.mark.parametrize("text", ["", "just text", "- a\n- list"])
 def test_a_file_that_is_no_mapping_is_an_error_of_configuration(tmp_path: Path, text: str):
     file = write(tmp_path, text)
-    with pytest.raises(ConfigError, match=rf"{re.escape(str(file))}: .*valid dictionary"):
+    with pytest.raises(ConfigError, match=rf"{re.escape(str(file))}: found .*; a valid mapping of keys is expected"):
         load(file)
 
 
@@ -142,7 +142,7 @@ def test_a_file_that_is_no_mapping_is_an_error_of_configuration(tmp_path: Path, 
             {"quantizer": {"activation_granularity": {"5": "per_token"}}},
             "quantizer.activation_granularity.5.[key]: found '5'; '4' or '8' is expected",
         ),
-        ({"sampler": 20}, "sampler: found 20; a valid dictionary"),
+        ({"sampler": 20}, "sampler: found 20; a valid mapping of keys"),
         (
             {"sampler": {"steps": 20}, "calibration": {"steps": 3}},
             "calibration.steps is 3, which does not divide sampler.steps = 20",

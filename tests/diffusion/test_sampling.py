@@ -12,6 +12,7 @@ from torch import Tensor
 from quest.artifacts import load_tensors
 from quest.config.dataset import DatasetSettings
 from quest.deploy import checkpoints
+from quest.deploy.checkpoints import Checkpoint
 from quest.diffusion import sampling
 from quest.diffusion.denoiser import Denoiser
 from quest.quantization.network import QuantizedNetwork
@@ -74,7 +75,7 @@ def test_images_of_a_checkpoint(
 ) -> None:
     network = make_quantized("w4a4")
     path, output = tmp_path / "checkpoint.safetensors", tmp_path / "samples.safetensors"
-    checkpoints.save(path, network, "nearest", {}, 0, {"model": denoiser.sha256}, {})
+    checkpoints.save(path, Checkpoint(network, "nearest", settings.sampler, inputs={"model": denoiser.sha256}))
     sample.run("tiny", settings, model_file, path, seed, 0, output, CPU)
     artifact = load_tensors(output, "samples")
     assert (artifact.manifest.notes["method"], artifact.manifest.notes["bits"]) == ("nearest", "w4a4")
@@ -85,6 +86,22 @@ def test_images_of_a_checkpoint(
     )
     full = sampling.draw(denoiser, denoiser.network, settings, seed, range(3), CPU)
     assert not same(artifact.tensors["images"], full)
+
+
+def test_a_checkpoint_is_sampled_with_its_own_sampler_alone(
+    model_file: Path,
+    denoiser: Denoiser,
+    make_settings: Callable[..., DatasetSettings],
+    make_quantized: Callable[..., QuantizedNetwork],
+    tmp_path: Path,
+) -> None:
+    path, output = tmp_path / "checkpoint.safetensors", tmp_path / "samples.safetensors"
+    made_for = make_settings().sampler
+    checkpoints.save(path, Checkpoint(make_quantized(), "nearest", made_for, inputs={"model": denoiser.sha256}))
+    noisier = make_settings(sampler={"eta": 1.0})  # of as many steps
+    with pytest.raises(ValueError, match=r"for a sampler with eta 0.0, but the protocol's has eta 1.0; finetune again"):
+        sample.run("tiny", noisier, model_file, path, 0, 0, output, CPU)
+    assert not output.exists()
 
 
 def test_to_uint8() -> None:

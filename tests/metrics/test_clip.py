@@ -58,8 +58,18 @@ def test_the_score_is_the_mean_cosine_times_100():
     score.update(0, coloured(0, 1, 2, 0), ["red", "green", "blue", "blue"])
     value, error = score.compute()
     assert value == pytest.approx(75)
-    assert error is not None
-    assert error > 0
+    assert error is None, "four images are too few"
+
+
+def test_the_error_is_that_of_the_mean_of_as_many_pairs():
+    errors = []
+    for seed in range(20):
+        channels = torch.randint(0, 3, (200,), generator=torch.Generator().manual_seed(seed)).tolist()
+        score = ClipScore(loader, 200)
+        score.update(0, coloured(*channels), ["red"] * 200)
+        errors.append(score.compute().error or 0)
+    # A third of the cosines are 1, the others 0.
+    assert sum(errors) / 20 == pytest.approx(100 * (2 / 9 / 200) ** 0.5, rel=0.2)
 
 
 def test_shards_and_their_order_do_not_matter():

@@ -15,6 +15,7 @@ from quest.config.dataset import DatasetSettings
 from quest.config.quantizer import QuantizerSettings
 from quest.config.values import Bits
 from quest.deploy import checkpoints
+from quest.deploy.checkpoints import Checkpoint
 from quest.diffusion import denoiser as denoisers
 from quest.learning import start
 from quest.learning.calibration import Calibration
@@ -57,8 +58,9 @@ def test_roles_of_the_configuration_are_read_from_the_checkpoint(
     assert network.layers()["mid_block.resnets.1.conv2"].role is Role.PROJECTION
     calibrate_activations(network, calibration)
     path = tmp_path / "checkpoint.safetensors"
-    checkpoints.save(path, network, "nearest", {}, 0, {"model": denoiser.sha256}, {})
-    loaded = checkpoints.load(path, denoisers.load(model_file), make_settings()).network
+    made = Checkpoint(network, "nearest", settings.sampler, inputs={"model": denoiser.sha256})
+    checkpoints.save(path, made)
+    loaded = checkpoints.load(path, denoisers.load(model_file)).network
     assert dict(loaded.recipe.roles) == ROLES
     assert {n: layer.role for n, layer in loaded.layers().items()} == {
         n: layer.role for n, layer in network.layers().items()

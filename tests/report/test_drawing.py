@@ -29,6 +29,12 @@ def test_images_with_two_channels_cannot_be_shown():
         drawing.strip(np.zeros((1, 2, 8, 8), np.uint8))
 
 
+def test_any_number_of_lines_is_told_apart():
+    assert len({(drawing.colour(index), drawing.marker(index)) for index in range(36)}) == 36
+    assert len({drawing.colour(index) for index in range(6)}) == len({drawing.marker(index) for index in range(6)}) == 6
+    assert drawing.colour(1_000).startswith("#")
+
+
 @pytest.mark.parametrize(("suffix", "small"), [("png", False), ("png", True), ("svg", False)])
 def test_equal_figures_give_equal_bytes(tmp_path: Path, suffix: str, small: bool):
     for name in ("first", "second"):

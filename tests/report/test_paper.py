@@ -45,7 +45,10 @@ def write(
     name: str = "small",
 ) -> tuple[list[dict[str, Any]], list[dict[str, str]], str]:
     """Rows of the artifact and of the CSV, and the Markdown."""
-    datasets = {"LSUN": place or {"stand_in": "digits"}, "FFHQ": {"stand_in": "shapes"}}
+    datasets = {
+        "LSUN": place or {"stand_in": "digits", "dataset": None},
+        "FFHQ": {"stand_in": "shapes", "dataset": None},
+    }
     published = folder / "config" / "published.yaml"
     published.write_text(yaml.safe_dump({"datasets": datasets, "tables": {"small": TABLE | {"rows": rows}}}))
     json, text, markdown = (folder / f"t.{suffix}" for suffix in ("json", "csv", "md"))
@@ -178,3 +181,32 @@ def test_never_imports_torch():
     subprocess.run(
         [sys.executable, "-c", "import sys, quest.report.paper; sys.exit('torch' in sys.modules)"], check=True
     )
+
+
+def real_table(folder: Path, name: str, dataset: str) -> tuple[list[dict[str, Any]], str]:
+    """A published table with one cell, QuEST at W4A4, measured on ``dataset``: the rows that have it, and Markdown."""
+    json, text, markdown = (folder / f"real.{suffix}" for suffix in ("json", "csv", "md"))
+    metrics = write_metrics(folder, row("quest", dataset=dataset))
+    paper.run(name, dataset, [metrics], folder / "config" / "published.yaml", json, text, markdown)
+    return [row for row in load_json(json, "paper").content["rows"] if row["seeds"]], markdown.read_text()
+
+
+def test_a_table_on_bedrooms_fills_the_rows_of_bedrooms_alone(tmp_path: Path):
+    for name, dataset, own in (
+        ("lsun", "lsun-bedrooms", "LSUN-Bedrooms"),
+        ("lsun", "lsun-churches", "LSUN-Churches"),
+        ("imagenet", "imagenet", "ImageNet"),
+        ("cifar10", "cifar10", "CIFAR-10"),
+    ):
+        rows, markdown = real_table(tmp_path, name, dataset)
+        assert {row["published_on"] for row in rows} == {own}
+        assert "stand" not in markdown.splitlines()[-1].replace("standard deviation", "")
+    rows, _ = real_table(tmp_path, "imagenet", "lsun-bedrooms")
+    assert rows == []
+
+
+def test_nothing_stands_in_for_a_dataset_that_is_not_named(tmp_path: Path):
+    rows, markdown = real_table(tmp_path, "global-loss", "digits")
+    assert {row["published_on"] for row in rows} == {"not named"}
+    assert "stand" not in markdown.splitlines()[-1].replace("standard deviation", "")
+    assert "Where the source names no dataset, even the order of the methods may be another." in markdown

@@ -17,7 +17,7 @@ from quest.report import paper, published
 
 ROOT = Path(__file__).parents[2]
 CONTENT: dict[str, Any] = {
-    "datasets": {"LSUN": {"stand_in": "digits"}},
+    "datasets": {"LSUN": {"stand_in": "digits", "dataset": None}},
     "tables": {
         "small": {
             "title": "A table",
@@ -99,6 +99,7 @@ def test_cells_of_a_table_come_once_with_full_precision(real: published.Publishe
         ({"published": {"fd": 1}}, "tables.small.rows.0: published: unknown 'fd' (did you mean 'fid'?)"),
         ({"method": None}, "tables.small.rows.0: neither method nor label"),
         ({"published": {"fid": "failed"}}, "found 'failed'"),
+        ({"dataset": None}, "tables.small.rows.0: dataset: missing; published values are of one, if only 'not named'"),
     ],
 )
 def test_a_wrong_row(tmp_path: Path, change: dict[str, Any], message: str):
@@ -108,6 +109,51 @@ def test_a_wrong_row(tmp_path: Path, change: dict[str, Any], message: str):
     file.write_text(yaml.safe_dump(content))
     with pytest.raises(ConfigError, match=re.escape(message)):
         published.load(file)
+
+
+@pytest.mark.parametrize(
+    ("place", "message"),
+    [
+        ({"stand_in": "digits"}, "datasets.LSUN.dataset: missing; it has no default"),
+        ({"stand_in": "digits", "dataset": "lsum"}, "datasets.LSUN: dataset: unknown 'lsum' (did you mean 'lsun'?)"),
+        ({"stand_in": "digits", "dataset": "lsun"}, "datasets.LSUN: dataset: lsun is that of Bedrooms already"),
+    ],
+)
+def test_a_dataset_says_which_protocol_is_its_own(tmp_path: Path, place: dict[str, Any], message: str):
+    content = CONTENT | {"datasets": {"Bedrooms": {"stand_in": "digits", "dataset": "lsun"}, "LSUN": place}}
+    (tmp_path / "datasets").mkdir()
+    (tmp_path / "datasets" / "lsun.yaml").touch()
+    file = tmp_path / "published.yaml"
+    file.write_text(yaml.safe_dump(content, sort_keys=False))
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        published.load(file)
+
+
+def test_a_table_whose_name_is_more_than_a_name(tmp_path: Path):
+    file = tmp_path / "published.yaml"
+    file.write_text(yaml.safe_dump(CONTENT | {"tables": {"a b": CONTENT["tables"]["small"]}}))
+    with pytest.raises(ConfigError, match="tables: 'a b': a table is named by small letters, digits and dashes"):
+        published.load(file)
+
+
+def test_bytes_that_are_no_text_are_one_sentence(tmp_path: Path):
+    file = tmp_path / "published.yaml"
+    file.write_bytes(b"datasets:\n  \xff: 1\n")
+    with pytest.raises(ConfigError) as error:
+        published.load(file)
+    assert str(error.value) == f"{file}: not valid YAML: byte 12 is no UTF-8; save it as UTF-8 text"
+
+
+def test_the_papers_datasets_have_their_protocols(real: published.Published):
+    assert {name: place.dataset for name, place in real.datasets.items()} == {
+        "CIFAR-10": "cifar10",
+        "LSUN-Bedrooms": "lsun-bedrooms",
+        "LSUN-Churches": "lsun-churches",
+        "CelebA-HQ": None,
+        "FFHQ": None,
+        "ImageNet": "imagenet",
+        "Stable Diffusion v1.4": "stable-diffusion",
+    }
 
 
 def test_an_unknown_table(real: published.Published):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import socket
 import sqlite3
@@ -15,7 +16,7 @@ import pandas as pd
 import pytest
 from result_files import CELLS, row, write_all, write_metrics
 
-from quest.artifacts import Manifest, load_json, save_json
+from quest.artifacts import ArtifactError, Manifest, load_json, save_json
 from quest.config.reading import validate
 from quest.report import paper, tables, tracking
 from quest.report.published import Published
@@ -295,6 +296,43 @@ def test_a_store_that_was_not_finished_leaves_nothing(folder: Path, monkeypatch:
     with pytest.raises(KeyboardInterrupt):
         tracking._create_database(folder / "mlflow.db")
     assert list(folder.iterdir()) == []
+
+
+FULL = """
+import resource, sys
+from quest import cli
+size = int(sys.argv[1])
+resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))  # no file grows any further, as on a full disk
+cli.main(["track", sys.argv[2], "--output", "tracking.json"])
+"""
+
+
+@pytest.mark.parametrize("more", [-100_000, 4096], ids=["new", "there"])
+def test_a_disk_that_fills_up_is_one_sentence(folder: Path, empty_store: Path, more: int):
+    if more > 0:
+        shutil.copy(empty_store, folder / "mlflow.db")
+    size = empty_store.stat().st_size + more
+    done = subprocess.run(
+        [sys.executable, "-c", FULL, str(size), str(make_table(folder))], capture_output=True, text=True, cwd=folder
+    )
+    assert done.returncode == 1
+    said = rf"^Error: sqlite:///{folder}/mlflow.db: MLflow's store could not be written \(.*\); mend that and run again"
+    assert re.search(said, done.stderr, re.MULTILINE), done.stderr
+    assert not re.search("Traceback|sqlalche|OperationalError|IntegrityError", done.stderr), done.stderr
+    assert not (folder / "tracking.json").exists()
+
+
+def test_a_store_that_is_no_database_is_one_sentence(folder: Path):
+    (folder / "mlflow.db").write_text("not a database")
+    with pytest.raises(ArtifactError, match=r"mlflow.db: .* \(file is not a database\); .* delete the store, which is"):
+        tracking.run([make_table(folder)], [], None)
+
+
+def test_a_half_written_table_is_not_read(store: MlflowClient, folder: Path, executed: list[list[str]]):
+    file = make_table(folder)
+    (file.parent / ".digits.abcdefgh.partial.json").write_text("half")
+    tracking.ui(free_port())
+    assert len(executed) == 1
 
 
 def test_the_store_can_be_named(folder: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 import re
@@ -122,9 +123,48 @@ def test_first_weight_that_does_not_fit_is_named(golden: Callable[..., Any], cha
 
 def test_what_only_training_used_is_ignored(golden: Callable[..., Any]) -> None:
     state, architecture = golden("bedrooms_ldm4")
-    extra = {"betas": torch.zeros(3), "logvar": torch.zeros(3), "first_stage_model.loss.discriminator.0": torch.ones(1)}
+    extra = {"logvar": torch.zeros(3), "first_stage_model.loss.discriminator.0": torch.ones(1)}
     model = compvis.convert(state | extra, architecture)
     assert model.conditioner is None
+
+
+def test_noise_schedule_of_the_checkpoint_is_compared(golden: Callable[..., Any]) -> None:
+    state, architecture = golden("bedrooms_ldm4")
+    betas = torch.linspace(0.0015**0.5, 0.0195**0.5, 1000, dtype=torch.float64) ** 2
+    compvis.convert(state | {"betas": betas.half()}, architecture)
+    for other in (torch.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2, betas[:500]):
+        with pytest.raises(ValueError, match=r"^betas: found \d+, from .*, but linear_start and linear_end make 1000"):
+            compvis.convert(state | {"betas": other}, architecture)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_heads": 0, "num_head_channels": -1}, "num_heads is 0 and num_head_channels -1; set one"),
+        ({"num_heads": -1, "num_head_channels": -1}, "num_heads is -1 and num_head_channels -1; set one"),
+        ({"num_heads": 5, "num_head_channels": -1}, "num_heads is 5, which does not divide the 64 channels of level 1"),
+        ({"num_head_channels": 48}, "num_head_channels is 48, which does not divide the 64 channels of level 1"),
+        ({"image_size": 15}, "image_size is 15, which 2 levels cannot halve 1 times"),
+        ({"model_channels": 40}, "model_channels times 1 is 40, which 32 groups do not divide"),
+        ({"context_dim": 8}, "use_spatial_transformer and context_dim go together"),
+    ],
+)
+def test_architecture_that_cannot_be_built(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    content = json.loads((GOLDEN / "bedrooms_ldm4.json").read_text())
+    content["unet_config"] |= changes
+    file = tmp_path / "a.json"
+    file.write_text(json.dumps(content))
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        compvis.read_architecture(file)
+
+
+def test_a_file_without_a_checksum_of_its_own_needs_one_that_is_given(tmp_path: Path) -> None:
+    """torch's format before 1.6: a flipped bit in its tensors is read as if it were none."""
+    path, state = tmp_path / "model.ckpt", {"x": torch.ones(64)}
+    torch.save({"state_dict": state}, path, _use_new_zipfile_serialization=False)
+    with pytest.raises(ArtifactError, match=r"model\.ckpt: in torch's format from before .*; give .* as source_sha256"):
+        compvis.read_state(path)
+    assert torch.equal(compvis.read_state(path, trusted=True)["x"], state["x"])
 
 
 def test_checkpoint_of_another_architecture() -> None:

@@ -122,7 +122,7 @@ def test_pixel_space(ddpm: tuple[Path, nn.Module]) -> None:
     assert model.first_stage is None
     assert model.conditioner is None
     assert model.scheduler.config["beta_schedule"] == "linear"
-    assert model.scheduler.config["clip_sample"] is False
+    assert model.scheduler.config["clip_sample"] is True
     assert model.scheduler.final_alpha_cumprod == 1.0
 
 

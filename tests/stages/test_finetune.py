@@ -45,7 +45,7 @@ def test_stage_writes_a_checkpoint(
         expected["reconstruction"] = load_tensors(weights, "reconstruction").manifest.sha256
     assert manifest.inputs == expected
     assert manifest.settings["method"] == settings.method(method).model_dump(mode="json")
-    loaded = checkpoints.load(output, denoiser, settings)
+    loaded = checkpoints.load(output, denoiser)
     assert loaded.method == method
     assert loaded.network.recipe.bits == Bits(4, 4)
     assert loaded.network.recipe.sets == settings.method(method).sets
@@ -74,7 +74,7 @@ def test_a_variant_writes_a_checkpoint_of_its_name(
     assert account["activation_levels"] == 33
     assert account["mean_activation_bits"] > 5  # the time embedding's are at 32
     assert account["policy"] == "time_full_precision"
-    loaded = checkpoints.load(output, denoiser, settings)
+    loaded = checkpoints.load(output, denoiser)
     assert loaded.method == name
     assert not [layer for layer in loaded.network.layers().values() if layer.role in TIME]
 

@@ -415,7 +415,7 @@ def test_an_extractor_that_gives_nan_is_an_error_and_writes_nothing(files: Files
 
 
 def test_a_number_that_is_not_finite_never_reaches_the_file(files: Files, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("quest.metrics.distances.distance_at_infinity", lambda *_: float("nan"))
+    monkeypatch.setattr("quest.metrics.distances.distance_at_infinity", lambda *_: Estimate(float("nan"), None))
     with pytest.raises(ValueError, match="fid_infinity is nan; expected a finite number"):
         files.measure()
     assert not (files.folder / "metrics.json").exists()

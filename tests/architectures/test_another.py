@@ -105,7 +105,10 @@ class Toy(Architecture):
     networks = (ToyTransformer,)
     blocks = (Layer,)
     token_blocks = (Layer,)
-    conditional = False
+
+    @property
+    def conditional(self) -> bool:
+        return False
 
     @property
     def shape(self) -> tuple[int, int, int]:

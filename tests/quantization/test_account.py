@@ -44,7 +44,14 @@ class OfTwoLayers(Architecture):
     """What a quantized network must be told."""
 
     networks, blocks, token_blocks = (TwoLayers,), (), ()
-    shape, conditional = (2, 8, 8), False
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return 2, 8, 8
+
+    @property
+    def conditional(self) -> bool:
+        return False
 
     def own_roles(self) -> dict[str, Role]:
         return {"conv_in": Role.FIRST, "linear": Role.FEED_FORWARD}
@@ -111,6 +118,14 @@ def test_full_precision(make_unet: Callable[..., UNet2DModel]) -> None:
     assert found["layers"] == found["weights_quantized"] == 0
     assert found["weight_mib"] == found["full_precision_mib"] == pytest.approx(parameters * 32 / MIB)
     assert found["parameters"] == parameters
+
+
+def test_nothing_is_hidden_in_fused_kernels(make_unet: Callable[..., UNet2DModel]) -> None:
+    """On a CPU attention is one kernel, on the meta device two products."""
+    with torch.device("meta"):
+        meta = UNet2DModel.from_config(make_unet().config)
+    on_meta = account(meta, tuple(each.to("meta") for each in EXAMPLE))  # type: ignore[arg-type]
+    assert on_meta == account(make_unet(), EXAMPLE)
 
 
 def test_products_of_attention() -> None:

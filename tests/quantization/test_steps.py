@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -79,6 +80,6 @@ def test_a_copy_has_a_step_of_its_own(two_widths: Callable[[], QuantizedNetwork]
     network.set_step(0)
     name = "conv_out.input_quantizer"
     for each, width in ((network, 0), (twin, 1)):
-        widths = each.network.get_submodule(name)
+        widths: Any = each.network.get_submodule(name)
         assert widths.used is widths[width]
     assert (network.used(), twin.used()) == ([8] * 4, [4] * 4)

@@ -1,4 +1,4 @@
-"""Roles of every layer of the two diffusers U-Nets, and of layers that no block explains."""
+"""What is known of diffusers' two U-Nets: roles of every layer, splits, places, and how they are called."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import nn
 
 from quest import architectures
+from quest.architectures import Inputs
 from quest.quantization.roles import Role
 
 # Every layer of both networks, by the way its name ends.
@@ -113,3 +114,34 @@ def test_overrides(make_unet: Callable[..., UNet2DModel]) -> None:
     assert found["mid_block.extra"] is Role.PROJECTION
     assert found["up_blocks.0.resnets.0.conv1"] is Role.SHORTCUT
     assert found["down_blocks.0.resnets.0.conv1"] is Role.CONVOLUTION
+
+
+def test_shortcuts_of_the_decoder_are_split_where_the_block_before_ends(make_unet: Callable[..., UNet2DModel]) -> None:
+    """Blocks of 16, 16 and 8, 8 channels; beside what the block before computes comes what the encoder kept."""
+    known = architectures.of(make_unet())
+    expected = {
+        "up_blocks.0.resnets.0.conv_shortcut": 16,  # of the middle
+        "up_blocks.0.resnets.1.conv_shortcut": 16,
+        "up_blocks.1.resnets.0.conv_shortcut": 16,
+        "up_blocks.1.resnets.1.conv_shortcut": 8,
+    }
+    assert {name: known.split_at(name) for name in expected} == expected
+    assert known.split_at("down_blocks.1.resnets.0.conv_shortcut") is None
+
+
+def test_places_are_layers(make_unet: Callable[..., UNet2DModel], conditional: UNet2DConditionModel) -> None:
+    for network in (make_unet(), conditional):
+        known = architectures.of(network)
+        roles, places = known.roles(), known.places()
+        assert [roles[name] for name in places.time_mlp] == [Role.TIME_MLP] * 2
+        assert roles[places.first_block] is Role.CONVOLUTION
+        assert list(roles).index(places.first_block) == min(list(roles).index(n) for n in roles if ".conv1" in n)
+
+
+def test_arguments_have_a_context_where_there_is_one(conditional: UNet2DConditionModel) -> None:
+    known = architectures.of(conditional)
+    assert known.conditional
+    x, timesteps, context = torch.zeros(2, 4, 8, 8), torch.zeros(2), torch.zeros(2, 5, 12)
+    assert known.arguments(Inputs(x, timesteps, context)) == (x, timesteps, context)
+    assert known.arguments(Inputs(x, timesteps)) == (x, timesteps)
+    assert [each.shape for each in known.example(context[:1])] == [(1, 4, 8, 8), (1,), (1, 5, 12)]

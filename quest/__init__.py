@@ -1,0 +1,58 @@
+"""Low-bit diffusion models by efficient selective finetuning (QuEST, ICCV 2025).
+
+    model = quest.quantize(pipeline, bits="w4a4", method="quest", steps=20)
+    images = model.sample(16, seed=0)
+    quest.save(model, "w4a4.safetensors")
+    model = quest.load("w4a4.safetensors")
+
+Importing this costs nothing: what it offers is imported when it is used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from quest.artifacts import ArtifactError
+    from quest.config.learning import CalibrationSettings, ReconstructionSettings
+    from quest.config.quantizer import QuantizerSettings
+    from quest.config.sampling import SamplerSettings
+    from quest.config.values import ConfigError
+    from quest.deploy.quantize import quantize
+    from quest.deploy.quantized import QuantizedModel, load, save
+
+__all__ = [
+    "ArtifactError",
+    "CalibrationSettings",
+    "ConfigError",
+    "QuantizedModel",
+    "QuantizerSettings",
+    "ReconstructionSettings",
+    "SamplerSettings",
+    "load",
+    "quantize",
+    "save",
+]
+
+if not TYPE_CHECKING:
+    _HOMES = {
+        "ArtifactError": "quest.artifacts",
+        "CalibrationSettings": "quest.config.learning",
+        "ConfigError": "quest.config.values",
+        "QuantizedModel": "quest.deploy.quantized",
+        "QuantizerSettings": "quest.config.quantizer",
+        "ReconstructionSettings": "quest.config.learning",
+        "SamplerSettings": "quest.config.sampling",
+        "load": "quest.deploy.quantized",
+        "quantize": "quest.deploy.quantize",
+        "save": "quest.deploy.quantized",
+    }
+
+    def __getattr__(name: str) -> object:
+        if name not in _HOMES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return getattr(importlib.import_module(_HOMES[name]), name)
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__all__})

@@ -17,7 +17,7 @@ import click
 
 from quest import stages
 from quest.artifacts import ArtifactError
-from quest.cli import ending
+from quest.cli import ending, extras
 from quest.config.values import ConfigError
 
 # Commands that are no stages: their module in this package, and their help.
@@ -55,9 +55,18 @@ class _Commands(click.Group):
             with formatter.section(heading):
                 formatter.write_dl(rows)
 
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        ctx.invoked_subcommand = args[0]  # as click does, but before the command is imported, which may fail
+        return super().resolve_command(ctx, args)
+
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
+        except ModuleNotFoundError as error:
+            missing = extras.sentence(str(ctx.invoked_subcommand), error)
+            if missing is None or ctx.params["debug"]:
+                raise
+            raise click.ClickException(missing) from error
         except (ArtifactError, ConfigError, ValueError) as error:
             if ctx.params["debug"]:
                 raise

@@ -3,38 +3,39 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from quest import paths
 from quest.config.evaluation import EvaluationSettings
-from quest.config.learning import CalibrationSettings, ReconstructionSettings
-from quest.config.method import MethodSettings
-from quest.config.methods import MethodsSettings, python_name
 from quest.config.pretraining import PretrainSettings
-from quest.config.quantizer import QuantizerSettings
-from quest.config.reading import read, unknown, validate
-from quest.config.sampling import ConditionSettings, SamplerSettings
+from quest.config.quantization import QuantizationSettings
+from quest.config.reading import named_files, read, unknown, validate
 from quest.config.studies import AnalysisSettings
-from quest.config.values import ConfigError, Positive, Settings
+from quest.config.values import ConfigError, Positive
 
 
-class DatasetSettings(Settings):
+class DatasetSettings(QuantizationSettings):
     """The protocol of one dataset."""
 
     title: str = Field(description="one line for tables and the report")
     model: Path = Field(description="full-precision denoiser, an artifact of kind 'model'")
     source: str | None = Field(
         default=None,
-        description="what the `import` rule makes `model` from: a folder of a diffusers pipeline, a CompVis checkpoint "
+        description="what `import_model` makes `model` from: a folder of a diffusers pipeline, a CompVis checkpoint "
         "(.ckpt), or a hub id",
     )
     source_sha256: str | None = Field(
-        default=None, description="sha256 that `source` must have; `quest import` logs what it is"
+        default=None, description="sha256 that `source` must have; `quest import-model` logs what it is"
     )
     architecture: Path | None = Field(
         default=None, description="hyper-parameters of a CompVis checkpoint, one of config/models/*.yaml"
+    )
+    clip_sample: bool = Field(
+        default=True,
+        description="keep the predicted image in range at every step if the scheduler of `source` does (clip_sample or "
+        "thresholding); false: never, as the papers' samplers",
     )
     extractor: Path = Field(
         description="feature extractor of the metrics: an artifact of kind 'extractor', or Inception's weights (.pth)"
@@ -49,26 +50,14 @@ class DatasetSettings(Settings):
         default=None, description="the reference instead: a batch of ADM's layout (.npz), with or without statistics"
     )
     reference_sha256: str | None = Field(default=None, description="sha256 that `reference_batch` must have")
-    image_size: Positive
-    image_channels: Positive
-    condition: ConditionSettings | None = Field(default=None, description="set for conditional models only")
-    sampler: SamplerSettings = SamplerSettings()
-    calibration: CalibrationSettings = CalibrationSettings()
-    quantizer: QuantizerSettings = QuantizerSettings()
-    reconstruction: ReconstructionSettings = ReconstructionSettings()
-    methods: MethodsSettings = MethodsSettings()  # type: ignore[valid-type]
+    image_size: Annotated[int, Field(gt=0, le=8_192)]
+    image_channels: Annotated[int, Field(gt=0, le=16)]
     evaluation: EvaluationSettings = EvaluationSettings()
     analysis: AnalysisSettings = AnalysisSettings()
     pretrain: PretrainSettings | None = Field(default=None, description="set for embedded models only")
 
     @model_validator(mode="after")
     def _fits_together(self) -> DatasetSettings:
-        # A stage is given the sections that it depends on; what is not there cannot disagree.
-        counts = {"calibration.steps": self.calibration.steps} if "calibration" in self.model_fields_set else {}
-        counts |= {f"methods.{name}.sets": getattr(self.methods, name).sets for name in self.methods.model_fields_set}
-        for key, count in counts.items():
-            if self.sampler.steps % count:
-                raise ValueError(f"{key} is {count}, which does not divide sampler.steps = {self.sampler.steps}")
         if self.source is not None and self.pretrain is not None:
             raise ValueError("source and pretrain are both set; a model is imported or trained here, so leave one out")
         if self.real_images is not None and self.reference_batch is not None:
@@ -81,15 +70,12 @@ class DatasetSettings(Settings):
             )
         return self
 
-    def method(self, name: str) -> MethodSettings:
-        """Settings of one method, or of a variant's method, by the name that people use, like ``q-diffusion``."""
-        return getattr(self.methods, python_name(name))
-
 
 def load_dataset(dataset: str, folder: Path = paths.CONFIG) -> DatasetSettings:
     """Read and validate ``<folder>/datasets/<dataset>.yaml``. Raises ConfigError, naming the known datasets."""
-    known = sorted(path.stem for path in (folder / "datasets").glob("*.yaml"))
-    if dataset not in known:
-        raise ConfigError(f"datasets: {unknown(dataset, known)} (the files of {folder / 'datasets'})")
-    path = folder / "datasets" / f"{dataset}.yaml"
-    return validate(DatasetSettings, read(path), str(path))
+    if not (folder / "datasets").is_dir():
+        raise ConfigError(f"{folder / 'datasets'}: no such folder; run from the project's folder, which has it")
+    files = named_files(folder / "datasets", "a dataset")
+    if dataset not in files:
+        raise ConfigError(f"datasets: {unknown(dataset, files)} (the files of {folder / 'datasets'})")
+    return validate(DatasetSettings, read(files[dataset]), str(files[dataset]))

@@ -37,10 +37,12 @@ def load_variants(folder: Path = paths.CONFIG) -> dict[str, MethodVariant]:
     """
     path = folder / "variants.yaml"
     content = (read(path) or {}) if path.exists() else {}
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path}: expected variants by name, each with what it changes")
     variants = {}
     for name, overrides in content.items():
         where = f"{path}: {name}"
-        if not re.fullmatch(r"[a-z-]+\+[a-z0-9-]+", name):
+        if not re.fullmatch(r"[a-z-]+\+[a-z0-9-]+", str(name)):
             raise ConfigError(f"{where}: a variant is named <method>+<what is changed>, like quest+no-local-loss")
         if (base := base_method(name)) not in METHODS:
             raise ConfigError(f"{where}: {unknown(base, METHODS)}")

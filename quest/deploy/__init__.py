@@ -1,1 +1,1 @@
-"""Low-bit checkpoints and what is made of them."""
+"""Low-bit models: quantized in memory, kept in checkpoints, and what is made of them."""

@@ -15,14 +15,23 @@ TOKENIZER = "tokenizer"
 class ClassEmbedder(nn.Module):
     """One learned vector for each class, the last of which stands for no class (latent diffusion's cin256 models)."""
 
+    kind = "class"
+
     def __init__(self, classes: int, channels: int):
         super().__init__()
         self.embedding = nn.Embedding(classes, channels)
 
+    @property
+    def classes(self) -> int:
+        """How many there are beside no class; their labels count from 0."""
+        return self.embedding.num_embeddings - 1
+
     def forward(self, conditions: Sequence[int | None]) -> Tensor:
         """Classes, None for no class, to (n, 1, channels). Raises ValueError for a class that the model has not."""
-        null = self.embedding.num_embeddings - 1
+        null = self.classes
         for label in conditions:
+            if isinstance(label, str):
+                raise ValueError("condition: found prompts in the protocol, but the model takes classes")
             if label is not None and not 0 <= label < null:
                 raise ValueError(f"condition: class {label}; the model has classes 0 to {null - 1}")
         labels = torch.tensor([null if label is None else label for label in conditions])
@@ -30,7 +39,7 @@ class ClassEmbedder(nn.Module):
 
     def describe(self) -> dict[str, Any]:
         """What `build` makes the module from, as JSON."""
-        return {"kind": "class", "classes": self.embedding.num_embeddings, "channels": self.embedding.embedding_dim}
+        return {"kind": self.kind, "classes": self.embedding.num_embeddings, "channels": self.embedding.embedding_dim}
 
 
 class TextEncoder(nn.Module):
@@ -40,20 +49,28 @@ class TextEncoder(nn.Module):
     length.
     """
 
+    kind = "text"
+
     def __init__(self, model: Any, tokenizer: Any):
         super().__init__()
         self.model = model
         self.tokenizer = tokenizer
 
     def forward(self, conditions: Sequence[str | None]) -> Tensor:
-        """Texts, None for no text, to (n, tokens, channels)."""
+        """Texts, None for no text, to (n, tokens, channels). Raises ValueError for classes."""
+        if not all(text is None or isinstance(text, str) for text in conditions):
+            raise ValueError("condition: found classes in the protocol, but the model takes prompts")
         encoded = self.tokenizer.encode_batch([text or "" for text in conditions])
         ids = torch.tensor([each.ids for each in encoded], device=self.model.device)
         return self.model(ids).last_hidden_state
 
+    def cut(self, texts: Sequence[str]) -> int:
+        """How many of ``texts`` are longer than the model reads: their ends are not seen."""
+        return sum(bool(each.overflowing) for each in self.tokenizer.encode_batch(list(texts)))
+
     def describe(self) -> dict[str, Any]:
         """What `build` makes the module from, as JSON; the tokenizer is stored as a tensor."""
-        return {"kind": "text", "config": self.model.config.to_diff_dict()}
+        return {"kind": self.kind, "config": self.model.config.to_diff_dict()}
 
 
 Conditioner = ClassEmbedder | TextEncoder
@@ -62,7 +79,7 @@ Conditioner = ClassEmbedder | TextEncoder
 def build(description: dict[str, Any], tensors: dict[str, Tensor]) -> Conditioner:
     """The conditioner that `tensors_of` took apart. Raises RuntimeError when the tensors do not fit."""
     tensors = dict(tensors)
-    if description["kind"] == "class":
+    if description["kind"] == ClassEmbedder.kind:
         conditioner: Conditioner = ClassEmbedder(description["classes"], description["channels"])
     else:
         from tokenizers import Tokenizer

@@ -6,8 +6,9 @@ prediction, because a quantized network keeps activation scales for groups of st
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from quest.artifacts import ArtifactError, Manifest, load_tensors, save_tensors
 from quest.config.sampling import SamplerSettings
 from quest.diffusion import conditioners, first_stage
 from quest.diffusion.conditioners import Conditioner
+from quest.diffusion.finite import finite
 from quest.diffusion.first_stage import FirstStage
 from quest.diffusion.guidance import Guidance
 from quest.diffusion.samplers import Call, Predict, Sampler
@@ -51,6 +53,20 @@ class Denoiser:
     def device(self) -> torch.device:
         return next(self.network.parameters()).device
 
+    @property
+    def condition(self) -> str | None:
+        """What it is conditioned on: "class", "text" or None."""
+        return None if self.conditioner is None else self.conditioner.kind
+
+    def copy(self, device: torch.device | str, dtype: torch.dtype | None = torch.float32) -> Denoiser:
+        """The same with modules of its own, as ``dtype`` (None: as they are) on ``device``, in eval mode."""
+        parts = {"network": self.network, "conditioner": self.conditioner}
+        copies = {name: _ready(copy.deepcopy(part), device, dtype) for name, part in parts.items() if part is not None}
+        if self.first_stage is not None:
+            autoencoder = _ready(copy.deepcopy(self.first_stage.network), device, dtype)
+            copies["first_stage"] = FirstStage(autoencoder, self.first_stage.scale_factor)
+        return replace(self, **copies)
+
     def sampler(self, settings: SamplerSettings) -> Sampler:
         """The sampler on this model's schedule."""
         return Sampler(self.scheduler, settings)
@@ -80,10 +96,13 @@ class Denoiser:
 
 
 def predictor(network: nn.Module, guidance: Guidance | None = None) -> Predict:
-    """``network`` as a function of (x, call), guided in one batch; tells a quantized network its step first."""
+    """``network`` as a function of (x, call), guided in one batch; tells a quantized network its step first.
+
+    Raises ValueError, naming the step, for a prediction that is not finite.
+    """
     set_step = getattr(network, "set_step", None)
 
-    def predict(x: Tensor, call: Call) -> Tensor:
+    def output(x: Tensor, call: Call) -> Tensor:
         if set_step is not None:
             set_step(call.step)
         timesteps = torch.full((len(x),), call.timestep, device=x.device)
@@ -92,6 +111,10 @@ def predictor(network: nn.Module, guidance: Guidance | None = None) -> Predict:
         halves = guidance.halves()
         both = Inputs(torch.cat([x] * len(halves)), timesteps.repeat(len(halves)), torch.cat(halves))
         return guidance.join(architectures.predict(network, both).chunk(len(halves)))
+
+    def predict(x: Tensor, call: Call) -> Tensor:
+        noise = call.parametrization.noise(output(x, call), x)
+        return finite(noise, f"prediction at sampling step {call.step} (timestep {call.timestep})")
 
     return predict
 
@@ -155,8 +178,8 @@ def load(path: Path, device: torch.device | str = "cpu") -> Denoiser:
     return Denoiser(_ready(network, device), scheduler, stage, conditioner, artifact.manifest.sha256)
 
 
-def _ready(module: Any, device: torch.device | str) -> Any:
-    return module.eval().requires_grad_(False).to(device)
+def _ready(module: Any, device: torch.device | str, dtype: torch.dtype | None = None) -> Any:
+    return nn.Module.to(module.eval().requires_grad_(False), device, dtype)  # diffusers' own warns of every dtype
 
 
 def _part(tensors: dict[str, Tensor], part: str) -> dict[str, Tensor]:

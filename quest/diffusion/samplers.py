@@ -1,4 +1,7 @@
-"""Samplers: DDIM with any η on any grid of timesteps, and PLMS, on a model's own noise schedule (diffusers')."""
+"""Samplers: DDIM with any η on any grid of timesteps, and PLMS, on a model's own noise schedule (diffusers').
+
+Both go by the predicted noise, whatever the network itself predicts (`quest.diffusion.parametrization`).
+"""
 
 from __future__ import annotations
 
@@ -15,15 +18,17 @@ from torch import Tensor
 
 from quest.config.sampling import SamplerSettings
 from quest.diffusion.correction import Correction, Update
+from quest.diffusion.parametrization import KINDS, Parametrization
 from quest.noise import SampleNoise
 
 
 class Call(NamedTuple):
     """One call of the network while sampling. step: index of the sampling step, 0 is the noisiest; it chooses the
-    activation scales of a quantized network. timestep: what the network is told."""
+    activation scales of a quantized network. timestep: what the network is told. parametrization: what it predicts."""
 
     step: int
     timestep: int
+    parametrization: Parametrization = Parametrization()
 
 
 Predict = Callable[[Tensor, Call], Tensor]
@@ -33,20 +38,27 @@ Predict = Callable[[Tensor, Call], Tensor]
 class Sampler:
     """Goes from noise to samples in ``settings.steps`` steps. timesteps: (steps,) int64, noisiest first.
 
-    Raises ValueError for a model that predicts something else than noise, or a grid that does not fit its schedule.
+    Raises ValueError for a model that predicts something unknown, or a grid that does not fit its schedule.
     """
 
     def __init__(self, schedule: DDIMScheduler, settings: SamplerSettings):
         config: Any = schedule.config
-        if config.prediction_type != "epsilon":
+        if config.prediction_type not in KINDS:
+            raise ValueError(f"the model predicts {config.prediction_type!r}; known are {', '.join(KINDS)}")
+        if settings.kind == "plms" and (config.clip_sample or config.thresholding):
             raise ValueError(
-                f"the model predicts {config.prediction_type!r}; expected one that predicts noise, 'epsilon'"
+                "sampler.kind is plms, which leaves the predicted image as it is, but the model's scheduler clips it; "
+                "set clip_sample: false and import the model again to sample without"
             )
         self.timesteps = _grid(schedule, settings)
         alphas = schedule.alphas_cumprod[self.timesteps].double()
         self._alphas = alphas.tolist()
         self._alphas_after = [*self._alphas[1:], float(schedule.final_alpha_cumprod)]
-        self._clip = config.clip_sample_range if config.clip_sample else None
+        if not min(self._alphas) > 0:
+            raise ValueError(
+                f"sampler: at timestep {int(self.timesteps[0])} nothing of an image is left (ᾱ = 0), so that no noise "
+                "can be told from it; choose timesteps below it"
+            )
         self._schedule, self._settings = schedule, settings
 
     @property
@@ -66,10 +78,15 @@ class Sampler:
 
     def calls(self) -> list[Call]:
         """All calls of the network, in order. PLMS calls it twice in its first step (Liu et al. 2022, eq. 12)."""
-        calls = [Call(step, timestep) for step, timestep in enumerate(self.timesteps.tolist())]
+        calls = [self._call(step, timestep) for step, timestep in enumerate(self.timesteps.tolist())]
         if self._settings.kind == "plms":
-            calls.insert(1, Call(0, calls[min(1, len(calls) - 1)].timestep))
+            calls.insert(1, self._call(0, calls[1].timestep))
         return calls
+
+    def _call(self, step: int, timestep: int) -> Call:
+        config: Any = self._schedule.config
+        alpha = float(self._schedule.alphas_cumprod[timestep])
+        return Call(step, timestep, Parametrization(config.prediction_type, alpha))
 
     def walk(self, noise: SampleNoise, device: torch.device, correction: Correction | None = None) -> Walk:
         """The way from fresh noise to samples, on which the caller takes each step:
@@ -107,8 +124,7 @@ class Sampler:
         """x after a DDIM step with ``eta``, of which ``fresh`` is the standard normal noise."""
         a, after = self._alphas[step], self._alphas_after[step]
         clean = (x - math.sqrt(1 - a) * predicted) / math.sqrt(a)
-        if self._clip is not None:
-            clean = clean.clamp(-self._clip, self._clip)
+        clean = _limited(clean, self._schedule.config)
         deviation = self._update(step, eta).deviation
         x = math.sqrt(after) * clean + math.sqrt(max(0.0, 1 - after - deviation**2)) * predicted
         return x if fresh is None else x + deviation * fresh
@@ -119,7 +135,7 @@ class Sampler:
         return Update(math.sqrt(max(0.0, 1 - after - deviation**2)) - math.sqrt(after * (1 - a) / a), deviation)
 
     def _plms(self) -> Any:
-        plms: Any = PNDMScheduler.from_config(self._schedule.config, skip_prk_steps=True)
+        plms: Any = PNDMScheduler.from_config(self._schedule.config, skip_prk_steps=True, prediction_type="epsilon")
         plms.set_timesteps(self.steps)
         return plms
 
@@ -169,6 +185,21 @@ class _Plms(Walk):
         return self._scheduler.step(predicted, call.timestep, self.x).prev_sample
 
 
+def _limited(clean: Tensor, config: Any) -> Tensor:
+    """The predicted image within the range that the model's scheduler has for it, if it has one.
+
+    Dynamic thresholding (Saharia et al. 2022, section 2.3) divides each image by a high quantile of its absolute
+    values, where that is above 1 and at most ``sample_max_value``, and clips to it first.
+    """
+    if config.thresholding:
+        s = torch.quantile(clean.abs().flatten(1), config.dynamic_thresholding_ratio, dim=1)
+        s = s.clamp(1, config.sample_max_value).view(-1, 1, 1, 1)
+        return clean.clamp(-s, s) / s
+    if config.clip_sample:
+        return clean.clamp(-config.clip_sample_range, config.clip_sample_range)
+    return clean
+
+
 def _grid(schedule: DDIMScheduler, settings: SamplerSettings) -> Tensor:
     """The timesteps of a sampler, noisiest first, (steps,) int64.
 
@@ -183,6 +214,8 @@ def _grid(schedule: DDIMScheduler, settings: SamplerSettings) -> Tensor:
         ascending = (np.linspace(0, math.sqrt(trained * 0.8), settings.steps) ** 2).astype(np.int64)
         grid = torch.from_numpy(ascending).flip(0) + config.steps_offset
     else:
+        if config.timestep_spacing == "leading" and trained % settings.steps:
+            raise ValueError(_dividing(trained, settings.steps))
         uniform: Any = DDIMScheduler.from_config(config)
         uniform.set_timesteps(settings.steps)
         grid = uniform.timesteps
@@ -191,3 +224,14 @@ def _grid(schedule: DDIMScheduler, settings: SamplerSettings) -> Tensor:
             f"sampler: timesteps {int(grid.min())} to {int(grid.max())}; the model was trained on 0 to {trained - 1}"
         )
     return grid
+
+
+def _dividing(trained: int, steps: int) -> str:
+    """What is said of a number of steps that does not divide the timesteps: the nearest numbers that do."""
+    numbers = [count for count in range(1, trained + 1) if trained % count == 0]
+    nearest = [*[n for n in numbers if n < steps][-1:], *[n for n in numbers if n > steps][:1]]
+    return (
+        f"sampler.steps is {steps}, which does not divide the {trained} timesteps of the model; take "
+        f"{' or '.join(map(str, nearest))} (the released code of latent diffusion rounds its stride down, "
+        "and so takes more steps than it is told)"
+    )

@@ -17,9 +17,9 @@ from tqdm import tqdm
 
 from quest import artifacts
 from quest.architectures import Inputs
-from quest.config.dataset import DatasetSettings
+from quest.config.quantization import QuantizationSettings
 from quest.diffusion import denoiser as denoisers
-from quest.diffusion.conditions import conditions
+from quest.diffusion.conditions import choices, in_turn
 from quest.diffusion.denoiser import Denoiser
 from quest.diffusion.guidance import Guidance
 from quest.diffusion.samplers import Sampler
@@ -120,17 +120,25 @@ class Samples:
         return told._replace(context=self.contexts[self.context_of[batch]])
 
 
-def record(model: Denoiser, settings: DatasetSettings, seed: int, device: torch.device) -> Calibration:
-    """Sample ``calibration.samples_per_step`` trajectories and keep the states before the recorded steps."""
+def record(
+    model: Denoiser,
+    settings: QuantizationSettings,
+    seed: int,
+    device: torch.device,
+    among: Sequence[Any] | None = None,
+) -> Calibration:
+    """Sample ``calibration.samples_per_step`` trajectories and keep the states before the recorded steps.
+
+    among: classes or prompts to take conditions from, instead of those that the settings name.
+    """
     sampler = model.sampler(settings.sampler)
+    among = choices(settings.condition) if among is None else among
     steps = list(range(0, settings.sampler.steps, settings.sampler.steps // settings.calibration.steps))
     batches = torch.arange(settings.calibration.samples_per_step).split(_BATCH)
     kept, contexts, null = [], [], None
     for batch in tqdm(batches, desc="calibrate", unit="batch", mininterval=5):
         noise = SampleNoise("calibration", seed, batch.tolist(), model.shape)
-        guidance = model.guidance(
-            conditions(settings.condition, "calibration", seed, batch.tolist()), sampler.guidance_scale
-        )
+        guidance = model.guidance(in_turn(among, "calibration", seed, batch.tolist()), sampler.guidance_scale)
         predict = denoisers.predictor(model.network, guidance)
         with torch.inference_mode():
             states = sampler.trajectory(predict, noise, device)
@@ -141,7 +149,7 @@ def record(model: Denoiser, settings: DatasetSettings, seed: int, device: torch.
     return Calibration(torch.cat(kept, dim=1), steps, sampler, torch.cat(contexts) if contexts else None, null)
 
 
-def load(path: Path, denoiser: Denoiser, settings: DatasetSettings) -> Calibration:
+def load(path: Path, denoiser: Denoiser, settings: QuantizationSettings) -> Calibration:
     """Read calibration data. Raises ValueError when it is another model's or was recorded with another sampler."""
     artifact = artifacts.load_tensors(path, "calibration")
     manifest = artifact.manifest
@@ -156,7 +164,7 @@ def load(path: Path, denoiser: Denoiser, settings: DatasetSettings) -> Calibrati
     return Calibration(**artifact.tensors, steps=manifest.notes["steps"], sampler=sampler, sha256=manifest.sha256)
 
 
-def depends_on(settings: DatasetSettings) -> dict[str, Any]:
+def depends_on(settings: QuantizationSettings) -> dict[str, Any]:
     """What calibration data depends on."""
     condition = None if settings.condition is None else artifacts.plain(settings.condition)
     return {

@@ -117,13 +117,14 @@ def reconstruct(
 
 
 class Progress:
-    """Decisions of finished units on disk, so that a killed run goes on after its last finished unit.
+    """Decisions of finished units; kept on disk, so that a killed run goes on after its last finished unit.
 
-    path: a file beside the output, removed when the stage ends. key: what the decisions depend on; a file of another
-    key is not used. cache_mib: the largest cache of all finished units, on the device and in host memory.
+    path: a file beside the output, removed when the stage ends; without, they are in memory alone. key: what the
+    decisions depend on; a file of another key is not used. cache_mib: the largest cache of all finished units, on the
+    device and in host memory.
     """
 
-    def __init__(self, path: Path, key: dict[str, Any]):
+    def __init__(self, path: Path | None = None, key: dict[str, Any] | None = None):
         self._kept = kept.Progress(path, key)
         done = self._kept.get("units") or {"tensors": {}, "losses": {}, "cache_mib": {"device": 0.0, "host": 0.0}}
         self.tensors: dict[str, Tensor] = done["tensors"]
@@ -181,13 +182,24 @@ def apply(path: Path, network: QuantizedNetwork, denoiser: Denoiser, grouping: G
     }.items():
         if (found := manifest.settings.get(key)) != expected:
             raise ValueError(f"{path}: reconstructed with {key} = {found}, expected {expected}")
+    try:
+        put(network, artifact.tensors)
+    except KeyError as error:
+        raise ValueError(f"{path}: no rounding of {error.args[0]}; reconstruct this network's weights again") from None
+    return manifest.sha256
+
+
+def put(network: QuantizedNetwork, decisions: dict[str, Tensor]) -> None:
+    """Set the rounding of a network's weights as it was learned (`Progress.tensors`).
+
+    Raises KeyError naming a weight that nothing was learned of.
+    """
     parts = _parts(network.layers())
     # A layer that the policy gives other bits was not reconstructed on its grid: it stays rounded to nearest.
-    parts = {name: pair for name, pair in parts.items() if pair[0].grid.bits == recipe.bits.weight}
-    if missing := sorted(name for name in parts if f"{name}.up" not in artifact.tensors):
-        raise ValueError(f"{path}: no rounding of {missing[0]}; reconstruct this network's weights again")
-    _put(parts, artifact.tensors)
-    return manifest.sha256
+    parts = {name: pair for name, pair in parts.items() if pair[0].grid.bits == network.recipe.bits.weight}
+    if missing := sorted(name for name in parts if f"{name}.up" not in decisions):
+        raise KeyError(missing[0])
+    _put(parts, decisions)
 
 
 def _put(parts: dict[str, tuple[WeightQuantizer, Tensor]], decisions: dict[str, Tensor]) -> None:

@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from quest import architectures, methods
-from quest.architectures import Places
-from quest.config.dataset import DatasetSettings
+from quest.config.quantization import QuantizationSettings
 from quest.config.values import Bits
 from quest.diffusion.denoiser import Denoiser
 from quest.learning import reconstruction
@@ -16,28 +15,33 @@ from quest.quantization.recipe import Recipe
 
 
 def recipe(
-    settings: DatasetSettings, bits: Bits, sets: int = 1, policy: Policy = COMMON, lower: tuple[int, ...] = ()
+    settings: QuantizationSettings, bits: Bits, sets: int = 1, policy: Policy = COMMON, lower: tuple[int, ...] = ()
 ) -> Recipe:
     """The recipe of a dataset at a bit-width, with ``sets`` groups of sampling steps."""
     return Recipe(bits, settings.quantizer, sets, settings.sampler.steps, policy, lower)
 
 
-def recipe_of(settings: DatasetSettings, method: str, bits: Bits, places: Places) -> Recipe:
-    """The recipe of a method's cell at a bit-width; places: of the network that it is for."""
+def recipe_of(settings: QuantizationSettings, denoiser: Denoiser, method: str, bits: Bits) -> Recipe:
+    """The recipe of a method's cell at a bit-width."""
     module, own = methods.get(method), settings.method(method)
     named = {"common": COMMON, "time_full_precision": TIME_FULL_PRECISION}
-    policy = named.get(own.policy) or module.paper_policy(bits, places)
+    policy = named.get(own.policy) or module.paper_policy(bits, architectures.of(denoiser.network).places())
     lower = module.lower_bits(own, bits.activation) if hasattr(module, "lower_bits") else ()
     return recipe(settings, bits, own.sets, policy, lower)
 
 
+def rounding_network(settings: QuantizationSettings, denoiser: Denoiser, weight_bits: int) -> QuantizedNetwork:
+    """The network whose weights' rounding is learned, for all cells of these weight bits; made of ``denoiser``'s, which
+    is taken over. Its activations stay in full precision meanwhile."""
+    return QuantizedNetwork(denoiser.network, recipe(settings, Bits(weight_bits, 8)), denoiser.example())
+
+
 def network(
-    settings: DatasetSettings, denoiser: Denoiser, method: str, bits: Bits, reconstruction_file: Path | None
+    settings: QuantizationSettings, denoiser: Denoiser, method: str, bits: Bits, reconstruction_file: Path | None
 ) -> tuple[QuantizedNetwork, dict[str, str]]:
     """The network that a method starts from, weights on their grids, made of ``denoiser``'s, which is taken over;
     and the sha256 of the reconstruction that it has them from, by the name "reconstruction". Raises ValueError."""
-    own = recipe_of(settings, method, bits, architectures.of(denoiser.network).places())
-    quantized = QuantizedNetwork(denoiser.network, own, denoiser.example())
+    quantized = QuantizedNetwork(denoiser.network, recipe_of(settings, denoiser, method, bits), denoiser.example())
     grouping = methods.starts_from(settings.method(method))
     if grouping is None:
         return quantized, {}

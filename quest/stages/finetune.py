@@ -10,6 +10,7 @@ from quest import artifacts, methods
 from quest.config.dataset import DatasetSettings
 from quest.config.values import Bits
 from quest.deploy import checkpoints
+from quest.deploy.checkpoints import Checkpoint
 from quest.diffusion import denoiser as denoisers
 from quest.learning import calibration as calibrations
 from quest.learning import start
@@ -41,10 +42,21 @@ def run(
     data = calibrations.load(calibration, denoiser, settings).to(device)
     network, inputs = start.network(settings, denoiser, method, Bits.parse(bits), reconstruction)
     inputs |= {"model": denoiser.sha256, "calibration": data.sha256}
-    recorded = {"method": settings.method(method), "quantizer": settings.quantizer, "sampler": settings.sampler}
+    recorded = {"method": settings.method(method), "quantizer": settings.quantizer}
     recorded = {name: artifacts.plain(section) for name, section in recorded.items()}
     depends = {"settings": recorded, "method": method, "bits": bits, "seed": seed, "inputs": inputs}
     progress = Progress(beside(output), depends | {"device": device.type})
     outcome = methods.get(method).quantize(network, data, settings.method(method), seed, progress)
-    checkpoints.save(output, network, method, recorded, seed, inputs, *outcome)
+    checkpoint = Checkpoint(
+        network,
+        method,
+        sampler=settings.sampler,
+        condition=denoiser.condition,
+        correction=outcome.correction,
+        settings=recorded,
+        seed=seed,
+        inputs=inputs,
+        notes=outcome.notes,
+    )
+    checkpoints.save(output, checkpoint)
     progress.remove()

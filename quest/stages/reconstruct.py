@@ -11,13 +11,11 @@ import torch
 from quest import artifacts
 from quest.config.dataset import DatasetSettings
 from quest.config.method import GROUPINGS, Grouping
-from quest.config.values import Bits
 from quest.diffusion import denoiser as denoisers
 from quest.learning import calibration as calibrations
+from quest.learning import start
 from quest.learning.progress import beside
 from quest.learning.reconstruction import Progress, reconstruct
-from quest.quantization.network import QuantizedNetwork
-from quest.quantization.recipe import Recipe
 from quest.stages import DEVICE, MODEL, OUTPUT, PROTOCOL, SEED, file
 
 SECTIONS = (
@@ -62,8 +60,7 @@ def run(
     """Write an artifact of kind "reconstruction"; a run that was killed goes on after its last finished unit."""
     denoiser = denoisers.load(model, device)
     data = calibrations.load(calibration, denoiser, settings).to(device)
-    recipe = Recipe(Bits(weight_bits, 8), settings.quantizer, sets=1, steps=settings.sampler.steps)
-    network = QuantizedNetwork(denoiser.network, recipe, denoiser.example())
+    network = start.rounding_network(settings, denoiser, weight_bits)
     manifest = artifacts.Manifest(
         kind="reconstruction",
         settings={

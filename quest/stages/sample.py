@@ -52,7 +52,8 @@ def run(
     network, method, bits, correction = denoiser.network, FULL_PRECISION, UNQUANTIZED, None
     weights = nullcontext()
     if checkpoint is not None:
-        loaded = checkpoints.load(checkpoint, denoiser, settings)
+        loaded = checkpoints.load(checkpoint, denoiser)
+        checkpoints.require_sampler(checkpoint, loaded, settings.sampler)
         network, method, bits, correction = loaded.network, loaded.method, loaded.network.recipe.bits, loaded.correction
         inputs["checkpoint"] = loaded.sha256
         weights = loaded.network.frozen()

@@ -89,7 +89,7 @@ class Subject:
     def checkpoint(self) -> Checkpoint:
         """The finetuned network. Raises ValueError for one of another bit-width than is studied."""
         path = self.files["checkpoint"][0]
-        loaded = checkpoints.load(path, self._copy(), self.settings)
+        loaded = self._loaded(path)
         if loaded.network.recipe.bits != self.bits:
             raise ValueError(f"{path}: a checkpoint of {loaded.network.recipe.bits}; analysis.bits is {self.bits}")
         return loaded
@@ -97,7 +97,12 @@ class Subject:
     def checkpoints(self) -> Iterator[Checkpoint]:
         """One after another, each a network of its own."""
         for path in self.files["checkpoints"]:
-            yield checkpoints.load(path, self._copy(), self.settings)
+            yield self._loaded(path)
+
+    def _loaded(self, path: Path) -> Checkpoint:
+        loaded = checkpoints.load(path, self._copy())
+        checkpoints.require_sampler(path, loaded, self.settings.sampler)
+        return loaded
 
     def _copy(self) -> Denoiser:
         """The model again, for a network that is taken over."""

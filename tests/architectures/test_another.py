@@ -222,7 +222,7 @@ def test_from_calibration_to_images(folder: Path, settings: DatasetSettings, tmp
         assert list(losses) == [unit.name for unit in reconstruction.units(network)]
     outcome = methods.get(method).quantize(network, data, settings.method(method), 0)
     checkpoints.save(tmp_path / "checkpoint", network, method, {}, 0, {"model": denoiser.sha256}, *outcome)
-    loaded = checkpoints.load(tmp_path / "checkpoint", denoisers.load(folder / "model"), settings)
+    loaded = checkpoints.load(tmp_path / "checkpoint", denoisers.load(folder / "model"))
     with torch.no_grad():
         images = [
             sampling.draw(denoiser, each, settings, 0, range(2), CPU, outcome.correction)

@@ -167,3 +167,21 @@ def test_levels_are_counted_for_each_scale() -> None:
     assert_levels(torch.arange(8.0).view(2, 4), Grid(2), "x")
     with pytest.raises(ValueError, match=r"x: found 5 distinct values of one scale, expected at most the 4 .* 2 bits"):
         assert_levels(torch.tensor([[0.0, 0, 0, 0, 0], [1, 2, 3, 4, 5]]), Grid(2), "x")
+
+
+def test_levels_beyond_the_bits_are_counted(make_quantized: Callable[..., QuantizedNetwork]) -> None:
+    honest = make_quantized("w4a4", activation_symmetric=True)
+    legacy = make_quantized("w4a4", activation_symmetric=True, legacy_symmetric_levels=True)
+    name = "down_blocks.0.resnets.0.conv1"
+    x = torch.randn(4, 8, 8, 8)
+    codes = []
+    for network in (honest, legacy):
+        network.set_step(0)
+        site = network.sites()[f"{name}.input_quantizer"]
+        with torch.no_grad():
+            codes.append((site(x * site.scale[0] * site.grid.high / 2) / site.scale[0]).round().unique())
+    assert len(codes[0]) <= 16 < len(codes[1]) <= 33
+    accounts = [network.account() for network in (honest, legacy)]
+    assert accounts[1]["mean_activation_bits"] > 1.1 * accounts[0]["mean_activation_bits"]
+    assert accounts[1]["gbops"] > 1.1 * accounts[0]["gbops"]
+    assert [account["activation_levels"] for account in accounts] == [16, 33]

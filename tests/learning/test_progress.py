@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,10 +16,10 @@ from quest.learning.progress import NOT_KEPT, Progress, Training
 
 def test_states_come_back_as_they_were(tmp_path: Path) -> None:
     path = tmp_path / "a.progress.safetensors"
-    state = {"number": 0.1, 3: [torch.tensor([1.5]), None], "flag": True, "nested": {"empty": {}}}
+    state: Any = {"number": 0.1, 3: [torch.tensor([1.5]), None], "flag": True, "nested": {"empty": {}}}
     Progress(path, {"seed": 0}).part("a8").put("unit", state)
     state[3][0].fill_(9)
-    read = Progress(path, {"seed": 0}).part("a8").get("unit")
+    read: Any = Progress(path, {"seed": 0}).part("a8").get("unit")
     assert list(read) == list(state)
     assert read[3][0].tolist() == [1.5]
     assert (read["number"], read["flag"], read[3][1], read["nested"]) == (0.1, True, None, {"empty": {}})

@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from quest import architectures
 from quest.learning.calibration import Calibration, Samples
+from quest.learning.progress import NOT_KEPT, Progress, Training
 from quest.quantization import grid as grids
 from quest.quantization.grid import MIN_SCALE
 from quest.quantization.layers import QuantizedLayer
@@ -157,9 +158,16 @@ def _trained(layer: QuantizedLayer) -> list[nn.Parameter]:
 
 
 def finetune(
-    network: QuantizedNetwork, calibration: Calibration, stage: Stage, targets: Targets, seed: int
+    network: QuantizedNetwork,
+    calibration: Calibration,
+    stage: Stage,
+    targets: Targets,
+    seed: int,
+    progress: Progress = NOT_KEPT,
 ) -> list[dict[str, float]]:
     """Train ``stage`` in place; returns the mean of each loss term in each epoch, {"local", "global"}.
+
+    Epochs that ``progress`` has already are taken from it; each finished one is added to it.
 
     Adam on the weights keeps its state throughout; each group of steps has its own Adam for its activation scales.
     Only what is trained requires gradients. Everything is in eval mode.
@@ -168,15 +176,21 @@ def finetune(
     groups = sets_of(network, data)
     weights = stage.weights()
     order = torch.Generator().manual_seed(seed)
-    history = []
+    history: list[dict[str, float]] = []
     with training_sets(stage.sites) as scales, network.frozen(but=stage.layers):
         optimizer = torch.optim.Adam(weights, lr=stage.weight_lr)
         scale_optimizers = [torch.optim.Adam(of_set, lr=stage.scale_lr) for of_set in scales]
+        trained = [*weights, *(scale for of_set in scales for scale in of_set)]
+        training = Training(trained, [optimizer, *scale_optimizers], order)
+        if (kept := progress.get(stage.name)) is not None:
+            training.resume(kept["training"])
+            history = kept["history"]
         for parameter in weights:
             parameter.requires_grad_(True)
         try:
-            progress = tqdm(range(stage.epochs), desc=stage.name, unit="epoch", mininterval=5)
-            for _ in progress:
+            left = range(len(history), stage.epochs)
+            bar = tqdm(left, stage.name, stage.epochs, initial=len(history), unit="epoch", mininterval=5)
+            for _ in bar:
                 batches = [
                     (index, batch)
                     for index, members in enumerate(groups)
@@ -195,7 +209,8 @@ def finetune(
                         part = term.detach().double() / len(batches)
                         total[name] = total[name] + part if name in total else part
                 history.append({name: value.item() for name, value in total.items()})  # waits for the device
-                progress.set_postfix({name: f"{value:.3g}" for name, value in history[-1].items()})
+                progress.put(stage.name, {"training": training.state(), "history": history})
+                bar.set_postfix({name: f"{value:.3g}" for name, value in history[-1].items()})
         finally:
             for parameter in weights:
                 parameter.requires_grad_(False)

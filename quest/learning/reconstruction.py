@@ -28,6 +28,7 @@ from quest.architectures.order import in_call_order, outermost
 from quest.config.learning import ReconstructionSettings
 from quest.config.method import Grouping
 from quest.diffusion.denoiser import Denoiser
+from quest.learning import progress as kept
 from quest.learning.calibration import Calibration, Samples
 from quest.quantization import packing
 from quest.quantization.layers import QuantizedLayer
@@ -124,16 +125,11 @@ class Progress:
     """
 
     def __init__(self, path: Path | None = None, key: dict[str, Any] | None = None):
-        self._path, self._key = path, key or {}
-        self.tensors: dict[str, Tensor] = {}
-        self.losses: dict[str, dict[str, float]] = {}
-        self.cache_mib = {"device": 0.0, "host": 0.0}
-        if path is not None and path.exists():
-            artifact = artifacts.load_tensors(path, "reconstruction-progress")
-            if artifact.manifest.settings == self._key:
-                self.tensors, notes = artifact.tensors, artifact.manifest.notes
-                self.losses, self.cache_mib = notes["losses"], notes["cache_mib"]
-                log.info("going on after %d finished units", len(self.losses))
+        self._kept = kept.Progress(path, key)
+        done = self._kept.get("units") or {"tensors": {}, "losses": {}, "cache_mib": {"device": 0.0, "host": 0.0}}
+        self.tensors: dict[str, Tensor] = done["tensors"]
+        self.losses: dict[str, dict[str, float]] = done["losses"]
+        self.cache_mib: dict[str, float] = done["cache_mib"]
 
     @property
     def notes(self) -> dict[str, Any]:
@@ -152,9 +148,7 @@ class Progress:
         self.losses[unit.name] = losses
         for where, size in {"device": cache.device_bytes, "host": cache.host_bytes}.items():
             self.cache_mib[where] = max(self.cache_mib[where], size / 2**20)
-        if self._path is not None:
-            manifest = artifacts.Manifest("reconstruction-progress", settings=self._key, notes=self.notes)
-            artifacts.save_tensors(self._path, self.tensors, manifest)
+        self._kept.put("units", {"tensors": self.tensors, **self.notes})
 
     def put(self, unit: Unit) -> None:
         """Set the rounding of a unit as it was decided before."""
@@ -162,8 +156,7 @@ class Progress:
 
     def remove(self) -> None:
         """The stage is done."""
-        if self._path is not None:
-            self._path.unlink(missing_ok=True)
+        self._kept.remove()
 
 
 def apply(path: Path, network: QuantizedNetwork, denoiser: Denoiser, grouping: Grouping = "blocks") -> str:

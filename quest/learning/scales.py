@@ -28,6 +28,7 @@ from quest.learning.finetuning import (
     sets_of,
     training_sets,
 )
+from quest.learning.progress import NOT_KEPT, Progress
 from quest.learning.reconstruction import Cache, Unit
 from quest.quantization.network import QuantizedNetwork
 from quest.quantization.quantizers import ActivationQuantizer
@@ -41,19 +42,27 @@ _FINE = 16  # bits of attention probabilities from which on their scale is left 
 
 
 def calibrate_and_learn(
-    network: QuantizedNetwork, calibration: Calibration, settings: ScaleLearningSettings, seed: int
+    network: QuantizedNetwork,
+    calibration: Calibration,
+    settings: ScaleLearningSettings,
+    seed: int,
+    progress: Progress = NOT_KEPT,
 ) -> dict[str, Any]:
     """Choose the activation scales, then learn them; returns the notes of `learn_scales`."""
     calibrate_activations(network, calibration)
     if settings.running_statistics:
         follow_ranges(network, calibration, seed)
-    return learn_scales(network, calibration, settings, seed)
+    return learn_scales(network, calibration, settings, seed, progress)
 
 
 def learn_scales(
-    network: QuantizedNetwork, calibration: Calibration, settings: ScaleLearningSettings, seed: int
+    network: QuantizedNetwork,
+    calibration: Calibration,
+    settings: ScaleLearningSettings,
+    seed: int,
+    progress: Progress = NOT_KEPT,
 ) -> dict[str, Any]:
-    """Train the activation scales of each unit in place.
+    """Train the activation scales of each unit in place; of those that ``progress`` has already, take them from it.
 
     Returns the loss of each unit before and after, and the cost in samples: ``recorded`` calls of the full-precision
     network up to a unit, ``trained`` passes forward and back through a unit.
@@ -64,11 +73,18 @@ def learn_scales(
     losses = {}
     with network.frozen():
         for number, unit in enumerate(tqdm(units, desc="learn scales", unit="unit", mininterval=5)):
+            scales = [site.scale for site in sites_of(unit)]
+            if (kept := progress.get(unit.name)) is not None:
+                for scale, learned in zip(scales, kept["scales"], strict=True):
+                    scale.data.copy_(learned)
+                losses[unit.name] = kept["loss"]
+                continue
             cache = reconstruction.record(network, unit, data, settings.cache_mib, weights=False)
             generator = torch.Generator().manual_seed(seed * 100_003 + number)
             calibrated = _loss(network, unit, cache, groups)
             learn_unit(network, unit, cache, groups, settings, generator)
             losses[unit.name] = {"calibrated": calibrated, "learned": _loss(network, unit, cache, groups)}
+            progress.put(unit.name, {"scales": scales, "loss": losses[unit.name]})
     before, after = (sum(loss[key] for loss in losses.values()) for key in ("calibrated", "learned"))
     log.info("losses of all units: %.4g calibrated, %.4g learned", before, after)
     cost = {"recorded": len(units) * len(data), "trained": len(units) * settings.iterations * settings.batch_size}

@@ -1,9 +1,10 @@
 """Quantization methods, one file each, found by the name of the file (``-`` written ``_``).
 
 A method is two files: ``config/methods/<name>.py`` with its settings and title, and ``methods/<name>.py`` with
-    quantize(network, calibration, settings, seed) -> Outcome.
+    quantize(network, calibration, settings, seed, progress) -> Outcome.
 It finds the network with its weights on their grids (rounded as reconstructed, where the method starts from a
-reconstruction) and leaves it with all activation scales calibrated. It may have too
+reconstruction) and leaves it with all activation scales calibrated. What takes long it puts into ``progress``
+(`quest.learning.progress`) as it goes, and takes from there after it was killed. It may have too
     paper_policy(bits, places) -> Policy, where its paper leaves layers out: used where its settings say ``policy:
     paper``; ``places`` are names of layers in the network (`quest.architectures`);
     lower_bits(settings, activation_bits) -> tuple[int, ...], activation bits below the run's that single sampling steps

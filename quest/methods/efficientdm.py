@@ -30,6 +30,7 @@ from quest.config.values import Bits
 from quest.diffusion.denoiser import predictor
 from quest.learning.calibration import Calibration
 from quest.learning.finetuning import calibrate_activations, keep_positive, predict, sets_of
+from quest.learning.progress import NOT_KEPT, Progress, Training
 from quest.methods import Outcome
 from quest.noise import SampleNoise
 from quest.quantization import grid
@@ -44,7 +45,13 @@ from quest.quantization.rounding import Nearest
 log = logging.getLogger(__name__)
 
 
-def quantize(network: QuantizedNetwork, calibration: Calibration, settings: EfficientDMSettings, seed: int) -> Outcome:
+def quantize(
+    network: QuantizedNetwork,
+    calibration: Calibration,
+    settings: EfficientDMSettings,
+    seed: int,
+    progress: Progress = NOT_KEPT,
+) -> Outcome:
     """Initialise the grids, attach adapters, distil, merge. Notes: the loss before, during and after, and its cost."""
     teacher = copy.deepcopy(network)  # adapters will change the weights that the student holds
     if settings.weight_search == "max":
@@ -57,7 +64,7 @@ def quantize(network: QuantizedNetwork, calibration: Calibration, settings: Effi
     groups = parameter_groups(layers, adapters, sites, settings)
     with teacher.quantizing(weights=False, activations=False):
         before = noise_error(network, teacher, calibration)
-        history, floored = distil(network, teacher, calibration, groups, settings, seed)
+        history, floored = distil(network, teacher, calibration, groups, settings, seed, progress)
         merge_adapters(layers.values())
         for site in sites.values():
             site.zero_point.round_()
@@ -183,8 +190,10 @@ def distil(
     groups: list[dict[str, Any]],
     settings: EfficientDMSettings,
     seed: int,
+    progress: Progress = NOT_KEPT,
 ) -> tuple[list[float], int]:
-    """Train ``groups`` along trajectories of the teacher: at each of their states, one step on Σ (ε̂ - ε)².
+    """Train ``groups`` along trajectories of the teacher: at each of their states, one step on Σ (ε̂ - ε)². Those that
+    ``progress`` has already are taken from it.
 
     Returns the mean loss of a sample on each trajectory, and how often a scale had to be kept from turning negative.
     """
@@ -197,11 +206,17 @@ def distil(
     losses: list[float] = []
     floored = torch.zeros((), dtype=torch.long, device=device)
 
+    training, done = Training(trained, [optimizer, schedule]), 0
+    if (kept := progress.get("distil")) is not None:
+        training.resume(kept["training"])
+        losses, floored, done = kept["losses"], kept["floored"].to(device), kept["done"]
+
     for parameter in trained:
         parameter.requires_grad_(True)
     try:
-        progress = tqdm(range(settings.trajectories), desc="efficientdm", unit="trajectory", mininterval=5)
-        for trajectory in progress:
+        left, count = range(done, settings.trajectories), settings.trajectories
+        bar = tqdm(left, "efficientdm", count, initial=done, unit="trajectory", mininterval=5)
+        for trajectory in bar:
             samples = range(trajectory * settings.batch_size, (trajectory + 1) * settings.batch_size)
             noise = SampleNoise("efficientdm", seed, samples, calibration.x.shape[2:])
             guidance = calibration.guidance(samples)
@@ -220,7 +235,9 @@ def distil(
                 keep_positive(scales)
                 losses.append(loss.item() / settings.batch_size)
                 walk.step(call, target)  # the trajectory stays the teacher's
-            progress.set_postfix(loss=f"{losses[-1]:.3g}")
+            state = {"training": training.state(), "losses": losses, "floored": floored, "done": trajectory + 1}
+            progress.put("distil", state)
+            bar.set_postfix(loss=f"{losses[-1]:.3g}")
     finally:
         for parameter in trained:
             parameter.requires_grad_(False).grad = None

@@ -30,6 +30,7 @@ from quest.diffusion import denoiser as denoisers
 from quest.diffusion.correction import Correction
 from quest.diffusion.samplers import Sampler
 from quest.learning.calibration import Calibration
+from quest.learning.progress import NOT_KEPT, Progress
 from quest.learning.scales import calibrate_and_learn
 from quest.methods import Outcome
 from quest.noise import SampleNoise
@@ -40,7 +41,13 @@ from quest.quantization.roles import Role
 _BATCH = 64
 
 
-def quantize(network: QuantizedNetwork, calibration: Calibration, settings: PtqdSettings, seed: int) -> Outcome:
+def quantize(
+    network: QuantizedNetwork,
+    calibration: Calibration,
+    settings: PtqdSettings,
+    seed: int,
+    progress: Progress = NOT_KEPT,
+) -> Outcome:
     """Quantize as Q-Diffusion does, then measure the noise of the result; at each activation bit-width, if several.
 
     Notes: the losses of Q-Diffusion at each width, and its cost; the noise at each width and the bits chosen for each
@@ -52,7 +59,7 @@ def quantize(network: QuantizedNetwork, calibration: Calibration, settings: Ptqd
     losses, cost, measured, held_out = {}, Counter(), {}, {}
     for bits in network.recipe.widths:
         network.use([bits] * steps)
-        notes = calibrate_and_learn(network, calibration, settings, seed)
+        notes = calibrate_and_learn(network, calibration, settings, seed, progress.part(f"a{bits}"))
         losses[f"a{bits}"] = notes["loss"]
         measured[bits] = measure(network, calibration, seed, everyone[: settings.trajectories])
         held_out[bits] = measure(network, calibration, seed, everyone[settings.trajectories :])

@@ -11,6 +11,7 @@ from quest.architectures import Places
 from quest.config.methods.q_diffusion import QDiffusionSettings
 from quest.config.values import Bits
 from quest.learning.calibration import Calibration
+from quest.learning.progress import NOT_KEPT, Progress
 from quest.learning.scales import calibrate_and_learn
 from quest.methods import Outcome
 from quest.quantization.network import QuantizedNetwork
@@ -18,9 +19,15 @@ from quest.quantization.policy import Policy
 from quest.quantization.roles import Role
 
 
-def quantize(network: QuantizedNetwork, calibration: Calibration, settings: QDiffusionSettings, seed: int) -> Outcome:
+def quantize(
+    network: QuantizedNetwork,
+    calibration: Calibration,
+    settings: QDiffusionSettings,
+    seed: int,
+    progress: Progress = NOT_KEPT,
+) -> Outcome:
     """Choose the activation scales, then learn them. Notes: those of `quest.learning.scales.learn_scales`."""
-    return Outcome(calibrate_and_learn(network, calibration, settings, seed))
+    return Outcome(calibrate_and_learn(network, calibration, settings, seed, progress))
 
 
 def paper_policy(bits: Bits, places: Places) -> Policy:

@@ -27,6 +27,7 @@ from quest.config.reading import unknown
 from quest.config.values import Bits
 from quest.learning.calibration import Calibration
 from quest.learning.finetuning import Stage, calibrate_activations, finetune
+from quest.learning.progress import NOT_KEPT, Progress
 from quest.methods import Outcome
 from quest.quantization.adapters import LowRank
 from quest.quantization.layers import QuantizedLayer
@@ -38,7 +39,13 @@ from quest.quantization.roles import Role
 TIME_EMBEDDING = (Role.TIME_MLP, Role.TIME_PROJECTION)
 
 
-def quantize(network: QuantizedNetwork, calibration: Calibration, settings: QuestSettings, seed: int) -> Outcome:
+def quantize(
+    network: QuantizedNetwork,
+    calibration: Calibration,
+    settings: QuestSettings,
+    seed: int,
+    progress: Progress = NOT_KEPT,
+) -> Outcome:
     """Calibrate, then TLA, then CMA. Notes: each stage's losses and optimizer steps, the trained share."""
     calibrate_activations(network, calibration)
     stages = [STAGES[name](network, settings) for name in settings.stages]
@@ -51,7 +58,7 @@ def quantize(network: QuantizedNetwork, calibration: Calibration, settings: Ques
         rank = None if stage.name == "tla" else settings.adapter_rank
         with nullcontext() if rank is None else adapted(stage.layers.values(), rank, seed):
             trained |= {id(parameter): parameter for parameter in stage.weights()}
-            histories[stage.name] = finetune(network, calibration, stage, target, seed)
+            histories[stage.name] = finetune(network, calibration, stage, target, seed, progress)
     notes = {
         "loss": histories,
         "optimizer_steps": {stage.name: stage.steps(network, calibration) for stage in stages},

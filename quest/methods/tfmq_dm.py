@@ -17,13 +17,20 @@ from quest.config.methods.tfmq_dm import TFMQDMSettings
 from quest.config.values import Bits
 from quest.learning.calibration import Calibration
 from quest.learning.finetuning import predict, running_ranges, sets_of
+from quest.learning.progress import NOT_KEPT, Progress
 from quest.methods import Outcome
 from quest.quantization.network import QuantizedNetwork
 from quest.quantization.policy import FULL, Policy
 from quest.quantization.roles import Role
 
 
-def quantize(network: QuantizedNetwork, calibration: Calibration, settings: TFMQDMSettings, seed: int) -> Outcome:
+def quantize(
+    network: QuantizedNetwork,
+    calibration: Calibration,
+    settings: TFMQDMSettings,
+    seed: int,
+    progress: Progress = NOT_KEPT,
+) -> Outcome:
     """Calibrate every sampling step on its own samples; the weights are reconstructed already. Notes: the cost."""
     return Outcome({"passes": {"forward": calibrate_finite_set(network, calibration, settings, seed)}})
 

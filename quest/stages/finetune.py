@@ -14,6 +14,7 @@ from quest.deploy.checkpoints import Checkpoint
 from quest.diffusion import denoiser as denoisers
 from quest.learning import calibration as calibrations
 from quest.learning import start
+from quest.learning.progress import Progress, beside
 from quest.stages import CELL, DEVICE, OUTPUT, PROTOCOL
 
 SECTIONS = ("sampler", "condition", "calibration", "quantizer", "methods.{method}")
@@ -32,7 +33,7 @@ def run(
     output: Path,
     device: torch.device,
 ) -> None:
-    """Write an artifact of kind "checkpoint".
+    """Write an artifact of kind "checkpoint"; a run that was killed goes on after its last epoch, trajectory or unit.
 
     method: or a variant of one, whose overrides ``settings`` has already; the checkpoint carries its name.
     """
@@ -41,17 +42,21 @@ def run(
     data = calibrations.load(calibration, denoiser, settings).to(device)
     network, inputs = start.network(settings, denoiser, method, Bits.parse(bits), reconstruction)
     inputs |= {"model": denoiser.sha256, "calibration": data.sha256}
-    outcome = methods.get(method).quantize(network, data, settings.method(method), seed)
     recorded = {"method": settings.method(method), "quantizer": settings.quantizer}
+    recorded = {name: artifacts.plain(section) for name, section in recorded.items()}
+    depends = {"settings": recorded, "method": method, "bits": bits, "seed": seed, "inputs": inputs}
+    progress = Progress(beside(output), depends | {"device": device.type})
+    outcome = methods.get(method).quantize(network, data, settings.method(method), seed, progress)
     checkpoint = Checkpoint(
         network,
         method,
         sampler=settings.sampler,
         condition=denoiser.condition,
         correction=outcome.correction,
-        settings={name: artifacts.plain(section) for name, section in recorded.items()},
+        settings=recorded,
         seed=seed,
         inputs=inputs,
         notes=outcome.notes,
     )
     checkpoints.save(output, checkpoint)
+    progress.remove()

@@ -14,6 +14,7 @@ from quest.config.method import GROUPINGS, Grouping
 from quest.diffusion import denoiser as denoisers
 from quest.learning import calibration as calibrations
 from quest.learning import start
+from quest.learning.progress import beside
 from quest.learning.reconstruction import Progress, reconstruct
 from quest.stages import DEVICE, MODEL, OUTPUT, PROTOCOL, SEED, file
 
@@ -75,8 +76,8 @@ def run(
         inputs={"model": denoiser.sha256, "calibration": data.sha256},
     )
     progress = Progress(
-        output.with_suffix(".progress.safetensors"),
-        {"settings": manifest.settings, "seed": seed, "inputs": manifest.inputs},
+        beside(output),
+        {"settings": manifest.settings, "seed": seed, "inputs": manifest.inputs, "device": device.type},
     )
     reconstruct(network, data, settings.reconstruction, seed, progress, grouping)
     artifacts.save_tensors(output, progress.tensors, replace(manifest, notes=progress.notes))

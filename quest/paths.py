@@ -12,6 +12,7 @@ from pathlib import Path
 
 CONFIG = Path("config")
 
+PLAN = "results/plan/{stage}.json"
 CELL = "{method}-{bits}-seed{seed}"
 
 REFERENCE = "results/reference/{dataset}/reference.safetensors"

@@ -47,6 +47,7 @@ class Cells:
         for table in self.run.tables:
             published.table(table)
         self._hashes: dict[tuple[str, ...], str] = {}
+        self._protocols: dict[tuple[str, str], tuple[DatasetSettings, dict[str, Any]]] = {}
 
     # Files of cells
 
@@ -137,7 +138,7 @@ class Cells:
         """The grouping of learned rounding that the dataset's cells of a method start from, or None."""
         if method == FULL_PRECISION:
             return None
-        return methods.starts_from(self.config.settings(dataset, method).method(method))
+        return methods.starts_from(self._protocol(dataset, method)[0].method(method))
 
     def model(self, wildcards: Wildcards) -> str:
         """The full-precision model."""
@@ -254,15 +255,14 @@ class Cells:
 
         def given(wildcards: Wildcards) -> str:
             sections = STUDIES[wildcards.study].sections if stage == "analyse" else sections_of(self._root, stage)
-            cell = self.config.settings(wildcards.dataset, wildcards.get("method", FULL_PRECISION))
-            whole = cell.model_dump(mode="json")
+            _, whole = self._protocol(wildcards.dataset, wildcards.get("method", FULL_PRECISION))
             # What every protocol must have. The real title is a mere name: changing it reruns nothing.
             chosen = {key: whole[key] for key in ("model", "extractor", "image_size", "image_channels")}
             chosen |= {"title": wildcards.dataset}
             for key in sections:
                 section, _, name = _in_python(key, wildcards).partition(".")
                 if name:
-                    chosen.setdefault(section, {})[name] = whole[section][name]
+                    chosen[section] = {**chosen.get(section, {}), name: whole[section][name]}
                 else:
                     chosen[section] = whole[section]
             return json.dumps(chosen, sort_keys=True)
@@ -282,6 +282,13 @@ class Cells:
             return self._hashes[names]
 
         return hashed
+
+    def _protocol(self, dataset: str, method: str) -> tuple[DatasetSettings, dict[str, Any]]:
+        """The settings of a cell, and the same as JSON; made once, for a plan asks for them job by job."""
+        if (dataset, method) not in self._protocols:
+            settings = self.config.settings(dataset, method)
+            self._protocols[dataset, method] = settings, settings.model_dump(mode="json")
+        return self._protocols[dataset, method]
 
     def _pretrain(self, dataset: str) -> Any:
         return self.datasets[dataset].pretrain

@@ -17,6 +17,8 @@ from pathlib import Path
 
 PACKAGE = "quest"
 CONFIG = f"{PACKAGE}.config."
+# Packages that import their files when they run: what is found there may be reached.
+FOUND_AT_RUN_TIME = {f"{PACKAGE}.architectures"}
 
 
 def code_hash(root: Path, *modules: str) -> str:
@@ -46,6 +48,8 @@ def closure(root: Path, *modules: str) -> dict[str, Path]:
             package = name if file.name == "__init__.py" else name.rpartition(".")[0]
             waiting += _imports(file.read_text(encoding="utf-8"), package)
             waiting.append(name.rpartition(".")[0])  # importing a module runs its package first
+            if name in FOUND_AT_RUN_TIME:
+                waiting += [f"{name}.{sibling.stem}" for sibling in file.parent.glob("*.py") if sibling != file]
     return found
 
 

@@ -8,12 +8,12 @@ import pytest
 from project import Plan, Project
 
 DIGITS = "config/datasets/digits.yaml"
-ENDS = {"table": 1, "figures": 1, "track": 1}
-ALL_QUANTIZED = {"finetune": 6, "sample": 12, "measure": 6, "score": 6, **ENDS}
+ENDS = {"table": 1, "write_table": 1, "figures": 1, "track": 1}
+ALL_QUANTIZED = {"finetune": 6, "sample": 12, "preview": 6, "measure": 6, "score": 6, **ENDS}
 ALL_MEASURED = {"measure": 7, "score": 7, **ENDS}
-QUEST = {"finetune": 3, "sample": 6, "measure": 3, "score": 3, **ENDS}
+QUEST = {"finetune": 3, "sample": 6, "preview": 3, "measure": 3, "score": 3, **ENDS}
 # Full precision is compared with everywhere: new images of it change the metrics of every cell.
-EVERYTHING = {"calibrate": 1, "reconstruct": 2, "finetune": 6, "sample": 14, **ALL_MEASURED}
+EVERYTHING = {"calibrate": 1, "reconstruct": 2, "finetune": 6, "sample": 14, "preview": 7, **ALL_MEASURED}
 
 
 def test_nothing_changed(finished: Project) -> None:
@@ -33,7 +33,7 @@ def test_nothing_changed(finished: Project) -> None:
         (("calibration", "samples_per_step"), 65, {"calibrate": 1, "reconstruct": 2, **ALL_QUANTIZED}),
         (("calibration", "steps"), 10, {"calibrate": 1, "reconstruct": 2, **ALL_QUANTIZED}),
         (("sampler", "steps"), 40, EVERYTHING),
-        (("evaluation", "images"), 1001, {"sample": 14, **ALL_MEASURED}),
+        (("evaluation", "images"), 1001, {"sample": 14, "preview": 7, **ALL_MEASURED}),
         (("evaluation", "neighbours"), 4, ALL_MEASURED),
     ],
     ids=lambda value: ".".join(value) if isinstance(value, tuple) else None,
@@ -50,7 +50,7 @@ def test_a_setting_of_one_method_leaves_the_others_alone(finished: Project) -> N
 
 def test_a_changed_variant_runs_its_own_cells(finished: Project) -> None:
     methods = {"methods": ["nearest", "quest", "quest+half-passes", "nearest+per-token"]}
-    ran = {"finetune": 6, "sample": 12, "measure": 6, "score": 6, **ENDS}
+    ran = ALL_QUANTIZED
     plan = Plan(finished, methods)
     assert plan.rules() == ran
     assert {job.wildcards.get("method", "nearest+per-token") for job in plan.jobs} == set(methods["methods"][2:])
@@ -70,20 +70,32 @@ def test_writing_a_default_out_changes_nothing(finished: Project) -> None:
 def test_a_new_bit_width_runs_its_own_cells(finished: Project) -> None:
     finished.edit("config/config.yaml", "bits", value=["w8a8", "w4a8", "w4a4", "w3a8"])
     plan = Plan(finished)
-    assert plan.rules() == {"reconstruct": 1, "finetune": 2, "sample": 4, "measure": 2, "score": 2, **ENDS}
+    assert plan.rules() == {
+        "reconstruct": 1,
+        "finetune": 2,
+        "sample": 4,
+        "preview": 2,
+        "measure": 2,
+        "score": 2,
+        **ENDS,
+    }
     assert {job.wildcards.get("bits", "w3a8") for job in plan.jobs} == {"w3a8"}
 
 
 @pytest.mark.parametrize(
     ("module", "rules"),
     [
-        ("tables", {"score": 7, **ENDS}),
+        ("report/tables", ENDS),
+        ("stages/score", {"score": 7}),
+        ("stages/preview", {"preview": 7, "figures": 1, "track": 1}),
         ("methods/quest", QUEST),
-        ("methods/nearest", {"finetune": 3, "sample": 6, "measure": 3, "score": 3, **ENDS}),
+        ("methods/nearest", QUEST),  # as many cells
+        ("config/methods/quest", QUEST),
         ("metrics/measure", ALL_MEASURED),
-        ("config", {}),
-        ("cli", {}),
-        ("pretraining/denoiser", {}),
+        ("config/reference", {}),
+        ("cli/__init__", {}),
+        ("cli/tools", {}),
+        ("embedded/training/denoiser", {}),
     ],
 )
 def test_changed_code(finished: Project, module: str, rules: dict[str, int]) -> None:
@@ -106,3 +118,28 @@ def test_touching_files_reruns_nothing(finished: Project) -> None:
     for file in [*(finished.root / "data").rglob("*.safetensors"), *(finished.root / "results/finetune").rglob("*.*")]:
         file.touch()
     assert Plan(finished).rules() == {}
+
+
+@pytest.mark.parametrize(
+    ("file", "rules"),
+    [
+        ("results/tables/digits.md", {"write_table": 1}),
+        ("results/tables/digits.json", ENDS),
+        ("results/figures/digits/samples.png", {"figures": 1, "track": 1}),
+        ("results/scores/digits/quest-w4a4-seed0.json", {"score": 1}),
+        ("results/metrics/digits/quest-w4a4-seed0.json", {"measure": 1, "score": 1, **ENDS}),
+        ("results/previews/digits/quest-w4a4-seed0.safetensors", {"preview": 1, "figures": 1, "track": 1}),
+        ("results/tracking/digits.json", {"track": 1}),
+    ],
+)
+def test_a_deleted_result_is_made_again_and_nothing_else(finished: Project, file: str, rules: dict[str, int]) -> None:
+    (finished.root / file).unlink()
+    assert Plan(finished).rules() == rules
+
+
+def test_a_deleted_table_draws_no_image_where_images_are_not_shared(finished: Project) -> None:
+    for file in (finished.root / "results/samples").rglob("*.safetensors"):
+        file.unlink()
+    assert Plan(finished).rules() == {}
+    (finished.root / "results/tables/digits.json").unlink()
+    assert Plan(finished).rules() == ENDS

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
+from snakemake.logging import logger
 
 from quest import paths
 from quest.artifacts import ArtifactError
@@ -15,7 +16,7 @@ from quest.config.run import load
 from quest.config.values import FULL_PRECISION, ConfigError
 from quest.report import published
 from quest.studies import STUDIES
-from workflow import records
+from workflow import models, records
 from workflow.cells import CLIP, EXTRACTOR, METHOD, MODEL, STUDY, TITLES, Cells, option, study_options
 
 # Jobs run in the environment that runs Snakemake, activated or not, and report to nobody.
@@ -30,6 +31,9 @@ try:
     CELLS = Cells(load(config), published.load(), Path(workflow.basedir))
 except (ConfigError, ArtifactError) as error:
     raise WorkflowError(str(error)) from None
+
+for sentence in models.not_retrained(CELLS.datasets, Path(workflow.basedir)):
+    logger.warning(sentence)
 
 TARGETS = CELLS.targets()
 # The places that a job takes on the GPU, if there is one; profiles/default says how many there are.

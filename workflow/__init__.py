@@ -1,0 +1,1 @@
+"""What the rules compute, as tested Python: cells, code hashes, records, plans."""

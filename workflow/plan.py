@@ -1,0 +1,47 @@
+"""What DVC's stages depend on: of every job of the default run its settings and code, a file a stage.
+
+`python -m workflow.plan` writes ``results/plan/<stage>.json`` from the jobs that Snakemake plans, so that a stage of
+`dvc repro` runs again for what reruns one of its jobs, and for nothing else.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+from snakemake.api import SnakemakeApi
+from snakemake.settings.types import DAGSettings, OutputSettings, Quietness, ResourceSettings
+
+from quest.artifacts import write_bytes
+from quest.paths import PLAN, fill
+
+_DECIDES = ("settings", "code")
+
+
+def plan(root: Path) -> dict[str, dict[str, Any]]:
+    """Stage to job (its first output) to the settings and the code that decide whether it runs again."""
+    found: dict[str, dict[str, Any]] = {}
+    logging.disable(logging.WARNING)  # the plan itself, job by job, which a dry run prints however quiet
+    with SnakemakeApi(OutputSettings(dryrun=True, quiet={Quietness.ALL})) as api:
+        workflow = api.workflow(resource_settings=ResourceSettings(cores=1), snakefile=root / "Snakefile", workdir=root)
+        workflow.dag(DAGSettings(targets={"all"}, forceall=True)).execute_workflow(executor="dryrun")
+        graph: Any = workflow._workflow.dag  # the one way to the jobs of a plan
+        for job in graph.jobs:
+            if not job.rule.norun:
+                decides = {name: job.params.get(name) for name in _DECIDES if job.params.get(name) is not None}
+                found.setdefault(job.rule.name, {})[str(job.output[0])] = decides
+    return found
+
+
+def main() -> None:
+    """Write the plan of the project in the current folder."""
+    root = Path.cwd()
+    for stage, jobs in plan(root).items():
+        data = json.dumps(jobs, indent=1, sort_keys=True).encode() + b"\n"
+        write_bytes(root / fill(PLAN, stage=stage), data)
+
+
+if __name__ == "__main__":
+    main()

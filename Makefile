@@ -2,23 +2,27 @@
 # exact versions of constraints.txt; the rest are shortcuts.
 
 PYTHON ?= python3
+MINIMUM := $(shell sed -n 's/^requires-python = ">=\(.*\)"/\1/p' pyproject.toml)
+# Where $(PYTHON) is looked for: not in what it is to replace.
+OUTSIDE := $(subst $(CURDIR)/.venv/bin:,,$(PATH))
 SNAKEFILES := Snakefile workflow
 
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export MLFLOW_DISABLE_TELEMETRY := true
 export DO_NOT_TRACK := 1
 
-.PHONY: help environment reproduce test lint ui report
+.PHONY: help environment reproduce test lint ui report check
 
 help:
 	@echo "make reproduce    pull the full-precision models, then run everything that is missing or out of date"
 	@echo "make test         check style, workflow and types, then run the tests"
 	@echo "make ui           compare results in MLflow, on this machine only"
 	@echo "make report       report.html: tables, pictures and how each was made, in one file"
+	@echo "make check        compare every file with what was recorded of it"
 	@echo "make environment  build .venv and nothing else"
 
 reproduce: environment
-	dvc pull data/models
+	dvc pull data/models || { python -m workflow.damage; exit 1; }
 	snakemake
 
 test: lint
@@ -37,12 +41,17 @@ ui: environment
 report: environment
 	snakemake --report report.html
 
+check: environment
+	python -m workflow.damage
+
 environment: .venv/.complete
 
 # uv is four times faster than pip, which steps in where uv cannot be had. Without --compile-bytecode every start of
 # Python would compile torch and diffusers anew where PYTHONDONTWRITEBYTECODE is set.
 .venv/.complete: pyproject.toml constraints.txt
-	$(PYTHON) -m venv .venv
+	@PATH="$(OUTSIDE)" $(PYTHON) -c 'import sys; sys.exit(sys.version_info < tuple(map(int, "$(MINIMUM)".split("."))))' \
+		|| { echo "$(PYTHON) is no Python $(MINIMUM) or newer; name one, like \`make $(MAKECMDGOALS) PYTHON=python$(MINIMUM)\`" >&2; exit 1; }
+	PATH="$(OUTSIDE)" $(PYTHON) -m venv --clear .venv
 	.venv/bin/pip install -q 'uv>=0.9' && UV_FIND_LINKS="$${UV_FIND_LINKS:-$$PIP_FIND_LINKS}" \
 		.venv/bin/uv pip install -q --compile-bytecode --python .venv/bin/python -e '.[dev]' -c constraints.txt \
 		|| .venv/bin/pip install -q -e '.[dev]' -c constraints.txt

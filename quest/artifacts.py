@@ -9,6 +9,8 @@ equal bytes, which is what DVC and Snakemake compare.
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import glob
 import hashlib
 import importlib.metadata
 import json
@@ -141,12 +143,15 @@ def atomic(path: str | Path, size: int = 0) -> Iterator[Path]:
     """Yield a temporary path in the folder of ``path`` that takes its place when the block ends well.
 
     size: bytes about to be written; less free space than that is an ArtifactError before anything is written.
-    The block may write the temporary file by any means; on any exception, Ctrl-C included, it is removed.
+    The block may write the temporary file by any means; on any exception, Ctrl-C included, it is removed. One that a
+    killed process left is removed by the next that writes ``path``.
     """
     path = Path(path)
     partial: Path | None = None
+    descriptor = -1
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        _remove_left(path)
         free = shutil.disk_usage(path.parent).free
         if size and free < size + _DISK_MARGIN:
             raise ArtifactError(
@@ -155,7 +160,7 @@ def atomic(path: str | Path, size: int = 0) -> Iterator[Path]:
             )
         descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.", suffix=f".partial{path.suffix}")
         partial = Path(name)
-        os.close(descriptor)
+        _lock(descriptor)
         yield partial
         with partial.open("rb") as file:
             os.fsync(file.fileno())
@@ -168,11 +173,34 @@ def atomic(path: str | Path, size: int = 0) -> Iterator[Path]:
     finally:
         if partial is not None:
             partial.unlink(missing_ok=True)
+            os.close(descriptor)
+
+
+def listed(folder: Path, pattern: str) -> list[Path]:
+    """The files in ``folder`` that match, in order; none that a process is still writing, or was killed over."""
+    return [file for file in sorted(folder.glob(pattern)) if not file.name.startswith(".")]
 
 
 def plain(settings: Any) -> dict[str, Any]:
     """Typed settings (a pydantic model) as the plain JSON that a manifest holds."""
     return settings.model_dump(mode="json")
+
+
+def _remove_left(path: Path) -> None:
+    """Remove temporary files of ``path`` that nobody is writing."""
+    for left in path.parent.glob(f".{glob.escape(path.stem)}.*.partial{glob.escape(path.suffix)}"):
+        with contextlib.suppress(FileNotFoundError), left.open("rb") as file:
+            if _lock(file.fileno()):
+                left.unlink()
+
+
+def _lock(descriptor: int) -> bool:
+    """Hold a file until it is closed, by the end of the process at the latest. False where that cannot be."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
 
 
 def _umask() -> int:

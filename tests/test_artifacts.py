@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import json
 import shutil
+import subprocess
+import sys
 from collections import namedtuple
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from quest.artifacts import (
     ArtifactError,
     Manifest,
     atomic,
+    listed,
     load_json,
     load_tensors,
     plain,
@@ -237,6 +240,33 @@ def test_the_new_file_appears_only_when_the_block_ends(tmp_path: Path):
         assert partial.suffix == ".txt"  # some writers choose the format by it
     assert path.read_text() == "content"
     assert list(path.parent.iterdir()) == [path]
+
+
+KILLED = """
+import os, sys
+from pathlib import Path
+from quest.artifacts import atomic
+with atomic(Path(sys.argv[1])) as partial:
+    partial.write_text("half")
+    os.kill(os.getpid(), 9)
+"""
+
+
+def test_what_a_killed_process_was_writing_is_removed_by_the_next_write(tmp_path: Path):
+    path, other = tmp_path / "a.json", tmp_path / "b.json"
+    for target in (path, other):
+        subprocess.run([sys.executable, "-c", KILLED, str(target)], check=False)
+    assert len(list(tmp_path.iterdir())) == 2
+    assert listed(tmp_path, "*.json") == []
+    write_bytes(path, b"whole")
+    assert listed(tmp_path, "*") == [path]
+    assert len(list(tmp_path.iterdir())) == 2  # what was for the other file is the other's
+    with atomic(other) as living:
+        write_bytes(other, b"by another process, faster")
+        assert living.exists()
+        living.write_text("slower")
+    assert other.read_text() == "slower"
+    assert sorted(tmp_path.iterdir()) == [path, other]
 
 
 def test_a_place_that_cannot_be_written_is_an_artifact_error(tmp_path: Path):

@@ -21,6 +21,7 @@ from typing import Any
 from quest.artifacts import ArtifactError, write_bytes
 
 METADATA = Path(".snakemake/metadata")
+INCOMPLETE = Path(".snakemake/incomplete")  # marks of results that Snakemake makes again
 SYNCED = Path(".snakemake/records.json")  # which collections are the same as Snakemake's own records
 NAME = "records.json"
 FOLDERS = ("results/*", "data/models")
@@ -40,7 +41,7 @@ def collect(root: Path) -> None:
     collections: dict[Path, dict[str, Any]] = {}
     for name in sorted(kept):
         collections.setdefault(Path(*Path(name).parts[:2]) / NAME, {})[name] = {
-            "sha256": _sha256(root / name),
+            "sha256": sha256(root / name),
             "record": records[name],
         }
     synced = _read_json(root / SYNCED)
@@ -57,19 +58,61 @@ def collect(root: Path) -> None:
 def restore(root: Path) -> None:
     """Put back records of collections that came since the last call. Raises ArtifactError for a damaged one."""
     synced = _read_json(root / SYNCED)
-    found = {
-        str(file.relative_to(root)): hashlib.sha256(file.read_bytes()).hexdigest()
-        for folder in FOLDERS
-        for file in sorted(root.glob(f"{folder}/{NAME}"))
-    }
+    found = {str(file.relative_to(root)): hashlib.sha256(file.read_bytes()).hexdigest() for file in _collections(root)}
     if new := [name for name, digest in found.items() if synced.get(name) != digest]:
         for name in new:
             for entry in _entries(root / name):
-                digest = _sha256(root / entry["file"])
+                digest = sha256(root / entry["file"])
                 if digest is None or digest == entry["sha256"]:
-                    record = json.dumps(entry["record"]).encode()
-                    write_bytes(root / METADATA / _encoded(entry["file"]), record)
+                    _put(root, entry)
         write_bytes(root / SYNCED, json.dumps({**synced, **found}, indent=1, sort_keys=True).encode())
+
+
+def mend(root: Path) -> list[str]:
+    """Take away records of Snakemake's that cannot be read, which would end it, and put back those of collections.
+
+    Returns the results that are left without a record: they are marked to be made again, for what is known of them is
+    not what they were made from.
+    """
+    lost = [name for name, record in _records(root) if record is None]
+    if not lost:
+        return []
+    for name in lost:
+        (root / METADATA / _encoded(name)).unlink()
+    kept = {entry["file"]: entry for file in _collections(root) for entry in _entries(file)}
+    unknown = []
+    for name in lost:
+        digest = sha256(root / name)
+        if name in kept and digest in (None, kept[name]["sha256"]):
+            _put(root, kept[name])
+        elif digest is not None:
+            unknown.append(name)
+            write_bytes(root / INCOMPLETE / _encoded(name), json.dumps({"external_jobid": None}).encode())
+    return unknown
+
+
+def expected(root: Path) -> dict[str, str]:
+    """The sha256 of each result that is recorded and not being made anew, by its path. Raises ArtifactError for a
+    damaged collection."""
+    entries = [entry for file in _collections(root) for entry in _entries(file) if entry["sha256"] is not None]
+    return {entry["file"]: entry["sha256"] for entry in entries if _is_current(root, entry)}
+
+
+def _is_current(root: Path, entry: dict[str, Any]) -> bool:
+    """Whether what a collection says of a result is the last that is known: a run that was killed collects nothing."""
+    place = _encoded(entry["file"])
+    if (root / INCOMPLETE / place).exists():
+        return False
+    own = root / METADATA / place
+    return not own.exists() or _read_json(own) == entry["record"]
+
+
+def _collections(root: Path) -> list[Path]:
+    return [file for folder in FOLDERS for file in sorted(root.glob(f"{folder}/{NAME}"))]
+
+
+def _put(root: Path, entry: dict[str, Any]) -> None:
+    write_bytes(root / METADATA / _encoded(entry["file"]), json.dumps(entry["record"]).encode())
 
 
 def _entries(file: Path) -> list[dict[str, Any]]:
@@ -85,18 +128,28 @@ def _entries(file: Path) -> list[dict[str, Any]]:
 
 
 def _recorded(root: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Snakemake's own records that are whole, by the result's path."""
+    """Snakemake's own records of finished results, by the result's path."""
+    return ((name, record) for name, record in _records(root) if record is not None and not record.get("incomplete"))
+
+
+def _records(root: Path) -> Iterator[tuple[str, dict[str, Any] | None]]:
+    """Snakemake's own records by the result's path; None for one that it could not read."""
+    from snakemake.persistence import MetadataRecord
+
     folder = root / METADATA
     for file in sorted(folder.rglob("*")):
         if not file.is_file():
             continue
         try:
             name = _decoded(str(file.relative_to(folder)))
+        except ValueError:
+            continue  # no record
+        try:
             record = json.loads(file.read_text(encoding="utf-8"))
+            MetadataRecord.model_validate(record)
         except (ValueError, OSError):
-            continue  # Snakemake warns of a damaged one and makes its result again
-        if not record.get("incomplete"):
-            yield name, record
+            record = None
+        yield name, record
 
 
 def _encoded(name: str) -> str:
@@ -112,7 +165,7 @@ def _decoded(place: str) -> str:
     return base64.urlsafe_b64decode("".join(part.removeprefix("@") for part in place.split("/"))).decode()
 
 
-def _sha256(file: Path) -> str | None:
+def sha256(file: Path) -> str | None:
     return hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else None
 
 

@@ -1,4 +1,4 @@
-"""In which order one call of a network reaches its modules."""
+"""Modules of a network by the blocks that hold them, and by when one call reaches them."""
 
 from __future__ import annotations
 
@@ -7,6 +7,22 @@ from typing import Any
 
 import torch
 from torch import nn
+
+
+def outermost(network: nn.Module, kinds: tuple[type[nn.Module], ...]) -> dict[str, nn.Module]:
+    """Modules of ``kinds`` by name that no other of them holds."""
+    found: dict[str, nn.Module] = {}
+
+    def collect(prefix: str, module: nn.Module) -> None:
+        for child_name, child in module.named_children():
+            name = f"{prefix}.{child_name}".strip(".")
+            if isinstance(child, kinds):
+                found[name] = child
+            else:
+                collect(name, child)
+
+    collect("", network)
+    return found
 
 
 @torch.no_grad()

@@ -16,6 +16,7 @@ import torch
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from torch import Tensor, nn
 
+from quest import architectures
 from quest.bench import measuring, networks, text
 from quest.config.learning import ReconstructionSettings
 from quest.config.methods.q_diffusion import QDiffusionSettings
@@ -30,7 +31,8 @@ from quest.learning.calibration import Calibration
 from quest.learning.finetuning import Stage, Targets
 from quest.learning.reconstruction import Cache, Unit
 from quest.methods import quest
-from quest.quantization.network import QuantizedNetwork, Recipe
+from quest.quantization.network import QuantizedNetwork
+from quest.quantization.recipe import Recipe
 
 _STEPS = 20  # sampling steps; one group of them, so one set of activation scales
 _FORWARD_BATCH = 50
@@ -112,10 +114,9 @@ def run(names: Sequence[str], iterations: int, batch: int, device: torch.device 
         model = networks.make(name, device)
         forward = _forward(name, model, iterations, min(batch, _FORWARD_BATCH), device)
         parameters = sum(parameter.numel() for parameter in model.parameters())
-        example = torch.zeros(1, *networks.SHAPE, device=device), torch.zeros(1, dtype=torch.long, device=device)
         # Steps take as long whatever the scales, so the fast search will do.
         recipe = Recipe(Bits(4, 4), QuantizerSettings(weight_search="max"), sets=1, steps=_STEPS)
-        network = QuantizedNetwork(model, recipe, example)
+        network = QuantizedNetwork(model, recipe, architectures.of(model).example())
         calibration = _calibration(max(batch, QuestSettings().cma_batch_size * (iterations + 1)), device)
         finetuning.calibrate_activations(network, replace(calibration, x=calibration.x[:, : min(batch, _CALIBRATION)]))
         steps = [forward, *_passes(name, network, calibration, iterations, batch, device)]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from quest import architectures
 from quest.bench import measuring, networks, text
-from quest.quantization import roles
 from quest.quantization.granularity import PerAxis
 from quest.quantization.grid import Grid
 from quest.quantization.quantizers import WeightQuantizer
@@ -18,7 +18,7 @@ PUBLISHED_SECONDS = {"imagenet": 3414.0, "bedrooms": 1597.0}
 def run(name: str, bits: int, device: torch.device | str) -> str:
     """A text table: seconds and peak memory of the search over all convolutions and linear layers of a network."""
     network = networks.make(name, device)
-    weights = [network.get_parameter(f"{layer}.weight") for layer in roles.find(network)]
+    weights = [network.get_parameter(f"{layer}.weight") for layer in architectures.of(network).roles()]
 
     def search(weight: torch.Tensor) -> WeightQuantizer:
         return WeightQuantizer(weight, Grid(bits), PerAxis(0), "mse")

@@ -17,7 +17,7 @@ import click
 
 from quest import stages
 from quest.artifacts import ArtifactError
-from quest.cli import extras
+from quest.cli import ending, extras
 from quest.config.values import ConfigError
 
 # Commands that are no stages: their module in this package, and their help.
@@ -71,16 +71,19 @@ class _Commands(click.Group):
             if ctx.params["debug"]:
                 raise
             raise click.ClickException(str(error)) from error
-        except KeyboardInterrupt:
-            click.echo("interrupted; nothing half-written is left, run the same command to go on", err=True)
-            sys.exit(130)
+        except KeyboardInterrupt as interrupt:
+            how = "ended" if isinstance(interrupt, ending.Terminated) else "interrupted"
+            click.echo(f"{how}; nothing half-written is left, run the same command to go on", err=True)
+            sys.exit(ending.exit_code(interrupt))
 
 
 @click.group(cls=_Commands)
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 @click.version_option(package_name="quest-diffusion")
-def main(debug: bool) -> None:
+@click.pass_context
+def main(context: click.Context, debug: bool) -> None:
     """Low-bit diffusion models by efficient selective finetuning (QuEST)."""
+    context.with_resource(ending.heeded())
     logging.basicConfig(
         level=logging.DEBUG if debug else logging.INFO, format="%(name)s: %(message)s", stream=sys.stderr
     )

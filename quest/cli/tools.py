@@ -46,9 +46,10 @@ def config() -> None:
 @click.option("--config", "file", type=FILE, default=Path("config/config.yaml"), show_default=True)
 def config_check(file: Path) -> None:
     """Validate a run and list its cells."""
-    from quest.config.run import load
+    from quest.config.run import load, require_models
 
     run = load(file)
+    require_models(run, file.parent)
     for dataset in run.datasets:
         for cell in run.cells():
             click.echo(f"{dataset} {cell.method} {cell.bits} seeds {run.run.seeds}")

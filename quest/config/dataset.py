@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -11,7 +11,7 @@ from quest import paths
 from quest.config.evaluation import EvaluationSettings
 from quest.config.pretraining import PretrainSettings
 from quest.config.quantization import QuantizationSettings
-from quest.config.reading import read, unknown, validate
+from quest.config.reading import named_files, read, unknown, validate
 from quest.config.studies import AnalysisSettings
 from quest.config.values import ConfigError, Positive
 
@@ -23,14 +23,19 @@ class DatasetSettings(QuantizationSettings):
     model: Path = Field(description="full-precision denoiser, an artifact of kind 'model'")
     source: str | None = Field(
         default=None,
-        description="what the `import` rule makes `model` from: a folder of a diffusers pipeline, a CompVis checkpoint "
+        description="what `import_model` makes `model` from: a folder of a diffusers pipeline, a CompVis checkpoint "
         "(.ckpt), or a hub id",
     )
     source_sha256: str | None = Field(
-        default=None, description="sha256 that `source` must have; `quest import` logs what it is"
+        default=None, description="sha256 that `source` must have; `quest import-model` logs what it is"
     )
     architecture: Path | None = Field(
         default=None, description="hyper-parameters of a CompVis checkpoint, one of config/models/*.yaml"
+    )
+    clip_sample: bool = Field(
+        default=True,
+        description="keep the predicted image in range at every step if the scheduler of `source` does (clip_sample or "
+        "thresholding); false: never, as the papers' samplers",
     )
     extractor: Path = Field(
         description="feature extractor of the metrics: an artifact of kind 'extractor', or Inception's weights (.pth)"
@@ -45,8 +50,8 @@ class DatasetSettings(QuantizationSettings):
         default=None, description="the reference instead: a batch of ADM's layout (.npz), with or without statistics"
     )
     reference_sha256: str | None = Field(default=None, description="sha256 that `reference_batch` must have")
-    image_size: Positive
-    image_channels: Positive
+    image_size: Annotated[int, Field(gt=0, le=8_192)]
+    image_channels: Annotated[int, Field(gt=0, le=16)]
     evaluation: EvaluationSettings = EvaluationSettings()
     analysis: AnalysisSettings = AnalysisSettings()
     pretrain: PretrainSettings | None = Field(default=None, description="set for embedded models only")
@@ -70,8 +75,7 @@ def load_dataset(dataset: str, folder: Path = paths.CONFIG) -> DatasetSettings:
     """Read and validate ``<folder>/datasets/<dataset>.yaml``. Raises ConfigError, naming the known datasets."""
     if not (folder / "datasets").is_dir():
         raise ConfigError(f"{folder / 'datasets'}: no such folder; run from the project's folder, which has it")
-    known = sorted(path.stem for path in (folder / "datasets").glob("*.yaml"))
-    if dataset not in known:
-        raise ConfigError(f"datasets: {unknown(dataset, known)} (the files of {folder / 'datasets'})")
-    path = folder / "datasets" / f"{dataset}.yaml"
-    return validate(DatasetSettings, read(path), str(path))
+    files = named_files(folder / "datasets", "a dataset")
+    if dataset not in files:
+        raise ConfigError(f"datasets: {unknown(dataset, files)} (the files of {folder / 'datasets'})")
+    return validate(DatasetSettings, read(files[dataset]), str(files[dataset]))

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
 
 from pydantic import Field
 
-from quest.config.values import Positive, Settings
+from quest.config.values import Positive, Settings, Several
 
 
 class ClipSettings(Settings):
@@ -23,7 +22,7 @@ class ClipSettings(Settings):
 class EvaluationSettings(Settings):
     """How many images are drawn, and what they are measured by (the defaults are ADM's evaluator's)."""
 
-    images: Annotated[int, Field(ge=2)] = 50_000
+    images: Several = 50_000
     shards: Positive = Field(default=1, description="independent sampling jobs of one cell")
     batch_size: Positive = 100
     neighbours: Positive = Field(default=3, description="k of precision and recall")

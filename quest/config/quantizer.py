@@ -36,6 +36,11 @@ class QuantizerSettings(Settings):
     split_shortcuts: bool = Field(
         default=False, description="quantize the two halves of a concatenated shortcut separately (Q-Diffusion)"
     )
+    roles: dict[str, str] = Field(
+        default={},
+        description="roles of layers by patterns of their names, like `{'*.extra': convolution}`, for those that the "
+        "architecture does not explain or explains otherwise; of several patterns that match, the longest",
+    )
     legacy_symmetric_levels: bool = Field(
         default=False,
         description="codes -2^b to 2^b of symmetric activations: 33 at 4 bits, which is 5.04 bits and counted as such "

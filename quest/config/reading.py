@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import json
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar, get_args
@@ -10,17 +12,23 @@ from typing import Any, TypeVar, get_args
 import yaml
 from pydantic import ValidationError
 
-from quest.config.values import ConfigError, Settings
+from quest.config.values import NAME, ConfigError, Settings
 
 S = TypeVar("S", bound=Settings)
 
 
 def validate(cls: type[S], content: Any, source: str) -> S:
-    """``content`` as ``cls``; every fault of it in one ConfigError that names ``source`` and each key."""
+    """``content`` as ``cls``; every fault of it in one ConfigError that names ``source`` and each key.
+
+    Nothing is converted but what YAML and JSON cannot write: lists become tuples and texts paths, "20" no number.
+    """
     try:
-        return cls.model_validate(content)
+        # Only as JSON does pydantic tell a list that has to be a tuple from a text that has to be a number.
+        return cls.model_validate_json(json.dumps(content, default=str), strict=True)
     except ValidationError as error:
         raise ConfigError("\n".join(f"{source}: {_explain(cls, fault)}" for fault in error.errors())) from None
+    except (ValueError, RecursionError):
+        raise ConfigError(f"{source}: it contains itself; expected a mapping of keys") from None
 
 
 def unknown(name: str, known: Iterable[str]) -> str:
@@ -38,15 +46,57 @@ def merged(content: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, 
 
 
 def read(path: Path) -> Any:
-    """A YAML file's content. Raises ConfigError."""
+    """A YAML file's content, UTF-8 whatever the locale. Raises ConfigError, also for a key that is given twice."""
     try:
-        return yaml.safe_load(path.read_text())
+        return yaml.load(path.read_text(encoding="utf-8-sig"), _Loader)
     except OSError as error:
         raise ConfigError(
             f"{path}: {error.strerror}; run from the project's folder or name the file with --config"
         ) from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not valid YAML: {error}") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not valid YAML: byte {error.start} is no UTF-8; save it as UTF-8 text") from None
+    except yaml.MarkedYAMLError as error:
+        where = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
+        raise ConfigError(f"{path}: not valid YAML: {where}{error.problem or error.context}") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    except (RecursionError, ValueError):  # nested too deeply, or a date that is none
+        raise ConfigError(f"{path}: not valid YAML: a value in it cannot be read") from None
+
+
+def named_files(folder: Path, what: str) -> dict[str, Path]:
+    """The YAML files of ``folder`` by name, hidden ones left out.
+
+    what: each of them is, for the message. Raises ConfigError for a name that could be more than a name, in a path or
+    on a command line.
+    """
+    files = sorted(path for path in folder.glob("*.yaml") if not path.name.startswith("."))
+    for path in files:
+        if not re.fullmatch(NAME, path.stem):
+            raise ConfigError(f"{str(path)!r}: {what} is named by small letters, digits and dashes; rename the file")
+    return {path.stem: path for path in files}
+
+
+class _Loader(yaml.SafeLoader):
+    """Plain values alone; numbers as YAML 1.2 has them, and no key twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            name = key.value if isinstance(key, yaml.ScalarNode) else ""
+            if name in seen:
+                raise yaml.MarkedYAMLError(
+                    problem=f"{name} is given twice; leave one of the two out", problem_mark=key.start_mark
+                )
+            if name and key.tag != "tag:yaml.org,2002:merge":
+                seen.add(name)
+        return super().construct_mapping(node, deep)
+
+
+# PyYAML, of version 1.1, takes 1e-4 for a text.
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+)
 
 
 def _explain(cls: type[Settings], fault: Any) -> str:
@@ -63,4 +113,15 @@ def _explain(cls: type[Settings], fault: Any) -> str:
         return f"{key}: missing; it has no default"
     if fault["type"] == "value_error":
         return f"{key}: {fault['msg']}".removeprefix(": ").replace("Value error, ", "")
-    return f"{key}: found {fault['input']!r}; {fault['msg'].removeprefix('Input should be').strip()} is expected"
+    expected = fault["msg"].removeprefix("Input should be").strip()
+    for of_json, of_yaml in (("a valid array", "a valid list"), ("an object", "a valid mapping of keys")):
+        expected = expected.replace(of_json, of_yaml)
+    return f"{key}: found {_shown(fault['input'])}; {expected} is expected".removeprefix(": ")
+
+
+def _shown(value: Any) -> str:
+    """A value as it stands in the file; the beginning of a long one."""
+    if value is None or isinstance(value, bool):
+        return "nothing" if value is None else str(value).lower()
+    text = repr(value)
+    return text if len(text) <= 100 else f"{text[:100]}…"

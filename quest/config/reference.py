@@ -116,7 +116,7 @@ def _bounds(metadata: list[Any]) -> str:
             case annotated_types.Lt():
                 parts.append(f"< {item.lt}")
             case annotated_types.Le():
-                parts.append(f"≤ {item.le}")
+                parts.append(f"≤ {item.le:,}")
             case annotated_types.MinLen():
                 parts.append(f"(at least {item.min_length})")
     return " " + ", ".join(parts) if parts else ""

@@ -11,11 +11,12 @@ from pydantic import Field, model_validator
 from quest import paths
 from quest.config.dataset import DatasetSettings, load_dataset
 from quest.config.methods import METHODS
-from quest.config.reading import read, unknown, validate
+from quest.config.reading import named_files, read, unknown, validate
 from quest.config.values import FULL_PRECISION, UNQUANTIZED, Bits, Cell, ConfigError, Positive, Settings
 from quest.config.variants import MethodVariant, load_variants, of_cell
 
 CONFIG_FILE = paths.CONFIG / "config.yaml"
+_NO_SUITES = ("variants", "published")  # files beside those of runs
 
 
 class RunSettings(Settings):
@@ -26,7 +27,7 @@ class RunSettings(Settings):
         description="quantization methods; full precision is always added"
     )
     bits: Annotated[list[str], Field(min_length=1)] = Field(description="bit-widths, like w4a8")
-    seeds: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)] = Field(
+    seeds: Annotated[list[Annotated[int, Field(ge=0, lt=2**32)]], Field(min_length=1)] = Field(
         description="one whole chain (calibration to metrics) for each, unless `chains` says otherwise"
     )
     chains: Positive | None = Field(
@@ -87,9 +88,10 @@ def load(source: Path | dict[str, Any] = CONFIG_FILE, folder: Path | None = None
     Raises ConfigError.
     """
     folder = folder or (source.parent if isinstance(source, Path) else paths.CONFIG)
-    name = str(source) if isinstance(source, Path) else str(CONFIG_FILE)
+    name = str(source) if isinstance(source, Path) else _origin(source, folder)
     run = validate(RunSettings, read(source) if isinstance(source, Path) else source, name)
     variants = load_variants(folder)
+    known = named_files(folder / "datasets", "a dataset")
     for method in run.methods:
         if method not in METHODS and method not in variants:
             raise ConfigError(f"{name}: methods: {unknown(method, [*METHODS, *variants])}")
@@ -106,6 +108,10 @@ def load(source: Path | dict[str, Any] = CONFIG_FILE, folder: Path | None = None
         values = getattr(run, axis)
         if len(set(values)) < len(values):
             raise ConfigError(f"{name}: {axis}: {values} names a value twice")
+    if unknown_datasets := [dataset for dataset in run.datasets if dataset not in known]:
+        raise ConfigError(
+            f"{name}: datasets: {unknown(unknown_datasets[0], known)} (the files of {folder / 'datasets'})"
+        )
     config = Config(run, {dataset: load_dataset(dataset, folder) for dataset in run.datasets}, variants)
     for dataset, settings in config.datasets.items():
         counts = {"calibration.steps": settings.calibration.steps}
@@ -119,11 +125,35 @@ def load(source: Path | dict[str, Any] = CONFIG_FILE, folder: Path | None = None
     return config
 
 
+def require_models(config: Config, folder: Path = paths.CONFIG) -> None:
+    """Raise ConfigError for every dataset of a run whose model is not there and which nothing makes.
+
+    folder: where ``datasets/`` lies, for the message. Paths in a protocol are seen from the project's folder.
+    """
+    faults = [
+        f"{folder}/datasets/{dataset}.yaml: model: {settings.model} is not there, and neither source nor pretrain says "
+        "how to make it; put it there or set one of them"
+        for dataset, settings in config.datasets.items()
+        if not (settings.source or settings.pretrain or settings.model.is_file())
+    ]
+    if faults:
+        raise ConfigError("\n".join(faults))
+
+
 def run_file(suite: str | None = None, folder: Path = paths.CONFIG) -> Path:
     """The file of the run called ``suite``, like paper; of the default run without. Raises ConfigError."""
     if suite is None:
         return folder / CONFIG_FILE.name
-    known = sorted({path.stem for path in folder.glob("*.yaml")} - {"variants", "published"})
-    if suite not in known:
-        raise ConfigError(f"suite: {unknown(str(suite), known)} (the files of {folder})")
-    return folder / f"{suite}.yaml"
+    files = {name: file for name, file in named_files(folder, "a suite").items() if name not in _NO_SUITES}
+    if suite not in files:
+        raise ConfigError(f"--config: suite: {unknown(str(suite), files)} (the files of {folder})")
+    return files[suite]
+
+
+def _origin(content: dict[str, Any], folder: Path) -> str:
+    """Where Snakemake has ``content`` from: the file of its suite, and the keys that its option --config changes."""
+    file = run_file(content.get("suite"), folder)
+    written = read(file) if file.exists() else {}
+    changed = [key for key in content if key != "suite" and key in RunSettings.model_fields]
+    changed = [key for key in changed if not isinstance(written, dict) or written.get(key) != content[key]]
+    return f"{file} with --config {' '.join(changed)}" if changed else str(file)

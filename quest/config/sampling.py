@@ -14,8 +14,10 @@ class SamplerSettings(Settings):
     """How images are drawn: DDIM (Song et al. 2021, eq. 12) or PLMS (Liu et al. 2022) on the model's noise schedule."""
 
     kind: Literal["ddim", "plms"] = Field(default="ddim", description="plms is deterministic, on the uniform grid")
-    steps: Positive = Field(default=20, description="sampling steps")
-    eta: NonNegative = Field(default=0.0, description="0 is deterministic DDIM, 1 is as noisy as DDPM")
+    steps: Annotated[int, Field(gt=0, le=10_000)] = Field(default=20, description="sampling steps")
+    eta: Annotated[float, Field(ge=0, le=1)] = Field(
+        default=0.0, description="0 is deterministic DDIM, 1 is as noisy as DDPM"
+    )
     spacing: Literal["uniform", "quadratic"] = Field(
         default="uniform", description="of the timesteps; quadratic has more of them where there is little noise"
     )
@@ -30,6 +32,8 @@ class SamplerSettings(Settings):
     def _fits_together(self) -> SamplerSettings:
         if self.kind == "plms" and (self.eta or self.spacing != "uniform" or self.timesteps is not None):
             raise ValueError("kind is plms, which has eta 0, uniform spacing and no timesteps of its own")
+        if self.kind == "plms" and self.steps == 1:
+            raise ValueError("kind is plms and steps is 1; PLMS takes at least 2, which it starts from")
         if self.timesteps is not None:
             if len(self.timesteps) != self.steps:
                 raise ValueError(f"{len(self.timesteps)} timesteps are given, but steps is {self.steps}")

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
 from pydantic import Field, field_validator
 
-from quest.config.values import UNQUANTIZED, Bits, Positive, Settings
+from quest.config.values import UNQUANTIZED, Bits, Positive, Settings, Several
 
 
 class AnalysisSettings(Settings):
@@ -17,7 +15,7 @@ class AnalysisSettings(Settings):
     steps: Positive = Field(
         default=5, description="most sampling steps that layers are observed at; as many as divide sampler.steps"
     )
-    images: Annotated[int, Field(ge=2)] = Field(
+    images: Several = Field(
         default=32, description="images drawn for each setting of the sensitivity and token studies"
     )
 

@@ -9,7 +9,12 @@ from pydantic import BaseModel, ConfigDict, Field
 
 FULL_PRECISION = "fp"
 
-Positive = Annotated[int, Field(gt=0)]
+NAME = "[a-z0-9][a-z0-9-]*"
+"""What datasets, suites and tables may be called: their names are parts of paths and of command lines."""
+MOST = 10_000_000  # of whatever is counted; more is a slip of the keyboard
+
+Positive = Annotated[int, Field(gt=0, le=MOST)]
+Several = Annotated[int, Field(ge=2, le=MOST)]
 NonNegative = Annotated[float, Field(ge=0)]
 Rate = Annotated[float, Field(gt=0)]
 

@@ -37,17 +37,19 @@ def load_variants(folder: Path = paths.CONFIG) -> dict[str, MethodVariant]:
     """
     path = folder / "variants.yaml"
     content = (read(path) or {}) if path.exists() else {}
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path}: expected variants by name, each with what it changes")
     variants = {}
     for name, overrides in content.items():
         where = f"{path}: {name}"
-        if not re.fullmatch(r"[a-z-]+\+[a-z0-9-]+", name):
+        if not re.fullmatch(r"[a-z-]+\+[a-z0-9-]+", str(name)):
             raise ConfigError(f"{where}: a variant is named <method>+<what is changed>, like quest+no-local-loss")
         if (base := base_method(name)) not in METHODS:
             raise ConfigError(f"{where}: {unknown(base, METHODS)}")
         variants[name] = variant = validate(MethodVariant, overrides, where)
         if others := set(variant.methods) - {python_name(base)}:
             raise ConfigError(f"{where}: methods.{min(others)}: a variant of {base} overrides its settings alone")
-        if shared := set(variant.quantizer) & {"weight_search", "split_shortcuts"}:
+        if shared := set(variant.quantizer) & {"weight_search", "split_shortcuts", "roles"}:
             raise ConfigError(f"{where}: quantizer.{min(shared)}: weights are reconstructed once for all cells")
     return variants
 

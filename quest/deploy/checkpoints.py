@@ -15,7 +15,9 @@ from quest.artifacts import ArtifactError, Manifest
 from quest.config.sampling import SamplerSettings
 from quest.diffusion.correction import PREFIX, Correction
 from quest.diffusion.denoiser import Denoiser
-from quest.quantization.network import QuantizedNetwork, Recipe
+from quest.quantization import storage
+from quest.quantization.network import QuantizedNetwork
+from quest.quantization.recipe import Recipe
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,7 @@ class Checkpoint:
 def save(path: Path, checkpoint: Checkpoint) -> Manifest:
     """Write a checkpoint; the bit account is made, and the level counts asserted, here."""
     network = checkpoint.network
-    tensors, notes = network.export(), dict(checkpoint.notes)
+    tensors, notes = storage.export(network), dict(checkpoint.notes)
     if checkpoint.correction is not None:
         tables, rest = checkpoint.correction.export()
         tensors, notes = tensors | tables, notes | {"correction": rest}
@@ -78,7 +80,7 @@ def load(path: Path, denoiser: Denoiser) -> Checkpoint:
     network = QuantizedNetwork(denoiser.network, recipe, denoiser.example(), search=False)
     tensors = dict(artifact.tensors)
     tables = {name: tensors.pop(name) for name in artifact.tensors if name.startswith(PREFIX)}
-    network.restore(tensors)
+    storage.restore(network, tensors)
     correction = None
     if tables:
         correction = Correction.restore(tables, notes.pop("correction"), recipe.steps, denoiser.shape[0])

@@ -117,7 +117,7 @@ def _run(
     grouping, decisions = methods.starts_from(own), None
     if grouping is not None:
         decisions = _learned_rounding(denoiser, data, settings, bits.weight, grouping, seed)
-    network = QuantizedNetwork(denoiser.network, start.recipe_of(settings, method, bits), denoiser.example())
+    network = QuantizedNetwork(denoiser.network, start.recipe_of(settings, denoiser, method, bits), denoiser.example())
     if decisions is not None:
         reconstructions.put(network, decisions)
     return network, methods.get(method).quantize(network, data, own, seed)

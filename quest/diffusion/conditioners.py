@@ -30,6 +30,8 @@ class ClassEmbedder(nn.Module):
         """Classes, None for no class, to (n, 1, channels). Raises ValueError for a class that the model has not."""
         null = self.classes
         for label in conditions:
+            if isinstance(label, str):
+                raise ValueError("condition: found prompts in the protocol, but the model takes classes")
             if label is not None and not 0 <= label < null:
                 raise ValueError(f"condition: class {label}; the model has classes 0 to {null - 1}")
         labels = torch.tensor([null if label is None else label for label in conditions])
@@ -55,10 +57,16 @@ class TextEncoder(nn.Module):
         self.tokenizer = tokenizer
 
     def forward(self, conditions: Sequence[str | None]) -> Tensor:
-        """Texts, None for no text, to (n, tokens, channels)."""
+        """Texts, None for no text, to (n, tokens, channels). Raises ValueError for classes."""
+        if not all(text is None or isinstance(text, str) for text in conditions):
+            raise ValueError("condition: found classes in the protocol, but the model takes prompts")
         encoded = self.tokenizer.encode_batch([text or "" for text in conditions])
         ids = torch.tensor([each.ids for each in encoded], device=self.model.device)
         return self.model(ids).last_hidden_state
+
+    def cut(self, texts: Sequence[str]) -> int:
+        """How many of ``texts`` are longer than the model reads: their ends are not seen."""
+        return sum(bool(each.overflowing) for each in self.tokenizer.encode_batch(list(texts)))
 
     def describe(self) -> dict[str, Any]:
         """What `build` makes the module from, as JSON; the tokenizer is stored as a tensor."""

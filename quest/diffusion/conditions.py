@@ -43,18 +43,31 @@ def in_turn(choices: Sequence[Any] | None, purpose: str, seed: int, indices: Seq
 
 
 def read_prompts(path: Path) -> list[str]:
-    """The prompts of a text file, one a line. Raises ValueError when it is missing or a line is empty."""
+    """The prompts of a text file in UTF-8, one a line. Raises ValueError when it is missing or a line is empty."""
     try:
-        prompts = path.read_text(encoding="utf-8").splitlines()
+        prompts = prompt_lines(path.read_bytes())
     except OSError as error:
         raise ValueError(
             f"condition.prompts: {path}: {error.strerror}; expected a text file with one prompt a line"
         ) from error
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"condition.prompts: {path}: byte {error.start} is not UTF-8; expected a text file with one prompt a line"
+        ) from error
     empty = [number for number, prompt in enumerate(prompts, 1) if not prompt.strip()]
-    if not prompts or empty:
-        found = f"line {empty[0]} is empty" if empty else "no line"
+    if empty:
+        found = f"line {empty[0]} is empty" if prompts != [""] else "no line"
         raise ValueError(f"condition.prompts: {path}: {found}; expected one prompt a line")
     return prompts
+
+
+def prompt_lines(content: bytes) -> list[str]:
+    """The lines of a file of prompts, at least one. Raises UnicodeDecodeError where it is not UTF-8.
+
+    Only a line feed ends a line, with or without a carriage return before it: a prompt may hold whatever else Unicode
+    has to separate lines. A byte order mark is no part of the first.
+    """
+    return content.decode("utf-8-sig").replace("\r\n", "\n").removesuffix("\n").split("\n")
 
 
 def _path(settings: ConditionSettings) -> Path:

@@ -1,7 +1,7 @@
 """The denoiser: one interface over pixel-space and latent models, unconditional, class- and text-conditional.
 
 Networks, schedules and autoencoders are diffusers'. What is added here is that a sampling step travels with every
-prediction, because a quantized network keeps activation scales for groups of steps, and classifier-free guidance.
+prediction, because a quantized network keeps activation scales for groups of steps, and guidance.
 """
 
 from __future__ import annotations
@@ -13,27 +13,26 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers.models.attention_processor import Attention
-from diffusers.models.unets.unet_2d import UNet2DModel
-from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from torch import Tensor, nn
 
+from quest import architectures
+from quest.architectures import Inputs
 from quest.artifacts import ArtifactError, Manifest, load_tensors, save_tensors
 from quest.config.sampling import SamplerSettings
 from quest.diffusion import conditioners, first_stage
 from quest.diffusion.conditioners import Conditioner
+from quest.diffusion.finite import finite
 from quest.diffusion.first_stage import FirstStage
+from quest.diffusion.guidance import Guidance
 from quest.diffusion.samplers import Call, Predict, Sampler
-
-ARCHITECTURES = {"UNet2DModel": UNet2DModel, "UNet2DConditionModel": UNet2DConditionModel}
 
 
 @dataclass
 class Denoiser:
     """A full-precision model.
 
-    network: noise predictor in eval mode, called as network(x (N, C, H, W), timestep (N,)[, context (N, L, d)]).sample.
+    network: noise predictor in eval mode, of an architecture that the library knows (`quest.architectures`).
     scheduler: diffusers' DDIM scheduler on the model's training schedule.
     first_stage: decodes the latents of a latent model. conditioner: makes the context of a conditional one.
     sha256: of the model artifact, recorded by everything made from it.
@@ -48,8 +47,7 @@ class Denoiser:
     @property
     def shape(self) -> tuple[int, int, int]:
         """(C, H, W) of what the network denoises: an image in [-1, 1], or latents."""
-        config: Any = self.network.config
-        return config.in_channels, config.sample_size, config.sample_size
+        return architectures.of(self.network).shape
 
     @property
     def device(self) -> torch.device:
@@ -90,52 +88,33 @@ class Denoiser:
         """Finished samples to images (N, channels, H, W) around [-1, 1]."""
         return x if self.first_stage is None else self.first_stage.decode(x)
 
-    def example(self) -> tuple[Tensor, ...]:
+    @torch.no_grad()
+    def example(self) -> tuple[Any, ...]:
         """Arguments of one call of the network with a batch of 1."""
-        x = torch.zeros(1, *self.shape, device=self.device)
-        timestep = torch.zeros(1, dtype=torch.long, device=self.device)
-        if self.conditioner is None:
-            return x, timestep
-        with torch.no_grad():
-            return x, timestep, self.conditioner([None])
-
-
-@dataclass(frozen=True)
-class Guidance:
-    """Classifier-free guidance (Ho and Salimans 2022): ε = ε(null) + scale · (ε(context) - ε(null)).
-
-    context: (N, L, d), of each sample. null: (1, L, d), of no condition. At scale 1 only the condition is used.
-    """
-
-    context: Tensor
-    null: Tensor
-    scale: float = 1.0
-
-    def halves(self) -> list[Tensor]:
-        """The contexts that one prediction needs, each (N, L, d)."""
-        return [self.context] if self.scale == 1 else [self.null.expand_as(self.context), self.context]
-
-    def join(self, predicted: Sequence[Tensor]) -> Tensor:
-        """The guided prediction from those under each of `halves`."""
-        if len(predicted) == 1:
-            return predicted[0]
-        null, conditional = predicted
-        return null + self.scale * (conditional - null)
+        context = None if self.conditioner is None else self.conditioner([None])
+        return architectures.of(self.network).example(context)
 
 
 def predictor(network: nn.Module, guidance: Guidance | None = None) -> Predict:
-    """``network`` as a function of (x, call), guided in one batch; tells a quantized network its step first."""
+    """``network`` as a function of (x, call), guided in one batch; tells a quantized network its step first.
+
+    Raises ValueError, naming the step, for a prediction that is not finite.
+    """
     set_step = getattr(network, "set_step", None)
 
-    def predict(x: Tensor, call: Call) -> Tensor:
+    def output(x: Tensor, call: Call) -> Tensor:
         if set_step is not None:
             set_step(call.step)
+        timesteps = torch.full((len(x),), call.timestep, device=x.device)
         if guidance is None:
-            return network(x, torch.full((len(x),), call.timestep, device=x.device)).sample
+            return architectures.predict(network, Inputs(x, timesteps))
         halves = guidance.halves()
-        timesteps = torch.full((len(x) * len(halves),), call.timestep, device=x.device)
-        predicted = network(torch.cat([x] * len(halves)), timesteps, torch.cat(halves)).sample
-        return guidance.join(predicted.chunk(len(halves)))
+        both = Inputs(torch.cat([x] * len(halves)), timesteps.repeat(len(halves)), torch.cat(halves))
+        return guidance.join(architectures.predict(network, both).chunk(len(halves)))
+
+    def predict(x: Tensor, call: Call) -> Tensor:
+        noise = call.parametrization.noise(output(x, call), x)
+        return finite(noise, f"prediction at sampling step {call.step} (timestep {call.timestep})")
 
     return predict
 
@@ -147,7 +126,7 @@ def save(path: Path, model: Denoiser, manifest: Manifest, dtype: torch.dtype | N
         "architecture": type(network).__name__,
         "config": _plain(network.config),
         "scheduler": _plain(model.scheduler.config),
-        "heads": {name: module.heads for name, module in network.named_modules() if isinstance(module, Attention)},
+        "heads": architectures.of(network).heads(),
     }
     tensors = {f"network.{name}": tensor for name, tensor in network.state_dict().items()}
     if model.first_stage is not None:
@@ -181,12 +160,13 @@ def load(path: Path, device: torch.device | str = "cpu") -> Denoiser:
         name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in artifact.tensors.items()
     }
     try:
-        network = _build(ARCHITECTURES, notes, _part(tensors, "network"))
-        for name, heads in notes["heads"].items():  # which no config can say where levels differ
-            set_heads(network.get_submodule(name), heads)
+        # Heads are told apart from the config, which cannot say them where levels differ.
+        network = architectures.build(notes["architecture"], notes["config"], notes["heads"])
+        network.load_state_dict(_part(tensors, "network"))
         stage = conditioner = None
         if described := notes.get("first_stage"):
-            autoencoder = _build(first_stage.ARCHITECTURES, described, _part(tensors, "first_stage"))
+            autoencoder = first_stage.build(described["architecture"], described["config"])
+            autoencoder.load_state_dict(_part(tensors, "first_stage"))
             stage = FirstStage(_ready(autoencoder, device), described["scale_factor"])
         if described := notes.get("conditioner"):
             conditioner = _ready(conditioners.build(described, _part(tensors, "conditioner")), device)
@@ -196,22 +176,6 @@ def load(path: Path, device: torch.device | str = "cpu") -> Denoiser:
         raise ArtifactError(f"{path}: {error}") from error
     scheduler: Any = DDIMScheduler.from_config(notes["scheduler"])
     return Denoiser(_ready(network, device), scheduler, stage, conditioner, artifact.manifest.sha256)
-
-
-def set_heads(attention: nn.Module, heads: int) -> None:
-    """Split the channels of an attention layer into ``heads``, whatever its network's config says."""
-    assert isinstance(attention, Attention)
-    attention.heads = attention.sliceable_head_dim = heads
-    attention.scale = (attention.inner_dim // heads) ** -0.5 if attention.scale_qk else 1.0
-
-
-def _build(architectures: dict[str, Any], described: dict[str, Any], tensors: dict[str, Tensor]) -> nn.Module:
-    name = described["architecture"]
-    if name not in architectures:
-        raise ValueError(f"architecture {name!r}; known are {', '.join(architectures)}")
-    network = architectures[name].from_config(described["config"])
-    network.load_state_dict(tensors)
-    return network
 
 
 def _ready(module: Any, device: torch.device | str, dtype: torch.dtype | None = None) -> Any:

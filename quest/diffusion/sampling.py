@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from collections.abc import Sequence
 from typing import Any
@@ -13,10 +14,14 @@ from tqdm import tqdm
 from quest.config.dataset import DatasetSettings
 from quest.config.sampling import SamplerSettings
 from quest.diffusion import denoiser as denoisers
-from quest.diffusion.conditions import EVALUATION, conditions
+from quest.diffusion.conditioners import TextEncoder
+from quest.diffusion.conditions import EVALUATION, conditions, read_prompts
 from quest.diffusion.correction import Correction
 from quest.diffusion.denoiser import Denoiser
+from quest.diffusion.finite import finite
 from quest.noise import SampleNoise
+
+log = logging.getLogger(__name__)
 
 
 def draw(
@@ -28,7 +33,11 @@ def draw(
     device: torch.device,
     correction: Correction | None = None,
 ) -> Tensor:
-    """Images ``indices`` of ``seed`` by ``network`` under a protocol, as `sample` gives them."""
+    """Images ``indices`` of ``seed`` by ``network`` under a protocol, as `sample` gives them.
+
+    Prompts longer than the model reads are counted in a warning.
+    """
+    _warn_of_cut_prompts(model, settings)
     wanted = conditions(settings.condition, EVALUATION, seed, indices)
     size = settings.evaluation.batch_size
     return sample(model, network, settings.sampler, seed, indices, wanted, size, device, correction)
@@ -47,7 +56,8 @@ def sample(
 ) -> Tensor:
     """Images ``indices`` of ``seed`` by ``network``, (len(indices), channels, H, W) uint8 on the CPU.
 
-    wanted: the condition of each of them, None for an unconditional model.
+    wanted: the condition of each of them, None for an unconditional model. Raises ValueError for images that are not
+    finite.
     """
     sampler = model.sampler(settings)
     images = []
@@ -63,8 +73,8 @@ def sample(
 
 
 def to_uint8(x: Tensor) -> Tensor:
-    """[-1, 1] to 0 … 255, rounded; values outside are clipped."""
-    return ((x + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).cpu()
+    """[-1, 1] to 0 … 255, rounded; values outside are clipped. Raises ValueError for what is not finite."""
+    return ((finite(x, "images") + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).cpu()
 
 
 def shard_indices(images: int, shard: int, shards: int) -> range:
@@ -72,3 +82,12 @@ def shard_indices(images: int, shard: int, shards: int) -> range:
     if not 0 <= shard < shards:
         raise ValueError(f"--shard: {shard}; evaluation.shards is {shards}, so 0 to {shards - 1} are there")
     return range(images * shard // shards, images * (shard + 1) // shards)
+
+
+def _warn_of_cut_prompts(model: Denoiser, settings: DatasetSettings) -> None:
+    file = settings.condition and settings.condition.prompts
+    if not file or not isinstance(model.conditioner, TextEncoder):
+        return
+    prompts = read_prompts(file)
+    if cut := model.conditioner.cut(prompts):
+        log.warning("%s: %d of %d prompts are longer than the model reads, and cut", file, cut, len(prompts))

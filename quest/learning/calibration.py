@@ -16,10 +16,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from quest import artifacts
+from quest.architectures import Inputs
 from quest.config.quantization import QuantizationSettings
 from quest.diffusion import denoiser as denoisers
 from quest.diffusion.conditions import choices, in_turn
-from quest.diffusion.denoiser import Denoiser, Guidance
+from quest.diffusion.denoiser import Denoiser
+from quest.diffusion.guidance import Guidance
 from quest.diffusion.samplers import Sampler
 from quest.noise import SampleNoise
 
@@ -110,12 +112,12 @@ class Samples:
     def __len__(self) -> int:
         return len(self.x)
 
-    def arguments(self, batch: Tensor) -> tuple[Tensor, ...]:
-        """What the network is called with for the samples ``batch``, positions on the CPU."""
-        x, timesteps = self.x[batch], self.timesteps[batch]
+    def inputs(self, batch: Tensor) -> Inputs:
+        """What the network is told for the samples ``batch``, positions on the CPU."""
+        told = Inputs(self.x[batch], self.timesteps[batch])
         if self.contexts is None or self.context_of is None:
-            return x, timesteps
-        return x, timesteps, self.contexts[self.context_of[batch]]
+            return told
+        return told._replace(context=self.contexts[self.context_of[batch]])
 
 
 def record(

@@ -13,6 +13,7 @@ from torch.nn.functional import mse_loss
 from torch.nn.utils import parametrize
 from tqdm import tqdm
 
+from quest import architectures
 from quest.learning.calibration import Calibration, Samples
 from quest.quantization import grid as grids
 from quest.quantization.grid import MIN_SCALE
@@ -75,12 +76,12 @@ def running_ranges(network: QuantizedNetwork, momentum: float, first: grids.Sear
 def sets_of(network: QuantizedNetwork, data: Samples) -> list[Tensor]:
     """Positions in ``data`` of the samples of each group of sampling steps. Raises ValueError for an empty group."""
     step = network.step
-    sets = [(data.steps * step.sets // step.steps == index).nonzero().flatten() for index in range(step.sets)]
+    sets = [(step.set_of(data.steps) == index).nonzero().flatten() for index in range(step.sets)]
     for index, members in enumerate(sets):
         if not len(members):
-            first, last = index * step.steps // step.sets, (index + 1) * step.steps // step.sets - 1
+            steps = step.steps_of(index)
             raise ValueError(
-                f"no calibration sample for sampling steps {first} to {last}, which have scales of their own; "
+                f"no calibration sample for sampling steps {steps[0]} to {steps[-1]}, which have scales of their own; "
                 f"record more steps (calibration.steps) or use fewer sets than {step.sets}"
             )
     return sets
@@ -89,7 +90,7 @@ def sets_of(network: QuantizedNetwork, data: Samples) -> list[Tensor]:
 def predict(network: QuantizedNetwork, data: Samples, batch: Tensor) -> Tensor:
     """Predicted noise of samples ``batch`` (positions in ``data``, all of one group of sampling steps)."""
     network.set_step(int(data.steps[batch[0]]))
-    return network(*data.arguments(batch)).sample
+    return architectures.predict(network, data.inputs(batch))
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Block-wise learned rounding of the weights: AdaRound on residual, attention and transformer blocks.
+"""Block-wise learned rounding of the weights: AdaRound on the blocks that an architecture is made of.
 
 Units in execution order. Grouping "blocks" takes each block as it is; "temporal" first learns the time embedding and
 its projections into all residual blocks as one unit, which depends on the timestep alone, and later units leave them
@@ -20,15 +20,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers.models.attention import BasicTransformerBlock
-from diffusers.models.attention_processor import Attention
-from diffusers.models.resnet import ResnetBlock2D
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from quest import artifacts
-from quest.architectures.order import in_call_order
-from quest.architectures.temporal import TemporalBlock
+from quest import architectures, artifacts
+from quest.architectures.order import in_call_order, outermost
 from quest.config.learning import ReconstructionSettings
 from quest.config.method import Grouping
 from quest.diffusion.denoiser import Denoiser
@@ -41,7 +37,6 @@ from quest.quantization.rounding import AdaRound, Fixed
 
 log = logging.getLogger(__name__)
 
-_BLOCKS = (ResnetBlock2D, BasicTransformerBlock, Attention)
 _CHUNK = 64  # samples of one full call while inputs and targets are recorded
 
 
@@ -72,26 +67,16 @@ def units(network: QuantizedNetwork, grouping: Grouping = "blocks") -> list[Unit
     blocks = _blocks(network)
     if grouping == "blocks":
         return blocks
-    temporal = TemporalBlock(network.network)
-    layers = {name: layer for name, layer in network.layers().items() if name in temporal.names}
-    first = Unit("temporal", temporal, layers, entry=temporal.time_embedding)
+    temporal = network.architecture.temporal()
+    layers = {name: layer for name, layer in network.layers().items() if name in temporal.layers}
+    first = Unit("temporal", temporal.module, layers, temporal.entry)
     others = (unit.without(layers) for unit in blocks)
     return [first, *(unit for unit in others if unit.layers)]
 
 
 def _blocks(network: QuantizedNetwork) -> list[Unit]:
     """Blocks, and layers outside any, in the order in which one call of the network reaches them."""
-    found: dict[str, nn.Module] = {}
-
-    def collect(prefix: str, module: nn.Module) -> None:
-        for child_name, child in module.named_children():
-            name = f"{prefix}.{child_name}".strip(".")
-            if isinstance(child, (*_BLOCKS, QuantizedLayer)):
-                found[name] = child
-            else:
-                collect(name, child)
-
-    collect("", network.network)
+    found = outermost(network.network, (*network.architecture.blocks, QuantizedLayer))
     with network.quantizing(weights=False, activations=False):
         order = in_call_order(network, network.example, found)
     layers = network.layers()
@@ -199,6 +184,7 @@ def apply(path: Path, network: QuantizedNetwork, denoiser: Denoiser, grouping: G
         "weight_search": recipe.quantizer.weight_search,
         "weight_group": recipe.quantizer.weight_group,
         "split_shortcuts": recipe.quantizer.split_shortcuts,
+        "roles": recipe.quantizer.roles,
         "grouping": grouping,
     }.items():
         if (found := manifest.settings.get(key)) != expected:
@@ -262,7 +248,7 @@ def record(network: QuantizedNetwork, unit: Unit, data: Samples, cache_mib: int,
 
         handle = entry.register_forward_pre_hook(stop, with_kwargs=True)
         try:
-            network(*data.arguments(batch))
+            architectures.predict(network, data.inputs(batch))
         except _Reached as found:
             return found.args, found.named
         finally:

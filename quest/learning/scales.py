@@ -122,7 +122,7 @@ def _loss(network: QuantizedNetwork, unit: Unit, cache: Cache, groups: list[Tens
 
 def _enter(network: QuantizedNetwork, index: int) -> None:
     """Use the set ``index`` of activation scales."""
-    network.set_step(index * network.step.steps // network.step.sets)
+    network.set_step(network.step.steps_of(index)[0])
 
 
 @torch.no_grad()

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from quest import methods
+from quest import architectures, methods
 from quest.config.quantization import QuantizationSettings
 from quest.config.values import Bits
 from quest.diffusion.denoiser import Denoiser
 from quest.learning import reconstruction
-from quest.quantization.network import QuantizedNetwork, Recipe
+from quest.quantization.network import QuantizedNetwork
 from quest.quantization.policy import COMMON, TIME_FULL_PRECISION, Policy
+from quest.quantization.recipe import Recipe
 
 
 def recipe(
@@ -20,11 +21,11 @@ def recipe(
     return Recipe(bits, settings.quantizer, sets, settings.sampler.steps, policy, lower)
 
 
-def recipe_of(settings: QuantizationSettings, method: str, bits: Bits) -> Recipe:
+def recipe_of(settings: QuantizationSettings, denoiser: Denoiser, method: str, bits: Bits) -> Recipe:
     """The recipe of a method's cell at a bit-width."""
     module, own = methods.get(method), settings.method(method)
     named = {"common": COMMON, "time_full_precision": TIME_FULL_PRECISION}
-    policy = named.get(own.policy) or module.paper_policy(bits)
+    policy = named.get(own.policy) or module.paper_policy(bits, architectures.of(denoiser.network).places())
     lower = module.lower_bits(own, bits.activation) if hasattr(module, "lower_bits") else ()
     return recipe(settings, bits, own.sets, policy, lower)
 
@@ -40,7 +41,7 @@ def network(
 ) -> tuple[QuantizedNetwork, dict[str, str]]:
     """The network that a method starts from, weights on their grids, made of ``denoiser``'s, which is taken over;
     and the sha256 of the reconstruction that it has them from, by the name "reconstruction". Raises ValueError."""
-    quantized = QuantizedNetwork(denoiser.network, recipe_of(settings, method, bits), denoiser.example())
+    quantized = QuantizedNetwork(denoiser.network, recipe_of(settings, denoiser, method, bits), denoiser.example())
     grouping = methods.starts_from(settings.method(method))
     if grouping is None:
         return quantized, {}

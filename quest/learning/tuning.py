@@ -16,7 +16,7 @@ import torch
 import yaml
 from torch import Tensor, nn
 
-from quest import methods, noise
+from quest import architectures, methods, noise
 from quest.config.dataset import DatasetSettings
 from quest.config.reading import merged, validate
 from quest.config.values import Bits
@@ -102,7 +102,7 @@ def noise_error(
 def full_precision_noise(network: nn.Module, samples: Samples) -> Tensor:
     """What ``network`` predicts for ``samples``, (n, C, H, W)."""
     parts = torch.arange(len(samples)).split(_BATCH)
-    return torch.cat([network(*samples.arguments(batch)).sample for batch in parts])
+    return torch.cat([architectures.predict(network, samples.inputs(batch)) for batch in parts])
 
 
 def _one_step_batches(samples: Samples) -> Iterator[Tensor]:

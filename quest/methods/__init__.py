@@ -4,7 +4,8 @@ A method is two files: ``config/methods/<name>.py`` with its settings and title,
     quantize(network, calibration, settings, seed) -> Outcome.
 It finds the network with its weights on their grids (rounded as reconstructed, where the method starts from a
 reconstruction) and leaves it with all activation scales calibrated. It may have too
-    paper_policy(bits) -> Policy, where its paper leaves layers out: used where its settings say ``policy: paper``;
+    paper_policy(bits, places) -> Policy, where its paper leaves layers out: used where its settings say ``policy:
+    paper``; ``places`` are names of layers in the network (`quest.architectures`);
     lower_bits(settings, activation_bits) -> tuple[int, ...], activation bits below the run's that single sampling steps
     may use.
 Importing this module costs nothing: workflows ask it what a method starts from.

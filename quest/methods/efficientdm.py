@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections import deque
 from collections.abc import Iterable
 from typing import Any
 
@@ -25,10 +24,10 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from tqdm import tqdm
 
+from quest.architectures import Places
 from quest.config.methods.efficientdm import EfficientDMSettings
 from quest.config.values import Bits
 from quest.diffusion.denoiser import predictor
-from quest.diffusion.samplers import Call
 from quest.learning.calibration import Calibration
 from quest.learning.finetuning import calibrate_activations, keep_positive, predict, sets_of
 from quest.methods import Outcome
@@ -72,7 +71,7 @@ def quantize(network: QuantizedNetwork, calibration: Calibration, settings: Effi
     return Outcome(notes)
 
 
-def paper_policy(bits: Bits) -> Policy:
+def paper_policy(bits: Bits, places: Places) -> Policy:
     """Shortcuts, downsampling and attention products stay full precision; the time MLP, the first and the last
     convolution have 8 bits and are not trained. (Attention layers are quantized, as in the released code, whose
     unconditional latent models have them as Conv1d and leave those out.)"""
@@ -198,21 +197,6 @@ def distil(
     losses: list[float] = []
     floored = torch.zeros((), dtype=torch.long, device=device)
 
-    def lesson(x: Tensor, call: Call) -> Tensor:
-        """The teacher's prediction, which the trajectory goes on with, after the student has learned from it."""
-        with torch.no_grad():
-            noise = predictor(teacher, guidance)(x, call)
-        loss = (predictor(network, guidance)(x, call) - noise).square().sum()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-        for scale in scales:
-            floored.add_((scale < grid.MIN_SCALE).sum())
-        keep_positive(scales)
-        losses.append(loss.item() / len(x))
-        return noise
-
     for parameter in trained:
         parameter.requires_grad_(True)
     try:
@@ -221,7 +205,21 @@ def distil(
             samples = range(trajectory * settings.batch_size, (trajectory + 1) * settings.batch_size)
             noise = SampleNoise("efficientdm", seed, samples, calibration.x.shape[2:])
             guidance = calibration.guidance(samples)
-            deque(sampler.trajectory(lesson, noise, device), maxlen=0)
+            teach, learn = predictor(teacher, guidance), predictor(network, guidance)
+            walk = sampler.walk(noise, device)
+            for call in sampler.calls():
+                with torch.no_grad():
+                    target = teach(walk.x, call)
+                loss = (learn(walk.x, call) - target).square().sum()
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                schedule.step()
+                for scale in scales:
+                    floored.add_((scale < grid.MIN_SCALE).sum())
+                keep_positive(scales)
+                losses.append(loss.item() / settings.batch_size)
+                walk.step(call, target)  # the trajectory stays the teacher's
             progress.set_postfix(loss=f"{losses[-1]:.3g}")
     finally:
         for parameter in trained:

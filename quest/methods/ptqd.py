@@ -23,11 +23,12 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from quest.architectures import Places
 from quest.config.methods.ptqd import PtqdSettings
 from quest.config.values import Bits
 from quest.diffusion import denoiser as denoisers
 from quest.diffusion.correction import Correction
-from quest.diffusion.samplers import Call, Sampler
+from quest.diffusion.samplers import Sampler
 from quest.learning.calibration import Calibration
 from quest.learning.scales import calibrate_and_learn
 from quest.methods import Outcome
@@ -82,10 +83,10 @@ def choose_bits(measured: Mapping[int, Moments], sampler: Sampler) -> list[int]:
     ]
 
 
-def paper_policy(bits: Bits) -> Policy:
+def paper_policy(bits: Bits, places: Places) -> Policy:
     """Shortcuts, downsampling and attention products stay in full precision; the layers at the edges have 8 bits."""
     full = ((Role.SHORTCUT, FULL), (Role.DOWNSAMPLE, FULL))
-    eight = (("*time_embedding.linear_1", EIGHT), (Role.FIRST, EIGHT), (Role.LAST, EIGHT))
+    eight = ((places.time_mlp[0], EIGHT), (Role.FIRST, EIGHT), (Role.LAST, EIGHT))
     return Policy("paper", overrides=(*full, *eight), attention=False)
 
 
@@ -173,21 +174,18 @@ def measure(network: QuantizedNetwork, calibration: Calibration, seed: int, traj
     """ε and Δ on full-precision trajectories, which are drawn from noise of their own."""
     sampler = calibration.sampler
     batches = []
-
-    def side_by_side(x: Tensor, call: Call) -> Tensor:
-        with network.quantizing(weights=False, activations=False):
-            noise = predict(x, call)
-        if len(moments) == call.step:  # one entry a step, also where PLMS calls twice
-            moments.append(Moments.of(noise, predict(x, call) - noise))
-        return noise
-
     with network.frozen():
         for batch in tqdm(torch.tensor(trajectories).split(_BATCH), desc="measure noise", unit="batch", mininterval=5):
             moments: list[Moments] = []
             noise = SampleNoise("correction", seed, batch.tolist(), calibration.x.shape[2:])
             predict = denoisers.predictor(network, calibration.guidance(batch.tolist()))
-            for _ in sampler.trajectory(side_by_side, noise, calibration.x.device):
-                pass
+            walk = sampler.walk(noise, calibration.x.device)
+            for call in sampler.calls():
+                with network.quantizing(weights=False, activations=False):
+                    full = predict(walk.x, call)
+                if len(moments) == call.step:  # one entry a step, also where PLMS calls twice
+                    moments.append(Moments.of(full, predict(walk.x, call) - full))
+                walk.step(call, full)
             batches.append(torch.cat([each.sums for each in moments], 1).cpu())
     return Moments(torch.cat(batches, 2), calibration.x[0, 0, 0].numel())
 

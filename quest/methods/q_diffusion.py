@@ -7,6 +7,7 @@ option of the quantizer (`split_shortcuts`).
 
 from __future__ import annotations
 
+from quest.architectures import Places
 from quest.config.methods.q_diffusion import QDiffusionSettings
 from quest.config.values import Bits
 from quest.learning.calibration import Calibration
@@ -22,6 +23,6 @@ def quantize(network: QuantizedNetwork, calibration: Calibration, settings: QDif
     return Outcome(calibrate_and_learn(network, calibration, settings, seed))
 
 
-def paper_policy(bits: Bits) -> Policy:
+def paper_policy(bits: Bits, places: Places) -> Policy:
     """The paper makes no exception of the first and the last layer."""
     return Policy("paper", overrides=((Role.FIRST, bits), (Role.LAST, bits)))

@@ -21,6 +21,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
+from quest.architectures import Places
 from quest.config.methods.quest import QuestSettings
 from quest.config.reading import unknown
 from quest.config.values import Bits
@@ -59,7 +60,7 @@ def quantize(network: QuantizedNetwork, calibration: Calibration, settings: Ques
     return Outcome(notes)
 
 
-def paper_policy(bits: Bits) -> Policy:
+def paper_policy(bits: Bits, places: Places) -> Policy:
     """The paper quantizes everything, as the common policy does."""
     return replace(COMMON, name="paper")
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import torch
 
+from quest.architectures import Places
 from quest.config.methods.tfmq_dm import TFMQDMSettings
 from quest.config.values import Bits
 from quest.learning.calibration import Calibration
@@ -27,7 +28,7 @@ def quantize(network: QuantizedNetwork, calibration: Calibration, settings: TFMQ
     return Outcome({"passes": {"forward": calibrate_finite_set(network, calibration, settings, seed)}})
 
 
-def paper_policy(bits: Bits) -> Policy:
+def paper_policy(bits: Bits, places: Places) -> Policy:
     """Shortcuts, downsampling, the first layer of the time MLP, the first and the last convolution and attention
     products stay full precision, and so do the inputs of the second layer of the time MLP and of the first convolution
     of the first residual block."""
@@ -37,10 +38,10 @@ def paper_policy(bits: Bits) -> Policy:
         overrides=(
             (Role.SHORTCUT, FULL),
             (Role.DOWNSAMPLE, FULL),
-            ("time_embedding.linear_1", FULL),
-            ("time_embedding.linear_2", weights),
+            (places.time_mlp[0], FULL),
+            (places.time_mlp[1], weights),
             (Role.FIRST, FULL),
-            ("down_blocks.0.resnets.0.conv1", weights),
+            (places.first_block, weights),
             (Role.LAST, FULL),
         ),
         attention=False,

@@ -7,7 +7,6 @@ transformers and sees images through its own processor.
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,8 +15,9 @@ import torch
 from torch import Tensor
 from torchmetrics.multimodal.clip_score import CLIPScore
 
-from quest.metrics.distances import Estimate
-from quest.metrics.statistics import Plan
+from quest.diffusion.conditions import prompt_lines
+from quest.metrics.resampling import SUBSETS, Estimate, standard_error
+from quest.metrics.statistics import GROUPS, Plan
 
 if TYPE_CHECKING:
     from quest.embedded.clip import Clip
@@ -64,17 +64,17 @@ class ClipScore:
         self._seen[span] = True
 
     def compute(self) -> Estimate:
-        """Mean of all pairs, 0 where it is negative; its error is the deviation of group means over √groups.
-
-        Raises ValueError if some are missing.
-        """
+        """Mean of all pairs, 0 where it is negative, and its standard error. Raises ValueError if some are missing."""
         if not self._seen.all():
             raise ValueError(f"CLIP score: found {int(self._seen.sum())} of {len(self._seen)} images")
-        counts = torch.bincount(self._places % len(self._groups), minlength=len(self._groups)).double()
         # Not metric.compute(), which would cut each group off at 0 and not the mean of all.
         means = torch.stack([metric.score / metric.n_samples for metric in self._groups]).double().cpu()
-        error = means.std().item() / math.sqrt(len(means)) if len(means) > 1 else None
-        return Estimate(max(0.0, ((means * counts).sum() / counts.sum()).item()), error)
+        counts = torch.bincount(self._places % len(self._groups), minlength=len(self._groups)).double()
+        sums = means * counts
+        error = None
+        if len(sums) == GROUPS:
+            error = standard_error([(sums[list(part)].sum() / counts[list(part)].sum()).item() for part in SUBSETS])
+        return Estimate(max(0.0, (sums.sum() / counts.sum()).item()), error)
 
 
 def read_prompts(path: Path, images: int) -> tuple[list[str], str]:
@@ -83,7 +83,7 @@ def read_prompts(path: Path, images: int) -> tuple[list[str], str]:
         data = path.read_bytes()
     except OSError as error:
         raise ValueError(f"evaluation.clip.prompts: {path}: {error.strerror}") from error
-    prompts = data.decode().splitlines()
+    prompts = prompt_lines(data)
     if len(prompts) != images or not all(prompt.strip() for prompt in prompts):
         raise ValueError(
             f"{path}: found {sum(bool(prompt.strip()) for prompt in prompts)} prompts in {len(prompts)} lines, "

@@ -3,8 +3,8 @@
 KID is torchmetrics' kernel and estimator. The others differ from what torchmetrics has, and are written here:
 its FID takes the eigenvalues of a product that is not symmetric, which is slower and equal to ten digits
 (tests/metrics/test_distances.py); its inception score cuts 64 images into 9 groups of 7 and one of 1, and knows no
-groups of 5,000; sFID, FID at infinity, precision and recall it has not. Its default resizing for Inception
-(antialiased) is not that of the papers either: see `quest.metrics.inception`.
+groups of 5,000; sFID and FID at infinity it has not, nor precision and recall (`quest.metrics.manifold`). Its default
+resizing for Inception (antialiased) is not that of the papers either: see `quest.metrics.inception`.
 """
 
 from __future__ import annotations
@@ -17,19 +17,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from quest.metrics.statistics import ClassSums, Gaussian, Moments, require_finite, total, without
+from quest.metrics.resampling import SUBSETS, Estimate, members, standard_error
+from quest.metrics.statistics import GROUPS, ClassSums, Gaussian, Moments, require_finite, total
 
-_ROWS = 2048  # of a block of the matrix of distances, and of the features that are in float64 for it
 _POINTS = 15  # set sizes that FID at infinity is fitted to
 _EXTRAPOLATION_SEED = _BLOCK_SEED = 0
 _log = logging.getLogger(__name__)
-
-
-class Estimate(NamedTuple):
-    """A number and its standard error; None where the images are too few to tell."""
-
-    value: float
-    error: float | None
 
 
 def fit(features: Tensor) -> Gaussian:
@@ -81,79 +74,87 @@ class FrechetDistance:
             )
 
 
-def jackknifed_distance(distance: FrechetDistance, groups: Sequence[Moments]) -> Estimate:
-    """Distance of all images, and its delete-a-group jackknife error: √((G−1)/G Σ (θ₋g − θ̄)²) over G groups.
-
-    It is the error from the generated images alone; the reference counts as given (Quenouille; Efron 1982, ch. 3).
-    """
-    whole = total(groups)
-    value = distance(whole.gaussian())
-    if len(groups) < 2 or any(whole.count - group.count < 2 for group in groups):
+def distance_of(distance: FrechetDistance, groups: Sequence[Moments]) -> Estimate:
+    """Distance of the images of all ``groups`` together, with its standard error."""
+    value = distance(total(groups).gaussian())
+    if len(groups) < GROUPS:
         return Estimate(value, None)
-    left = torch.tensor([distance(without(whole, group)) for group in groups], dtype=torch.float64)
-    return Estimate(value, math.sqrt((len(groups) - 1) / len(groups) * (left - left.mean()).square().sum().item()))
+    subsets = [distance(total([groups[group] for group in subset]).gaussian()) for subset in SUBSETS]
+    return Estimate(value, standard_error(subsets))
 
 
-def distance_at_infinity(distance: FrechetDistance, groups: Sequence[Moments]) -> float | None:
+def distance_at_infinity(
+    distance: FrechetDistance, groups: Sequence[Moments], error: float | None = None
+) -> Estimate | None:
     """FID of infinitely many images: the intercept of a line through FID against 1/N (Chong & Forsyth 2020, sec. 3).
 
     The line is fitted to up to 15 sizes from a tenth of the images to all, evenly spaced, each a random union of
     resampling groups; the paper draws its subsets image by image. Sizes without full rank (N ≤ D) lie on no line and
     are left out. None, with a warning, when fewer than three sizes remain.
+    error: of FID of all images; that of the intercept follows, as it weighs the groups unequally.
     """
     width = len(groups[0].mean)
     least = max(1, len(groups) // 10)
     sizes = sorted({round(size) for size in torch.linspace(least, len(groups), _POINTS).tolist()})
     generator = torch.Generator().manual_seed(_EXTRAPOLATION_SEED)
-    inverse, distances = [], []
+    inverse, distances, shares = [], [], []
     for size in sizes:
-        chosen = torch.randperm(len(groups), generator=generator)[:size].tolist()
-        subset = total([groups[group] for group in chosen])
+        chosen = torch.randperm(len(groups), generator=generator)[:size]
+        subset = total([groups[group] for group in chosen.tolist()])
         if subset.count > width:
             inverse.append(1 / subset.count)
             distances.append(distance(subset.gaussian()))
+            shares.append(torch.zeros(len(groups), dtype=torch.float64).index_fill_(0, chosen, 1 / size))
     if len(set(inverse)) < 3:
         images = sum(group.count for group in groups)
         _log.warning("%d images for %d features: too few to extrapolate FID to infinitely many", images, width)
         return None
     x, y = torch.tensor([inverse, distances], dtype=torch.float64)
-    slope = ((x - x.mean()) * (y - y.mean())).sum() / (x - x.mean()).square().sum()
-    return (y.mean() - slope * x.mean()).item()
+    weights = 1 / len(x) - x.mean() * (x - x.mean()) / (x - x.mean()).square().sum()
+    spread = (weights @ torch.stack(shares)).norm().item() * math.sqrt(len(groups))  # 1 where all groups weigh alike
+    return Estimate((weights @ y).item(), None if error is None else error * spread)
 
 
 class SplitScores(NamedTuple):
-    """Inception score over splits: mean, sample deviation of a split (None for one), error of the mean."""
+    """Inception score over splits: mean, sample deviation of a split (None for one), standard error of the mean."""
 
     mean: float
     deviation: float | None
     error: float | None
 
 
-def split_scores(sums: ClassSums) -> SplitScores:
-    """Inception score (Salimans et al. 2016) averaged over splits, as ADM's evaluator does; a short last one counts."""
-    scores = sums.scores()
+def split_scores(sums: ClassSums, groups: int = 1) -> SplitScores:
+    """Inception score (Salimans et al. 2016) averaged over splits, as ADM's evaluator does; a short last one counts.
+
+    sums: of each of the ``groups`` of each split, one split after another; without resampling groups there is no error.
+    """
+    rows = torch.arange(len(sums.counts)).view(-1, groups)
+    whole = sums.joined(rows)
+    scores = whole.scores()
+    error = None
+    if groups == GROUPS:
+        error = standard_error([sums.joined(rows[:, subset]).scores().mean().item() for subset in SUBSETS])
     if len(scores) < 2:
-        return SplitScores(scores.mean().item(), None, None)
-    if sums.counts[-1] < sums.counts[0] / 2:
+        return SplitScores(scores.mean().item(), None, error)
+    if whole.counts[-1] < whole.counts[0] / 2:
         _log.warning(
             "the last inception split has %d images, the others %d: its score is low for that alone; "
             "let evaluation.inception_split_size divide the images",
-            int(sums.counts[-1]),
-            int(sums.counts[0]),
+            int(whole.counts[-1]),
+            int(whole.counts[0]),
         )
-    deviation = scores.std().item()
-    return SplitScores(scores.mean().item(), deviation, deviation / math.sqrt(len(scores)))
+    return SplitScores(scores.mean().item(), scores.std().item(), error)
 
 
 def kernel_distance(real: Tensor, generated: Tensor, size: int, device: torch.device | str = "cpu") -> Estimate:
     """KID (Bińkowski et al. 2018) of features (M, D) and (N, D): mean over blocks of ``size`` images of each set.
 
     Estimator and cubic kernel are torchmetrics'; it draws its subsets from the global generator with overlap, here
-    they are consecutive blocks without, so that the error of the mean is their deviation over √blocks. Real
-    blocks are used again when they are fewer. Both sets are shuffled first, in a fixed way, for they may be sorted.
+    they are consecutive blocks without. Real blocks are used again when they are fewer. Both sets are shuffled first,
+    in a fixed way, for they may be sorted. The error is of parts of every generated block against the same real one.
     Raises ValueError for fewer than ``size`` rows.
     """
-    from torchmetrics.image.kid import poly_mmd
+    from torchmetrics.image.kid import maximum_mean_discrepancy, poly_kernel
 
     for name, rows in (("reference images", real), ("images", generated)):
         if len(rows) < size:
@@ -163,38 +164,26 @@ def kernel_distance(real: Tensor, generated: Tensor, size: int, device: torch.de
     real_blocks, blocks = (
         torch.randperm(len(rows), generator=generator).split(size)[: len(rows) // size] for rows in (real, generated)
     )
-    values = []
+    inside = members(size).to(device)
+    values, parts = [], []
     for number, block in enumerate(blocks):
-        a, b = real[real_blocks[number % len(real_blocks)]], generated[block]
-        values.append(poly_mmd(a.to(device, torch.float64), b.to(device, torch.float64)))
-    together = torch.stack(values)
-    error = together.std().item() / math.sqrt(len(values)) if len(values) > 1 else None
-    return Estimate(together.mean().item(), error)
+        a, b = (
+            rows[chosen].to(device, torch.float64)
+            for rows, chosen in ((real, real_blocks[number % len(real_blocks)]), (generated, block))
+        )
+        within_real, between, within = poly_kernel(a, a), poly_kernel(a, b), poly_kernel(b, b)
+        values.append(maximum_mean_discrepancy(within_real, between, within))
+        parts.append(_differing_part(between, within, inside))
+    error = standard_error(torch.stack(parts).mean(0).cpu()) if inside.sum(1).min() > 1 else None
+    return Estimate(torch.stack(values).mean().item(), error)
 
 
-def precision_recall(
-    real: Tensor, generated: Tensor, neighbours: int, device: torch.device | str = "cpu"
-) -> tuple[Estimate, Estimate]:
-    """Improved precision and recall of features (N, D) and (M, D) (Kynkäänniemi et al. 2019, eqs. 1-3).
-
-    Precision is the share of generated rows within the manifold of the real ones, the union of balls that reach to
-    each row's ``neighbours``-th nearest other row; recall is the same with the roles exchanged. Distances are
-    float64; ADM's evaluator compares half-precision squares where those do not overflow.
-    The errors are those of the bootstrap over the rows whose share is taken, √(p(1−p)/n), manifolds held fixed.
-    Raises ValueError when a set has no ``neighbours`` other rows.
-    """
-    for name, rows in (("reference images", real), ("images", generated)):
-        if len(rows) <= neighbours:
-            raise ValueError(f"evaluation.neighbours is {neighbours}, which needs more than the {len(rows)} {name}")
-    real, generated = (_checked(rows).to(device) for rows in (real, generated))
-    real_radii, radii = _radii(real, neighbours), _radii(generated, neighbours)
-    in_real, in_generated = (torch.zeros(len(rows), dtype=torch.bool, device=device) for rows in (generated, real))
-    for rows in _spans(generated):
-        for others in _spans(real):
-            between = _distances(generated[rows], real[others])
-            in_real[rows] |= (between <= real_radii[others]).any(1)
-            in_generated[others] |= (between <= radii[rows, None]).any(0)
-    return _share(in_real), _share(in_generated)
+def _differing_part(between: Tensor, within: Tensor, parts: Tensor) -> Tensor:
+    """KID (S,) of parts (S, N) of a block, less the real term; kernels ``between`` the sets, ``within`` generated."""
+    shares = parts.to(within.dtype)
+    counts = shares.sum(1)
+    pairs = ((shares @ within) * shares).sum(1) - shares @ within.diagonal()
+    return pairs / (counts * (counts - 1)) - 2 * (shares @ between.mean(0)) / counts
 
 
 def psnr(mse: float) -> float | None:
@@ -212,41 +201,6 @@ def _factor(covariance: Tensor) -> Tensor:
     values, vectors = torch.linalg.eigh(covariance)
     kept = values > values[-1].clamp(min=0) * len(values) * torch.finfo(torch.float64).eps
     return vectors[:, kept] * values[kept].sqrt()
-
-
-def _radii(points: Tensor, neighbours: int) -> Tensor:
-    """Distance (N,) float64 of each row of ``points`` (N, D) to its ``neighbours``-th nearest other row."""
-    count = neighbours + 1  # the nearest row is the row itself, at distance 0
-    nearest = torch.full((len(points), count), math.inf, dtype=torch.float64, device=points.device)
-
-    def keep(rows: slice, between: Tensor) -> None:
-        closest = between.topk(min(count, between.shape[1]), largest=False).values
-        nearest[rows] = torch.cat([nearest[rows], closest], 1).topk(count, largest=False).values
-
-    for rows in _spans(points):
-        for others in _spans(points):
-            if rows.start <= others.start:  # a distance counts for both of its rows
-                between = _distances(points[rows], points[others])
-                keep(rows, between)
-                if rows != others:
-                    keep(others, between.T)
-    return nearest.amax(1)
-
-
-def _spans(points: Tensor) -> list[slice]:
-    """The rows of ``points`` in consecutive blocks."""
-    return [slice(first, min(first + _ROWS, len(points))) for first in range(0, len(points), _ROWS)]
-
-
-def _distances(points: Tensor, others: Tensor) -> Tensor:
-    """Euclidean distances (N, M) of rows (N, D) and (M, D), float64."""
-    return torch.cdist(points.double(), others.double())
-
-
-def _share(inside: Tensor) -> Estimate:
-    """Share of True in ``inside`` (N,)."""
-    share = inside.double().mean().item()
-    return Estimate(share, math.sqrt(share * (1 - share) / len(inside)))
 
 
 def _checked(features: Tensor) -> Tensor:

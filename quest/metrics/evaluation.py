@@ -14,7 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from quest.config.evaluation import EvaluationSettings
-from quest.metrics import adm, distances
+from quest.metrics import adm, distances, manifold
 from quest.metrics.extractor import Extractor, load_extractor
 from quest.metrics.reference import CHUNK, READ, Reference, of_batch
 from quest.metrics.statistics import Accumulator, Plan
@@ -37,9 +37,9 @@ def numbers(
 ) -> dict[str, Any]:
     """The metrics of all images by name; ``<name>_se`` is a standard error, None where images are too few.
 
-    fid, sfid: with delete-a-group jackknife errors over 20 groups; fid_infinity: FID extrapolated to infinitely many
-    images. is: of the shuffled order, is_std its deviation over splits; is_unshuffled: of the order of the images.
-    kid, precision, recall: of at most 50,000 images. Every error is that of the generated images, the reference given.
+    fid_infinity: FID extrapolated to infinitely many images. is: of the shuffled order, is_std its deviation over
+    splits; is_unshuffled: of the order of the images. kid, precision, recall: of at most 50,000 images. Every error is
+    that of the generated images, the reference given (`quest.metrics.resampling`).
     Raises ValueError while images are missing, or for a reference of another extractor.
     """
     if real.extractor_sha256 != accumulator.protocol.extractor_sha256:
@@ -50,18 +50,19 @@ def numbers(
     features = accumulator.features()  # checks that all images are there
     distance = distances.FrechetDistance(real.gaussians["pooled"], device)
     distance.warn_if_rank_deficient(accumulator.count)
-    fid = distances.jackknifed_distance(distance, accumulator.pooled)
-    infinity = distances.distance_at_infinity(distance, accumulator.pooled)
+    fid = distances.distance_of(distance, accumulator.pooled)
+    infinity = distances.distance_at_infinity(distance, accumulator.pooled, fid.error)
     spatial = distances.FrechetDistance(real.gaussians["spatial"], device)
     spatial.warn_if_rank_deficient(accumulator.count)
-    sfid = distances.jackknifed_distance(spatial, accumulator.spatial)
-    score = distances.split_scores(accumulator.shuffled)
+    sfid = distances.distance_of(spatial, accumulator.spatial)
+    score = distances.split_scores(accumulator.shuffled, accumulator.plan.groups)
     kid = distances.kernel_distance(real.pooled, features, settings.kid_block_size, device)
-    precision, recall = distances.precision_recall(real.pooled, features, settings.neighbours, device)
+    precision, recall = manifold.precision_recall(real.pooled, features, settings.neighbours, device)
     return {
         "fid": fid.value,
         "fid_se": fid.error,
-        "fid_infinity": infinity,
+        "fid_infinity": None if infinity is None else infinity.value,
+        "fid_infinity_se": None if infinity is None else infinity.error,
         "sfid": sfid.value,
         "sfid_se": sfid.error,
         "is": score.mean,

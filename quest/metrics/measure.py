@@ -14,8 +14,8 @@ from tqdm import tqdm
 from quest.artifacts import Manifest, TensorArtifact, load_tensors
 from quest.config.dataset import DatasetSettings
 from quest.metrics import distances, evaluation, reference
-from quest.metrics.distances import Estimate
 from quest.metrics.extractor import Extractor
+from quest.metrics.resampling import Estimate
 from quest.metrics.statistics import Accumulator
 
 if TYPE_CHECKING:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from quest.metrics.extractor import Features
 
-GROUPS = 20  # of the delete-a-group jackknife and of the extrapolation to infinitely many images
+GROUPS = 20  # of the standard errors and of the extrapolation to infinitely many images
 FEATURE_IMAGES = 50_000  # ADM's evaluator compares as many generated images in precision and recall
 _SHUFFLE_SEED = 0
 _ROWS = 1024  # in float64 at once
@@ -124,15 +124,6 @@ def total(parts: Sequence[Moments]) -> Moments:
     return result
 
 
-def without(whole: Moments, part: Moments) -> Gaussian:
-    """The Gaussian of ``whole`` without ``part`` of it: Chan's formula solved for one of the two."""
-    count = whole.count - part.count
-    mean = whole.mean + (whole.mean - part.mean) * (part.count / count)
-    gap = part.mean - mean
-    scatter = (whole.scatter - part.scatter).addr_(gap, gap, alpha=-count * part.count / whole.count)
-    return Gaussian(mean, _mirrored(scatter / (count - 1)), count)
-
-
 class ClassSums:
     """Per split, what the inception score needs: images, summed probabilities (K,) and summed negative entropy."""
 
@@ -157,6 +148,13 @@ class ClassSums:
         """Take in all that ``other`` has seen."""
         for name in ("counts", "probabilities", "negentropy"):
             getattr(self, name).add_(getattr(other, name).to(self.counts.device))
+
+    def joined(self, rows: Tensor) -> ClassSums:
+        """The sums of new splits, each of the old ones that a row of ``rows`` (splits, n) numbers."""
+        result = ClassSums(0, self.probabilities.shape[1])
+        for name in ("counts", "probabilities", "negentropy"):
+            setattr(result, name, getattr(self, name)[rows.to(self.counts.device)].sum(1))
+        return result
 
     def scores(self) -> Tensor:
         """exp(E KL(p(y|x) ‖ p(y))) of each split that has images, float64 (Salimans et al. 2016)."""
@@ -205,8 +203,8 @@ class Protocol:
 class Accumulator:
     """Everything the metrics need of generated images, taken in part by part.
 
-    pooled, spatial: `Moments` of each resampling group. shuffled, unshuffled: `ClassSums` by split, of the shuffled
-    order and of the order of the images (as ADM's evaluator cuts them).
+    pooled, spatial: `Moments` of each resampling group. shuffled: `ClassSums` of each split's groups, one split after
+    another, of the shuffled order; unshuffled: of each split of the images' own order (as ADM's evaluator cuts them).
     """
 
     def __init__(self, plan: Plan, extractor_sha256: str, device: torch.device | str = "cpu"):
@@ -245,7 +243,7 @@ class Accumulator:
             self.pooled[group].update(features.pooled[rows])
             self.spatial[group].update(features.spatial[rows])
         indices = torch.arange(first, first + count)
-        self.shuffled.update(features.logits, places // self.plan.split_size)
+        self.shuffled.update(features.logits, places // self.plan.split_size * self.plan.groups + groups)
         self.unshuffled.update(features.logits, indices // self.plan.split_size)
         assert self._features is not None
         kept = places < len(self._features)
@@ -287,6 +285,6 @@ class Accumulator:
         groups = range(self.plan.groups)
         self.pooled = [Moments(width, self.device) for _ in groups]
         self.spatial = [Moments(spatial, self.device) for _ in groups]
-        self.shuffled = ClassSums(self.plan.splits, classes, self.device)
+        self.shuffled = ClassSums(self.plan.splits * self.plan.groups, classes, self.device)
         self.unshuffled = ClassSums(self.plan.splits, classes, self.device)
         self._features = torch.empty(min(self.plan.images, FEATURE_IMAGES), width)

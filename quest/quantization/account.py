@@ -2,21 +2,24 @@
 
 Sizes count every parameter: b bits for a quantized weight, 32 for each scale, zero point, bias, norm and whatever
 else stays full precision. Bit operations (BOPs) of one call are multiply-accumulates × weight bits × input bits
-(Uhlich et al. 2020), for layers and attention products alike. A grid of n codes has log2(n) bits, whatever
-it is called.
+(Uhlich et al. 2020), for layers and attention products alike: whatever a module multiplies that is no layer counts as
+the two products of an attention. A grid of n codes has log2(n) bits, whatever it is called.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Container
 from typing import Any
 
 import torch
-from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
+from quest.quantization.attention import QuantizedAttention
 from quest.quantization.grid import Grid
-from quest.quantization.layers import QuantizedAttention, QuantizedLayer
+from quest.quantization.layers import QuantizedLayer
 from quest.quantization.quantizers import ActivationQuantizer, Split, WeightQuantizer, Widths
 from quest.quantization.roles import is_layer
 
@@ -43,13 +46,11 @@ def account(network: nn.Module, example: tuple[Any, ...]) -> dict[str, Any]:
         elif is_layer(module):
             weight_bits = input_bits = float(FULL_BITS)
             full_precision_layers += 1
-        elif isinstance(module, Attention):
+        else:
             for left, right in (("q", "k"), ("probabilities", "v")):  # the two products cost the same
                 left_bits, right_bits = _operand_bits(module, left), _operand_bits(module, right)
-                bops += macs[name] / 2 * left_bits * right_bits
-                activation_bits += macs[name] / 2 * (left_bits + right_bits) / 2
-            continue
-        else:
+                bops += macs.get(name, 0) / 2 * left_bits * right_bits
+                activation_bits += macs.get(name, 0) / 2 * (left_bits + right_bits) / 2
             continue
         weights += module.weight.numel()
         bits_of_weights += module.weight.numel() * weight_bits
@@ -96,11 +97,10 @@ def _bits(quantizer: nn.Module) -> float:
     return float(FULL_BITS)
 
 
-def _operand_bits(attention: Attention, operand: str) -> float:
-    processor = attention.processor
-    if not isinstance(processor, QuantizedAttention) or operand not in processor._modules:
-        return float(FULL_BITS)
-    return _bits(processor.get_submodule(operand))
+def _operand_bits(attention: nn.Module, operand: str) -> float:
+    """Of a module that is or holds the products of an attention; in full precision of any other."""
+    found = next((part for part in (attention, *attention.children()) if isinstance(part, QuantizedAttention)), None)
+    return float(FULL_BITS) if found is None or operand not in found._modules else _bits(found.get_submodule(operand))
 
 
 def _is_quantizer_state(name: str) -> bool:
@@ -115,35 +115,20 @@ def _state_numbers(module: nn.Module) -> int:
 
 
 def _multiply_accumulates(network: nn.Module, example: tuple[Any, ...]) -> dict[str, int]:
-    """Multiply-accumulates of each layer and of each attention's two products in one call, by module name."""
-    macs: dict[str, int] = {}
+    """Multiply-accumulates of one call by module name, each counted where it is computed and not in what is around."""
+    # The fused kernels of attention are not all counted; the plain one is two products like any other.
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        network(*example)
+    root = type(network).__name__
+    counts = {name: sum(counts.values()) // 2 for name, counts in counter.get_flop_counts().items()}
+    total = {name.removeprefix(root).removeprefix("."): macs for name, macs in counts.items() if name != "Global"}
+    own = dict(total)
+    for name in filter(None, total):
+        own[_around(name, total)] -= total[name]
+    return own
 
-    def layer(name: str):
-        def hook(module: Any, _inputs: tuple[Any, ...], output: Tensor) -> None:
-            macs[name] = output.numel() // module.weight.shape[0] * module.weight.numel()
 
-        return hook
-
-    def attention(name: str):
-        def hook(module: Attention, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
-            hidden = inputs[0] if inputs else named["hidden_states"]
-            context = inputs[1] if len(inputs) > 1 else named.get("encoder_hidden_states")
-            tokens = hidden[0, 0].numel() if hidden.ndim == 4 else hidden.shape[1]
-            context_tokens = tokens if context is None else context.shape[1]
-            macs[name] = 2 * len(hidden) * tokens * context_tokens * module.to_q.weight.shape[0]
-
-        return hook
-
-    handles = []
-    for name, module in network.named_modules():
-        if isinstance(module, QuantizedLayer) or is_layer(module):
-            handles.append(module.register_forward_hook(layer(name)))
-        elif isinstance(module, Attention):
-            handles.append(module.register_forward_pre_hook(attention(name), with_kwargs=True))
-    try:
-        with torch.no_grad():
-            network(*example)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return macs
+def _around(name: str, called: Container[str]) -> str:
+    """The innermost of the modules ``called`` that holds the module ``name``; the network itself is ""."""
+    outer = name.rpartition(".")[0]
+    return outer if outer in called else _around(outer, called)

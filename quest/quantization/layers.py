@@ -1,4 +1,4 @@
-"""Quantized layers and attention: what computes with the quantizers."""
+"""Quantized layers: a convolution or linear layer that computes with its quantizers."""
 
 from __future__ import annotations
 
@@ -115,59 +115,3 @@ class _FixedConvolution(torch.autograd.Function):
         place = (stride, padding, dilation, False, [0] * len(stride), groups)
         to_x, _, _ = torch.ops.aten.convolution_backward(gradient, x, weight, None, *place, (True, False, False))
         return to_x, None, None, None
-
-
-class QuantizedAttention(nn.Module):
-    """diffusers' attention with the operands of both matrix products on grids (an attention processor).
-
-    Operands after the split into heads: q (N·heads, tokens, d), k and v (N·heads, context tokens, d), probabilities
-    (N·heads, tokens, context tokens). q and k are quantized before the scaling by d^-1/2; the softmax itself is
-    float32. With activations switched off it equals diffusers' eager AttnProcessor.
-    """
-
-    def __init__(self, switches: Switches):
-        super().__init__()
-        self._switches = switches
-        self.shapes: dict[str, tuple[int, ...]] = {}  # of each operand as last seen, the batch left out
-
-    def _operand(self, name: str, x: Tensor) -> Tensor:
-        self.shapes[name] = tuple(x.shape[1:])
-        quantizer = self._modules.get(name)
-        return x if quantizer is None or not self._switches.activations else quantizer(x)
-
-    def __call__(  # not `forward`: diffusers reads the signature of __call__ to choose what it passes
-        self,
-        attn: Any,
-        hidden_states: Tensor,
-        encoder_hidden_states: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        temb: Tensor | None = None,
-    ) -> Tensor:
-        residual = hidden_states
-        if attn.spatial_norm is not None:
-            hidden_states = attn.spatial_norm(hidden_states, temb)
-        image_shape = hidden_states.shape if hidden_states.ndim == 4 else None
-        if image_shape:
-            hidden_states = hidden_states.flatten(2).transpose(1, 2)
-        if attn.group_norm is not None:
-            hidden_states = attn.group_norm(hidden_states.transpose(1, 2)).transpose(1, 2)
-        context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
-        if encoder_hidden_states is not None and attn.norm_cross:
-            context = attn.norm_encoder_hidden_states(context)
-        attention_mask = attn.prepare_attention_mask(attention_mask, context.shape[1], len(context))
-
-        q = self._operand("q", attn.head_to_batch_dim(attn.to_q(hidden_states)))
-        k = self._operand("k", attn.head_to_batch_dim(attn.to_k(context)))
-        v = self._operand("v", attn.head_to_batch_dim(attn.to_v(context)))
-        scores = q @ k.transpose(1, 2) * attn.scale
-        if attention_mask is not None:
-            scores = scores + attention_mask
-        probabilities = self._operand("probabilities", scores.float().softmax(-1).to(v.dtype))
-
-        hidden_states = attn.batch_to_head_dim(torch.bmm(probabilities, v))
-        hidden_states = attn.to_out[1](attn.to_out[0](hidden_states))
-        if image_shape:
-            hidden_states = hidden_states.transpose(1, 2).reshape(image_shape)
-        if attn.residual_connection:
-            hidden_states = hidden_states + residual
-        return hidden_states / attn.rescale_output_factor

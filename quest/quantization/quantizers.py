@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,7 @@ from quest.quantization import grid as grids
 from quest.quantization.granularity import Granularity
 from quest.quantization.grid import Grid
 from quest.quantization.rounding import Nearest, round_ste
+from quest.quantization.steps import Step
 
 
 class WeightQuantizer(nn.Module):
@@ -51,41 +53,10 @@ class WeightQuantizer(nn.Module):
         return f"{self.grid.bits} bits, {self.grid.kind}, {self.granularity}"
 
 
-class Step:
-    """The sampling step that a network is at, shared by all of its activation quantizers.
+class _Shared(NamedTuple):
+    """Holds the step that quantizers share, so that it is no part of each: in ``state_dict`` it stands once."""
 
-    sets: groups of consecutive sampling steps that share activation scales (T' of QuEST); steps: sampling steps S.
-    Set index = step // (S / T'), step 0 being the noisiest. widths: of each sampling step, which of the activation
-    bit-widths of its network it uses; the first unless a method chooses.
-    """
-
-    def __init__(self, sets: int, steps: int):
-        if steps % sets:
-            raise ValueError(f"{sets} sets of activation scales do not divide {steps} sampling steps")
-        self.sets, self.steps = sets, steps
-        self.widths = [0] * steps
-        self._current: int | None = None
-
-    def set(self, step: int) -> None:
-        """Raises ValueError for a step outside 0 … steps-1."""
-        if not 0 <= step < self.steps:
-            raise ValueError(f"sampling step {step}; this network was calibrated for steps 0 to {self.steps - 1}")
-        self._current = step
-
-    @property
-    def index(self) -> int:
-        """Which set of scales is in use. Raises ValueError before any step was set."""
-        return self._at() * self.sets // self.steps
-
-    @property
-    def width(self) -> int:
-        """Which bit-width is in use. Raises ValueError before any step was set."""
-        return self.widths[self._at()]
-
-    def _at(self) -> int:
-        if self._current is None:
-            raise ValueError("the quantized network was called before set_step(step); set the sampling step first")
-        return self._current
+    step: Step
 
 
 class ActivationQuantizer(nn.Module):
@@ -102,7 +73,7 @@ class ActivationQuantizer(nn.Module):
         super().__init__()
         self.grid, self.granularity = grid, granularity
         self.search: grids.Search = search
-        self._step = step
+        self._shared = _Shared(step)
         parameters = (step.sets, *granularity.shape((1, *shape)))
         self.scale = nn.Parameter(torch.ones(parameters))
         self.register_buffer("zero_point", torch.zeros(parameters))
@@ -112,7 +83,7 @@ class ActivationQuantizer(nn.Module):
         self._trained: list[nn.Parameter] | None = None
 
     def forward(self, x: Tensor) -> Tensor:
-        index = self._step.index
+        index = self._shared.step.index
         if self.calibrating:
             self.choose(self.granularity.rows(x.detach()), index)
         scale = self.scale[index] if self._trained is None else self._trained[index]
@@ -168,12 +139,12 @@ class Widths(nn.ModuleList):
 
     def __init__(self, quantizers: Iterable[ActivationQuantizer], step: Step):
         super().__init__(quantizers)
-        self._step = step
+        self._shared = _Shared(step)
 
     @property
     def used(self) -> nn.Module:
         """The quantizer of the present sampling step."""
-        return self[self._step.width]
+        return self[self._shared.step.width]
 
     def forward(self, x: Tensor) -> Tensor:
         return self.used(x)

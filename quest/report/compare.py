@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from tabulate import tabulate
 
-from quest.artifacts import JsonArtifact, load_json
+from quest.artifacts import JsonArtifact, listed, load_json
 from quest.config.reading import unknown
 from quest.report import tables
 from quest.report.tables import MISSING, Column
@@ -159,7 +159,7 @@ def _files(name: str, folder: Path) -> list[Path]:
 
 def _cells_of(folder: Path, names: Sequence[str]) -> list[str]:
     """Cells in a folder, as ``<dataset>/<method>-<bits>``; with ``names`` those of them that are there."""
-    found = list(dict.fromkeys(_cell_name(file) for file in sorted(folder.glob("*/*.json"))))
+    found = list(dict.fromkeys(_cell_name(file) for file in listed(folder, "*/*.json")))
     if names and (strange := [name for name in names if name not in found]):
         raise ValueError(f"{folder}: {unknown(strange[0], found)}")
     return list(names) or found

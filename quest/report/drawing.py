@@ -21,10 +21,20 @@ if TYPE_CHECKING:
 DPI = 150
 _SMALL_DPI = 100
 # Okabe and Ito (2008): told apart in every common form of colour blindness. Markers tell them apart in print.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-MARKERS = "osD^vP"
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+_MARKERS = "osD^vP"
 INK = "#333333"
 MIN_PIXELS = 64  # side of a shown image; smaller ones are enlarged by a whole factor
+
+
+def colour(index: int) -> str:
+    """The colour of line ``index``, however many there are."""
+    return _COLOURS[index % len(_COLOURS)]
+
+
+def marker(index: int) -> str:
+    """The marker of line ``index``: another one each time that the colours start again."""
+    return _MARKERS[(index + index // len(_COLOURS)) % len(_MARKERS)]
 
 
 def figure(width: float, height: float, **options: Any) -> Figure:

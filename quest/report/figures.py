@@ -12,7 +12,7 @@ from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 from quest.artifacts import TensorArtifact
 from quest.config.values import FULL_PRECISION
 from quest.report import drawing, tables
-from quest.report.drawing import COLOURS, DPI, INK, MARKERS
+from quest.report.drawing import DPI, INK
 
 COLUMNS = 16  # images in a row of the grid
 
@@ -68,8 +68,8 @@ def comparison_chart(dataset: str, summary: Sequence[dict[str, Any]]) -> Figure:
                 [place + shift for place in places],
                 [row[metric] for row in shown],
                 yerr=[spread or 0.0 for spread in spreads] if any(spreads) else None,
-                color=COLOURS[index % len(COLOURS)],
-                marker=MARKERS[index % len(MARKERS)],
+                color=drawing.colour(index),
+                marker=drawing.marker(index),
                 markersize=6,
                 linewidth=1.8,
                 capsize=3,

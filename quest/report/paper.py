@@ -19,7 +19,7 @@ from quest.config.reading import unknown
 from quest.config.values import FULL_PRECISION, Bits, Cell
 from quest.report import tables
 from quest.report.costs import cost as cost_of
-from quest.report.published import FAILED, PaperRow, PaperTable, Published
+from quest.report.published import FAILED, NOT_NAMED, PaperRow, PaperTable, Published
 from quest.report.tables import MISSING, Column, Row
 
 COLUMNS = {
@@ -111,9 +111,10 @@ def to_markdown(table: PaperTable, dataset: str, rows: Sequence[Row], published:
 
 def _caption(table: PaperTable, dataset: str, rows: Sequence[Row], published: Published, seeding: str) -> str:
     named = dict.fromkeys(row["published_on"] for row in rows if row["published_on"])
-    others = {name: published.datasets[name] for name in named if published.datasets[name].dataset != dataset}
-    alike = [name for name, place in others.items() if place.stand_in == dataset]
-    unlike = [name for name, place in others.items() if place.stand_in != dataset]
+    places = {name: published.datasets[name] for name in named if name != NOT_NAMED}
+    own = dataset in _own(published)  # then rows of other datasets are empty
+    alike = [name for name, place in places.items() if not own and place.stand_in == dataset]
+    unlike = [name for name, place in places.items() if not own and place.stand_in != dataset]
     parts = [f"Source: {table.source}."]
     if table.note:
         parts.append(f"{table.note[0].upper()}{table.note[1:]}.")
@@ -124,6 +125,8 @@ def _caption(table: PaperTable, dataset: str, rows: Sequence[Row], published: Pu
         )
     if unlike:
         parts.append(f"It is no stand-in for {', '.join(unlike)}: there even the order of the methods may be another.")
+    if NOT_NAMED in named:
+        parts.append("Where the source names no dataset, even the order of the methods may be another.")
     if any((row["seeds"] or 0) > 1 for row in rows):
         parts.append("± is the standard deviation over seeds.")
     if any(row["mark"] == "re-run" for row in rows):
@@ -146,8 +149,8 @@ def _row(
     absent: str,
 ) -> Row:
     """A row of the artifact."""
-    own = {place.dataset for place in published.datasets.values()}
-    elsewhere = dataset in own and row.dataset is not None and published.datasets[row.dataset].dataset != dataset
+    own = _own(published)
+    elsewhere = dataset in own and row.dataset not in (None, NOT_NAMED, own[dataset])
     found = None if row.cell is None or elsewhere else measured.get(row.cell)
     missing = None
     if row.method is None:
@@ -179,6 +182,11 @@ def _row(
         "note": row.note,
         "missing": missing,
     }
+
+
+def _own(published: Published) -> dict[str, str]:
+    """The papers' datasets that have a protocol here, by its name."""
+    return {place.dataset: name for name, place in published.datasets.items() if place.dataset is not None}
 
 
 def _cost(artifact: JsonArtifact, folder: Path) -> dict[str, float]:

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
 
-from quest.artifacts import JsonArtifact, Manifest, atomic, load_json, save_json
+from quest.artifacts import ArtifactError, JsonArtifact, Manifest, atomic, listed, load_json, save_json
 from quest.report import tables
 from quest.report.tables import METRICS, Row, row_key
 
@@ -106,12 +106,12 @@ def ui(port: int) -> None:
     if uri.startswith(("http:", "https:")):
         raise ValueError(f"MLFLOW_TRACKING_URI is {uri}, a server with a page of its own; unset it for a local page")
     _require_free(port)
-    files = sorted(TABLES.glob("*.json"))
+    files = listed(TABLES, "*.json")
     if not files:
         raise ValueError(f"{TABLES}: no table yet; `snakemake` makes them, `dvc pull {TABLES}` fetches shared ones")
     names = {file.stem for file in files}
-    figures = [file for file in sorted(FIGURES.glob("*/*.png")) if file.parent.name in names]
-    run(files, figures, None, sorted(PAPER.glob("*/*.json")))
+    figures = [file for file in listed(FIGURES, "*/*.png") if file.parent.name in names]
+    run(files, figures, None, listed(PAPER, "*/*.json"))
     _log.info("http://127.0.0.1:%d is ready in some seconds; Ctrl-C ends it", port)
     command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", uri, "--host", "127.0.0.1"]
     os.execv(sys.executable, [*command, "--port", str(port), "--workers", "1"])
@@ -227,19 +227,37 @@ def _store() -> Iterator[MlflowClient]:
     """A client of the store, which is made if it is new. One process on this machine has it at a time.
 
     Several processes that make a fresh SQLite store at once break it for good, and two that look for a run at once
-    would both add it.
+    would both add it. Raises ArtifactError when it cannot be written: no room, no server, no database.
     """
     # Read when MLflow is imported; without it the first use looks a host name up.
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
 
     for name in ("mlflow", "alembic"):
-        logging.getLogger(name).setLevel(logging.WARNING)
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # they print what they also raise
     uri = _uri()
-    with FileLock(_lock_file(uri)):
-        if uri.startswith(_SQLITE):
-            _create_database(Path(uri.removeprefix(_SQLITE)))
-        yield MlflowClient(tracking_uri=uri)
+    try:
+        with FileLock(_lock_file(uri)):
+            if uri.startswith(_SQLITE):
+                _create_database(Path(uri.removeprefix(_SQLITE)))
+            yield MlflowClient(tracking_uri=uri)
+    except (OSError, MlflowException, SQLAlchemyError) as error:
+        raise ArtifactError(
+            f"{uri}: MLflow's store could not be written ({_reason(error)}); mend that and run again, "
+            f"or delete the store, which is made again from {TABLES}"
+        ) from error
+
+
+def _reason(error: BaseException) -> str:
+    """What the system or the database said, below what was made of it."""
+    below = error.__cause__ or error.__context__
+    if below is not None:
+        return _reason(below)
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return str(error).partition("\n")[0]
 
 
 def _create_database(path: Path) -> None:
@@ -332,6 +350,6 @@ def _text(value: Any) -> str:
 
 
 def _batches(names: Collection[str]) -> Iterator[list[str]]:
-    listed = sorted(names)
-    for start in range(0, len(listed), _BATCH):
-        yield listed[start : start + _BATCH]
+    ordered = sorted(names)
+    for start in range(0, len(ordered), _BATCH):
+        yield ordered[start : start + _BATCH]

@@ -1,5 +1,4 @@
-"""Full-precision models as others have them: diffusers pipelines in memory or in folders, the same on the hub, and
-CompVis checkpoints.
+"""Full-precision models as others publish them: diffusers folders, the same on the hub, and CompVis checkpoints.
 
 Every loader gives a `Denoiser`; once it is saved as a model artifact, nothing else knows where it came from.
 """
@@ -8,31 +7,40 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import json
+import inspect
+import logging
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.autoencoders.vq_model import VQModel
-from diffusers.models.unets.unet_2d import UNet2DModel
-from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
-from diffusers.schedulers.scheduling_ddim import DDIMScheduler
-from safetensors import SafetensorError, safe_open
 
+from quest import architectures
 from quest.artifacts import ArtifactError
 from quest.diffusion.conditioners import TextEncoder
 from quest.diffusion.denoiser import Denoiser
 from quest.diffusion.first_stage import FirstStage
-from quest.sources import compvis
+from quest.sources import compvis, fit, schedules
+from quest.sources.weights import Weights, find, in_one_line, read_json
 
-_AUTOENCODERS = ("vae", "vqvae")
-_NETWORKS = {each.__name__: each for each in (UNet2DModel, UNet2DConditionModel, VQModel, AutoencoderKL)}
+log = logging.getLogger(__name__)
+
+_FIRST_STAGES = {each.__name__: each for each in (VQModel, AutoencoderKL)}
+_LATENT = ("vae", "vqvae")
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
-# Of a published pipeline: not the same weights again in other formats, nor what no sample needs.
-_FETCHED = ["*.json", "*.txt", "*.safetensors"]
-_NOT_FETCHED = ["safety_checker/*", "feature_extractor/*", "*.fp16.*", "*non_ema*", "*-ema-*", "v1-*"]
+_CONTENT = ["*.json", "*.txt", "*.safetensors", "*.bin"]
+# Of a published pipeline: not the same weights again in other formats, nor what no sample needs; halves and torch's own
+# format where there is nothing else.
+_FETCHED, _FETCHED_ELSE = ["*.json", "*.txt", "*.safetensors"], _CONTENT
+_NOT_FETCHED = ["safety_checker/*", "feature_extractor/*", "*non_ema*", "*-ema-*", "v1-*"]
+_HALVES = ["*.fp16.*", "*.fp16-*", "*.bf16.*", "*.bf16-*"]
+_PARTS = {"unet", "scheduler", "vae", "vqvae", "text_encoder", "tokenizer"}
+_UNUSED = {"safety_checker", "feature_extractor", "requires_safety_checker"}
+_NOT_HERE = {"text_encoder_2": "SDXL's second encoder", "controlnet": "control images", "prior": "a prior"}
+_STEM = "diffusion_pytorch_model"
+_OF_EVERY_CONFIG = {"architectures", "gradient_checkpointing", "dropout", "torch_dtype", "dtype", "model_type"}
 
 
 def locate(source: str, architecture: Path | None = None) -> Path:
@@ -53,70 +61,95 @@ def locate(source: str, architecture: Path | None = None) -> Path:
     )
 
 
-def open_source(path: Path, architecture: Path | None = None) -> Denoiser:
-    """The model in ``path``, weights in the precision that they have there, on the CPU.
+def open_source(path: Path, architecture: Path | None = None, trusted: bool = False) -> Denoiser:
+    """The model in ``path``, on the CPU; each network in the precision that its weights have there.
 
     path: a diffusers folder (pixel-space DDPM, latent diffusion, Stable Diffusion) or a CompVis ``.ckpt``, whose
-    hyper-parameters are in the file ``architecture``. Raises ArtifactError when it cannot be read or does not fit.
+    hyper-parameters are in the file ``architecture``. trusted: its checksum is as it should be (see `read_tensors`).
+    Raises ArtifactError when it cannot be read, its parts do not fit together, or it is of a kind unknown here.
     """
     if path.is_dir():
-        return open_folder(path)
-    if architecture is None:
+        model = open_folder(path, trusted)
+    elif architecture is None:
         raise ArtifactError(
             f"{path}: a checkpoint does not say what it is of; name its architecture, one of config/models/*.yaml"
         )
-    return compvis.open_checkpoint(path, compvis.read_architecture(architecture))
+    else:
+        model = compvis.open_checkpoint(path, compvis.read_architecture(architecture), trusted)
+    fit.check_parts(model, str(path))
+    return model
 
 
 def checksum(path: Path) -> str:
     """sha256 of a file; of a folder, of the names and checksums of its weights and configuration files."""
     if path.is_dir():
-        files = sorted(file for pattern in _FETCHED for file in path.rglob(pattern))
+        files = sorted(file for pattern in _CONTENT for file in path.rglob(pattern))
         lines = [f"{checksum(file)}  {file.relative_to(path).as_posix()}\n" for file in files]
         return hashlib.sha256("".join(lines).encode()).hexdigest()
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def open_folder(folder: Path) -> Denoiser:
+def open_folder(folder: Path, trusted: bool = False) -> Denoiser:
     """A folder that a diffusers pipeline was saved to, of one of the networks that quest knows."""
-    index = _json(folder / "model_index.json")
-    unet = _network(folder, "unet", index)
-    schedule = _json(_place(folder, "scheduler") / "scheduler_config.json")
-    latent = next((part for part in _AUTOENCODERS if part in index), None)
-    autoencoder = None if latent is None else _network(folder, latent, index)
-    encoder = _text_encoder(folder) if "text_encoder" in index else None
-    return _assembled(str(folder), unet, schedule, autoencoder, encoder)
+    index = {part: of for part, of in read_json(folder / "model_index.json").items() if _is_there(part, of)}
+    _check_parts_of(folder, index)
+    place = _place(folder, "scheduler") / "scheduler_config.json"
+    schedule = schedules.training_schedule(read_json(place), place, _class_of(index, "scheduler"))
+    unet = _network(folder, "unet", index, architectures.networks(), trusted)
+    latent = next((part for part in _LATENT if part in index), None)
+    stage = None
+    if latent is not None:
+        config = read_json(_place(folder, latent) / "config.json")
+        stage = _first_stage(_network(folder, latent, index, _FIRST_STAGES, trusted), config)
+    encoder = _text_encoder(folder, trusted) if "text_encoder" in index else None
+    return Denoiser(unet, schedule, stage, encoder)
 
 
 def of_pipeline(pipeline: Any) -> Denoiser:
     """The model of a diffusers pipeline in memory, like that of its folder; its networks are shared, not copied.
 
-    Raises ArtifactError when it is of networks that quest does not know.
+    Raises ArtifactError when it is of kinds that quest does not know, or its parts do not fit together.
     """
-    parts = pipeline.components
-    unet = _known("the pipeline", "unet", parts.get("unet"))
-    latent = next((part for part in _AUTOENCODERS if parts.get(part) is not None), None)
-    autoencoder = None if latent is None else _known("the pipeline", latent, parts[latent])
-    encoder = parts.get("text_encoder")
-    if encoder is not None:
-        encoder = _with_tokenizer(encoder, parts["tokenizer"])
+    where, parts = "the pipeline", {name: part for name, part in pipeline.components.items() if part is not None}
+    index = {name: [None, type(part).__name__] for name, part in parts.items()}
+    _check_parts_of(where, index)
     # Without the private list of values that nobody chose: they stand all the same, as they do in a folder.
     schedule = {key: value for key, value in parts["scheduler"].config.items() if not key.startswith("_")}
-    return _assembled("the pipeline", unet, schedule, autoencoder, encoder)
+    schedule = schedules.training_schedule(schedule, where, type(parts["scheduler"]).__name__)
+    _check_known(where, "unet", _class_of(index, "unet"), architectures.networks())
+    unet = parts["unet"]
+    _check_unet(type(unet), unet.config, where)
+    stage, latent = None, next((part for part in _LATENT if part in parts), None)
+    if latent is not None:
+        _check_known(where, latent, _class_of(index, latent), _FIRST_STAGES)
+        config = parts[latent].config
+        given = {key: value for key, value in config.items() if key not in config.get("_use_default_values", ())}
+        stage = _first_stage(parts[latent], given)
+    encoder = _with_tokenizer(parts["text_encoder"], parts["tokenizer"]) if "text_encoder" in parts else None
+    model = Denoiser(unet, schedule, stage, encoder)
+    fit.check_parts(model, where)
+    return model
 
 
-def _assembled(
-    source: str, unet: Any, schedule: dict[str, Any], autoencoder: Any = None, encoder: TextEncoder | None = None
-) -> Denoiser:
-    """A denoiser from the parts of a pipeline. Raises ArtifactError when there is nothing to condition it."""
-    if isinstance(unet, UNet2DConditionModel) and encoder is None:
-        raise ArtifactError(f"{source}: its network takes a context, but there is no text_encoder to give one")
-    scheduler: Any = DDIMScheduler.from_config(schedule)
-    # The published samplers do not clip the predicted image at every step, as DDPM does.
-    scheduler.register_to_config(clip_sample=False)
-    stage = None if autoencoder is None else FirstStage(autoencoder, autoencoder.config.scaling_factor)
-    return Denoiser(unet, scheduler, stage, encoder)
+def _is_there(part: str, of: Any) -> bool:
+    """Whether an entry of model_index.json is a part that the pipeline has: [library, class], not [null, null]."""
+    return not part.startswith("_") and isinstance(of, list) and len(of) == 2 and of[1] is not None
+
+
+def _class_of(index: Mapping[str, Any], part: str) -> str | None:
+    return index[part][1] if part in index else None
+
+
+def _check_parts_of(folder: Path | str, index: Mapping[str, Any]) -> None:
+    """Raises ArtifactError for a pipeline with a part that quest has not; warns of those that it does not know."""
+    for part, what in _NOT_HERE.items():
+        if part in index:
+            raise ArtifactError(f"{folder}: {part} is {what}; expected a U-Net of at most one text encoder")
+    if (encoder := _class_of(index, "text_encoder")) not in (None, "CLIPTextModel"):
+        raise ArtifactError(f"{folder}: text_encoder is {encoder!r}; known is CLIPTextModel")
+    if unknown := sorted(set(index) - _PARTS - _UNUSED):
+        log.warning("%s: parts that are not known here, and not used: %s", folder, ", ".join(unknown))
 
 
 def _download(name: str) -> Path:
@@ -124,71 +157,112 @@ def _download(name: str) -> Path:
     from huggingface_hub.errors import HfHubHTTPError
 
     try:
-        return Path(snapshot_download(name, allow_patterns=_FETCHED, ignore_patterns=_NOT_FETCHED))
+        folder = Path(snapshot_download(name, allow_patterns=_FETCHED, ignore_patterns=[*_NOT_FETCHED, *_HALVES]))
+        if not any(folder.rglob(f"{_STEM}*.safetensors")):
+            folder = Path(snapshot_download(name, allow_patterns=_FETCHED_ELSE, ignore_patterns=_NOT_FETCHED))
     except (OSError, ValueError, HfHubHTTPError) as error:
         reason = str(error).splitlines()[0]
         raise ArtifactError(
             f"{name}: not a path here, and the hub did not give it ({reason}). Where there is network, run "
             f"`hf download {name} --local-dir {name}`, then put that folder at {Path(name).resolve()}"
         ) from error
+    return folder
 
 
-def _network(folder: Path, part: str, index: dict[str, Any]) -> Any:
+def _network(folder: Path, part: str, index: Mapping[str, Any], known: Mapping[str, Any], trusted: bool) -> Any:
     """One network of a pipeline. Raises ArtifactError naming what is missing or does not fit."""
-    name = index.get(part, [None, None])[1]
-    _check_known(str(folder), part, name)
-    place = _place(folder, part)
-    weights = _weights(place, "diffusion_pytorch_model")
-    config = _json(place / "config.json")
-    architecture: Any = _NETWORKS[name]
+    name = _class_of(index, part)
+    architecture, place = _check_known(folder, part, name, known), _place(folder, part)
+    weights = find(place, _STEM)
+    config = _config(place / "config.json", architecture)
+    if part == "unet":
+        _check_unet(architecture, config, place / "config.json")
     try:
         network, found = architecture.from_pretrained(
-            place, torch_dtype=_dtype(weights), local_files_only=True, output_loading_info=True
+            place, **_how(weights), torch_dtype=weights.dtype(trusted), local_files_only=True, output_loading_info=True
         )
+    except ArtifactError:
+        raise
     except Exception as error:  # of many kinds: diffusers raises whatever the part of it that failed raises
-        raise ArtifactError(f"{weights}: does not fit {place / 'config.json'}, or is damaged: {error}") from error
+        raise ArtifactError(
+            f"{weights.files[0]}: does not fit {place / 'config.json'}, or is damaged: {in_one_line(error)}"
+        ) from error
     for problem in ("missing_keys", "unexpected_keys"):
         if found[problem]:
             key, what = found[problem][0], problem.removesuffix("_keys")
-            raise ArtifactError(f"{weights}: {key}: {what}; expected the weights of {config.get('_class_name')}")
+            raise ArtifactError(f"{weights.files[0]}: {key}: {what}; expected the weights of {name}")
+    if part == "unet":
+        network.register_to_config(sample_size=fit.square(network.config.sample_size))
     return network.eval().requires_grad_(False)
 
 
-def _known(source: str, part: str, network: Any) -> Any:
-    """One network of a pipeline in memory. Raises ArtifactError for one of an architecture that quest does not know."""
-    _check_known(source, part, None if network is None else type(network).__name__)
-    return network
+def _check_known(where: Path | str, part: str, name: str | None, known: Mapping[str, Any]) -> Any:
+    """The class of a network by its name. Raises ArtifactError for one that is not known."""
+    if name is None or name not in known:
+        raise ArtifactError(f"{where}: {part} is {name!r}; known are {', '.join(known)}")
+    return known[name]
 
 
-def _check_known(source: str, part: str, architecture: str | None) -> None:
-    if architecture not in _NETWORKS:
-        raise ArtifactError(f"{source}: {part} is {architecture!r}; known are {', '.join(_NETWORKS)}")
+def _check_unet(architecture: type, config: Mapping[str, Any], file: Path | str) -> None:
+    try:
+        fit.check_unet(architecture, config, str(file))
+    except (TypeError, KeyError, AttributeError) as error:
+        raise ArtifactError(f"{file}: a value is of the wrong kind ({in_one_line(error)}); fetch it again") from error
 
 
-def _text_encoder(folder: Path) -> TextEncoder:
-    from transformers import AutoTokenizer, CLIPTextModel
+def _first_stage(network: Any, given: Mapping[str, Any]) -> FirstStage:
+    """given: the fields of its configuration that are not left to their defaults."""
+    # Latents of a VQ model are not scaled unless it says so; diffusers' default is that of Stable Diffusion's KL model.
+    default = 1.0 if isinstance(network, VQModel) else network.config.scaling_factor
+    return FirstStage(network, given.get("scaling_factor", default))
+
+
+def _config(file: Path, architecture: Any) -> dict[str, Any]:
+    """A network's configuration with its defaults; fields that its class does not have are named in a warning."""
+    given = read_json(file)
+    parameters = inspect.signature(architecture.__init__).parameters
+    if unknown := [key for key in given if key not in parameters and not key.startswith("_")]:
+        log.warning("%s: fields that are not known here, and not used: %s", file, ", ".join(unknown))
+    return {name: each.default for name, each in parameters.items() if name != "self"} | given
+
+
+def _how(weights: Weights) -> dict[str, Any]:
+    """What tells diffusers and transformers to read these weights and no others."""
+    return {"variant": weights.variant, "use_safetensors": weights.safe}
+
+
+def _text_encoder(folder: Path, trusted: bool) -> TextEncoder:
+    from transformers import AutoTokenizer, CLIPTextConfig, CLIPTextModel
 
     place = _place(folder, "text_encoder")
-    weights = _weights(place, "model", "pytorch_model")
+    weights = find(place, "model", "pytorch_model")
     words = _place(folder, "tokenizer")
     for file in ("vocab.json", "merges.txt"):
         if not (words / file).is_file() and not (words / "tokenizer.json").is_file():
             raise ArtifactError(f"{words / file}: no such file; the folder is incomplete, fetch it again")
+    given = read_json(place / "config.json")
+    if given.get("use_attention_mask"):
+        raise ArtifactError(f"{place / 'config.json'}: use_attention_mask is true; expected an encoder without a mask")
+    known = {*CLIPTextConfig().to_dict(), *_OF_EVERY_CONFIG}
+    if unknown := [key for key in given if key not in known and not key.startswith("_")]:
+        log.warning("%s: fields that are not known here: %s", place / "config.json", ", ".join(unknown))
+    dtype = weights.dtype(trusted)
     try:
         read: Any = CLIPTextModel.from_pretrained
-        model, found = read(place, dtype=_dtype(weights), local_files_only=True, output_loading_info=True)
+        model, found = read(place, **_how(weights), dtype=dtype, local_files_only=True, output_loading_info=True)
         tokenizer: Any = AutoTokenizer.from_pretrained(words, local_files_only=True)
     except Exception as error:  # as above, of transformers
-        raise ArtifactError(f"{place}: not a CLIP text model, or damaged: {error}") from error
+        raise ArtifactError(f"{place}: not a CLIP text model, or damaged: {in_one_line(error)}") from error
     if found["missing_keys"]:
-        raise ArtifactError(f"{weights}: {sorted(found['missing_keys'])[0]}: missing; expected a CLIP text model")
+        missing = sorted(found["missing_keys"])[0]
+        raise ArtifactError(f"{weights.files[0]}: {missing}: missing; expected a CLIP text model")
     return _with_tokenizer(model.eval().requires_grad_(False), tokenizer)
 
 
 def _with_tokenizer(model: Any, tokenizer: Any) -> TextEncoder:
     """A text encoder of transformers' model and tokenizer, which stay as they are."""
-    length = model.config.max_position_embeddings
-    words_of = copy.deepcopy(tokenizer.backend_tokenizer)
+    length = min(model.config.max_position_embeddings, tokenizer.model_max_length)
+    words_of: Any = copy.deepcopy(tokenizer.backend_tokenizer)
     words_of.enable_truncation(length)
     words_of.enable_padding(length=length, pad_id=tokenizer.pad_token_id, pad_token=tokenizer.pad_token)
     return TextEncoder(model, words_of)
@@ -197,36 +271,3 @@ def _with_tokenizer(model: Any, tokenizer: Any) -> TextEncoder:
 def _place(folder: Path, part: str) -> Path:
     """Where a pipeline keeps a part: in a folder of its own, or, of pixel-space models on the hub, at the top."""
     return folder / part if (folder / part).is_dir() else folder
-
-
-def _weights(place: Path, *names: str) -> Path:
-    files = [place / f"{name}.{suffix}" for suffix in ("safetensors", "bin") for name in names]
-    file = next((file for file in files if file.is_file()), None)
-    if file is None:
-        raise ArtifactError(f"{files[0]}: no such file; the folder is incomplete, fetch it again")
-    return file
-
-
-def _dtype(weights: Path) -> torch.dtype:
-    """Precision of the weights in a file. Raises ArtifactError when it cannot be read as plain tensors."""
-    if weights.suffix == ".bin":
-        return next(iter(compvis.read_tensors(weights).values())).dtype
-    try:
-        with safe_open(weights, framework="pt") as file:
-            return file.get_slice(next(iter(file.keys())))[:1].dtype
-    except (SafetensorError, StopIteration, OSError) as error:
-        raise ArtifactError(f"{weights}: cannot be read ({error}); fetch it again") from error
-
-
-def _json(file: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(file.read_text())
-    except OSError as error:
-        raise ArtifactError(
-            f"{file}: {error.strerror}; expected the whole folder of a diffusers pipeline, fetch it again"
-        ) from error
-    except ValueError as error:
-        raise ArtifactError(f"{file}: not valid JSON ({error}); fetch it again") from error
-    if not isinstance(content, dict):
-        raise ArtifactError(f"{file}: found {type(content).__name__}, expected an object; fetch it again")
-    return content

@@ -9,25 +9,26 @@ from typing import Any
 import click
 import torch
 
+from quest import architectures
 from quest.artifacts import ArtifactError, Manifest
 from quest.config.dataset import DatasetSettings
 from quest.diffusion import denoiser as denoisers
 from quest.diffusion.denoiser import Denoiser
 from quest.quantization.account import account
-from quest.sources import pipelines
+from quest.sources import fit, pipelines, schedules
 from quest.stages import OUTPUT, PROTOCOL
 
 log = logging.getLogger(__name__)
 
 
-SECTIONS = ("source", "source_sha256", "architecture")
+SECTIONS = ("source", "source_sha256", "architecture", "clip_sample")
 PARAMETERS = (*PROTOCOL, click.Option(["--source"], help="Instead of the protocol's: folder, .ckpt or hub id."), OUTPUT)
 
 
 def run(dataset: str, settings: DatasetSettings, source: str | None, output: Path) -> None:
     """Write an artifact of kind "model", weights in the precision that they have in ``source``, or the protocol's.
 
-    Raises ArtifactError when the source is not there, is not what its checksum says or does not fit.
+    Raises ArtifactError when the source is not there, is not what its checksum says, or does not fit the protocol.
     """
     source = source or settings.source
     if source is None:
@@ -40,16 +41,19 @@ def run(dataset: str, settings: DatasetSettings, source: str | None, output: Pat
             f"{path}: sha256 is {sha256}, source_sha256 is {settings.source_sha256}; "
             "it is another file or damaged, fetch it again"
         )
-    model = pipelines.open_source(path, settings.architecture)
+    model = pipelines.open_source(path, settings.architecture, trusted=settings.source_sha256 is not None)
+    if not settings.clip_sample:
+        model.scheduler = schedules.without_clipping(model.scheduler)
+    fit.check_protocol(model, settings, str(path))
     notes: dict[str, Any] = {"source": source, "account": account_of(model)}
     denoisers.save(output, model, Manifest(kind="model", inputs={"source": sha256}, notes=notes))
 
 
 def account_of(model: Denoiser) -> dict[str, Any]:
     """The bit account of a model, from shapes alone: it stands with the model, for the row of full precision."""
-    architecture: Any = type(model.network)
+    full: Any = model.network
     with torch.device("meta"):
-        network = architecture.from_config(model.network.config)
+        network = architectures.build(type(full).__name__, full.config)
     example = tuple(
         argument.to("meta", torch.float32 if argument.is_floating_point() else argument.dtype)
         for argument in model.example()

@@ -24,6 +24,7 @@ SECTIONS = (
     "quantizer.weight_search",
     "quantizer.weight_group",
     "quantizer.split_shortcuts",
+    "quantizer.roles",
     "reconstruction",
 )
 PARAMETERS = (
@@ -66,6 +67,7 @@ def run(
             "weight_search": settings.quantizer.weight_search,
             "weight_group": settings.quantizer.weight_group,
             "split_shortcuts": settings.quantizer.split_shortcuts,
+            "roles": settings.quantizer.roles,
             "weight_bits": weight_bits,
             "grouping": grouping,
         },

@@ -10,10 +10,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogFormatter
 
 from quest.report import drawing
-from quest.report.drawing import COLOURS, INK, MARKERS
+from quest.report.drawing import INK
 from quest.studies import Row
 
-LINES = ("-", "--", ":", "-.")  # where markers would make an SVG heavy
+_DASHES = ("-", "--", ":", "-.")
 
 
 def start_figure(
@@ -40,16 +40,21 @@ def line(axes: Axes, index: int, points: Iterable[tuple[float, float | None, flo
         places,
         values,
         yerr=bars,
-        color=COLOURS[index],
-        marker=MARKERS[index],
+        color=drawing.colour(index),
+        marker=drawing.marker(index),
         markersize=5,
         capsize=3,
         label=label,
     )
 
 
+def dashes(index: int) -> str:
+    """The style of line ``index``, where markers would make an SVG heavy."""
+    return _DASHES[index % len(_DASHES)]
+
+
 def curve(axes: Axes, index: int, x: Sequence[int], y: Sequence[float], label: str, line: str) -> None:
-    axes.plot(x, y, line, color=COLOURS[index], marker=MARKERS[index], markersize=4, label=label)
+    axes.plot(x, y, line, color=drawing.colour(index), marker=drawing.marker(index), markersize=4, label=label)
 
 
 def logarithmic(axes: Axes) -> None:

@@ -19,6 +19,8 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
+from quest import architectures
+from quest.architectures import Inputs
 from quest.config.values import Bits
 from quest.diffusion import denoiser as denoisers
 from quest.diffusion.conditions import conditions
@@ -26,7 +28,6 @@ from quest.learning import reconstruction
 from quest.noise import HELD_OUT, SampleNoise
 from quest.quantization.network import QuantizedNetwork
 from quest.report import drawing
-from quest.report.drawing import COLOURS
 from quest.studies import Row
 from quest.studies.charts import curve, distinct, start_figure, where
 from quest.studies.subject import Subject, recording
@@ -87,10 +88,10 @@ def along(loss: Callable[[Tensor], Tensor], z: Tensor, delta: Tensor, points: in
 
 
 class Example(NamedTuple):
-    """Arguments of one call of the network at sampling step ``step``, and the noise that it should find."""
+    """What the network is told at sampling step ``step``, and the noise that it should find."""
 
     step: int
-    arguments: tuple[Tensor, ...]
+    inputs: Inputs
     noise: Tensor
 
 
@@ -103,12 +104,12 @@ def measure(subject: Subject) -> list[Row]:
     rows = []
     with full.quantizing(weights=False, activations=False):
         # float64, so that differences of the loss at 8 bits are not lost in rounding.
-        clean = _at(full.double(), places, _double(given.arguments))
+        clean = _at(full.double(), places, _double(given.inputs))
         for name, bits, network in networks(subject):
             network.set_step(given.step)
-            perturbed = _at(network, places, given.arguments)
+            perturbed = _at(network, places, given.inputs)
             for place in places:
-                loss = loss_of(full, place, _double(given.arguments), given.noise.double())
+                loss = loss_of(full, place, _double(given.inputs), given.noise.double())
                 segment = along(loss, clean[place], perturbed[place].double() - clean[place], POINTS)
                 rows += [
                     {"weights": name, "bits": str(bits), "place": place, **_numbers(segment, parts)}
@@ -140,8 +141,7 @@ def example(subject: Subject) -> Example:
     alpha = model.scheduler.alphas_cumprod[sampler.timesteps[step]].item()
     x = math.sqrt(alpha) * sample + math.sqrt(1 - alpha) * fresh
     timestep = torch.full((count,), int(sampler.timesteps[step]), device=subject.device)
-    context = () if guidance is None else (guidance.context,)
-    return Example(step, (x, timestep, *context), fresh)
+    return Example(step, Inputs(x, timestep, None if guidance is None else guidance.context), fresh)
 
 
 def middle(network: QuantizedNetwork) -> str:
@@ -150,9 +150,7 @@ def middle(network: QuantizedNetwork) -> str:
     return names[len(names) // 2]
 
 
-def loss_of(
-    full: QuantizedNetwork, place: str, arguments: tuple[Tensor, ...], noise: Tensor
-) -> Callable[[Tensor], Tensor]:
+def loss_of(full: QuantizedNetwork, place: str, inputs: Inputs, noise: Tensor) -> Callable[[Tensor], Tensor]:
     """The loss as a function of what ``place`` computes."""
 
     def loss(value: Tensor) -> Tensor:
@@ -160,7 +158,7 @@ def loss_of(
             return mse_loss(value, noise)
         handle = full.network.get_submodule(place).register_forward_hook(lambda *_: value)
         try:
-            return mse_loss(full(*arguments).sample, noise)
+            return mse_loss(architectures.predict(full, inputs), noise)
         finally:
             handle.remove()
 
@@ -168,16 +166,16 @@ def loss_of(
 
 
 @torch.no_grad()
-def _at(network: QuantizedNetwork, places: list[str], arguments: tuple[Tensor, ...]) -> dict[str, Tensor]:
+def _at(network: QuantizedNetwork, places: list[str], inputs: Inputs) -> dict[str, Tensor]:
     """What the network computes at each place."""
     modules: dict[str, nn.Module] = {p: network.network.get_submodule(p) for p in places if p != OUTPUT}
     with recording(modules) as found:
-        output = network(*arguments).sample
+        output = architectures.predict(network, inputs)
     return {**found, OUTPUT: output}
 
 
-def _double(arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    return tuple(x.double() if x.is_floating_point() else x for x in arguments)
+def _double(inputs: Inputs) -> Inputs:
+    return Inputs(inputs.x.double(), inputs.timesteps, None if inputs.context is None else inputs.context.double())
 
 
 def _powers(most: int) -> list[int]:
@@ -216,10 +214,11 @@ def chart(dataset: str, rows: Sequence[Row]) -> Figure:
         curve(inside, index, parts, misses, width.upper(), "-")
     networks = dict.fromkeys((row["weights"], row["bits"]) for row in rows)
     studied = [network for network in networks if network[1] == bits[-1]]
+    step = min(0.25, 0.9 / len(studied))
     for index, (version, width) in enumerate(studied):
         values = [where(rows, weights=version, bits=width, place=p, parts=parts[-1])[0]["first"] for p in places]
-        spots = [place + (index - (len(studied) - 1) / 2) * 0.25 for place in range(len(places))]
-        first.bar(spots, values, 0.23, color=COLOURS[index], label=f"{version} {width.upper()}")
+        spots = [place + (index - (len(studied) - 1) / 2) * step for place in range(len(places))]
+        first.bar(spots, values, 0.92 * step, color=drawing.colour(index), label=f"{version} {width.upper()}")
     first.set_xticks(range(len(places)), places, size=8)
     for axes in (at_output, inside):
         axes.set_xscale("log", base=2)

@@ -12,9 +12,9 @@ from torch import Tensor
 from quest.quantization.network import QuantizedNetwork
 from quest.quantization.quantizers import ActivationQuantizer
 from quest.report import drawing, tables
-from quest.report.drawing import COLOURS, INK
+from quest.report.drawing import INK
 from quest.studies import Row
-from quest.studies.charts import LINES, distinct, start_figure, where, with_legend
+from quest.studies.charts import dashes, distinct, start_figure, where, with_legend
 from quest.studies.subject import Subject
 
 
@@ -26,10 +26,9 @@ def measure(subject: Subject) -> list[Row]:
     timesteps = subject.model.sampler(subject.settings.sampler).timesteps.tolist()
     rows = []
     for checkpoint in subject.checkpoints():
-        network, sets = checkpoint.network, checkpoint.network.step.sets
-        if sets == 1:
+        network, step = checkpoint.network, checkpoint.network.step
+        if step.sets == 1:
             continue
-        length = len(timesteps) // sets
         for role, ratios in drift(network).items():
             rows += [
                 {
@@ -38,8 +37,8 @@ def measure(subject: Subject) -> list[Row]:
                     "role": role,
                     "sites": len(ratios),
                     "set": index,
-                    "first_timestep": timesteps[index * length],
-                    "last_timestep": timesteps[(index + 1) * length - 1],
+                    "first_timestep": timesteps[step.steps_of(index)[0]],
+                    "last_timestep": timesteps[step.steps_of(index)[-1]],
                     "mean_ratio": of_set.mean().item(),
                     "min_ratio": of_set.min().item(),
                     "max_ratio": of_set.max().item(),
@@ -82,12 +81,12 @@ def chart(dataset: str, rows: Sequence[Row]) -> Figure:
                 places,
                 [row["min_ratio"] for row in mine],
                 [row["max_ratio"] for row in mine],
-                color=COLOURS[index],
+                color=drawing.colour(index),
                 alpha=0.12,
                 linewidth=0,
             )
             means = [row["mean_ratio"] for row in mine]
-            axes.plot(places, means, LINES[index % 4], color=COLOURS[index], label=tables.title(method))
+            axes.plot(places, means, dashes(index), color=drawing.colour(index), label=tables.title(method))
         drawing.plain(axes, f"{role.replace('_', ' ')} ({where(rows, role=role)[0]['sites']})")
         axes.axhline(1, color=INK, linewidth=0.8, linestyle=":")
     for axes in panels[len(roles) :]:

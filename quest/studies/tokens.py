@@ -11,15 +11,14 @@ import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
-from diffusers.models.attention import BasicTransformerBlock
-from diffusers.models.attention_processor import Attention
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from quest.architectures.order import in_call_order
+from quest import architectures
+from quest.architectures.order import in_call_order, outermost
 from quest.diffusion import sampling
 from quest.report import drawing
 from quest.studies import Row
@@ -93,17 +92,12 @@ def measure(subject: Subject) -> list[Row]:
     return rows
 
 
-def blocks(network: nn.Module, example: tuple[Tensor, ...]) -> dict[str, nn.Module]:
-    """Transformer blocks, and attention outside any, in the order in which a call with ``example`` reaches them.
+def blocks(network: nn.Module, example: tuple[Any, ...]) -> dict[str, nn.Module]:
+    """Blocks of tokens, and attention outside any, in the order in which a call with ``example`` reaches them.
 
     Raises ValueError where there is none.
     """
-    found: dict[str, nn.Module] = {}
-    for name, module in network.named_modules():
-        if isinstance(module, BasicTransformerBlock | Attention) and not any(
-            name.startswith(f"{outer}.") for outer in found
-        ):
-            found[name] = module
+    found = outermost(network, architectures.of(network).token_blocks)
     if not found:
         raise ValueError(f"{type(network).__name__} has no attention block; there is no token to overwrite")
     return {name: found[name] for name in in_call_order(network, example, found)}

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn.utils import parametrize
 
+from quest import architectures
+from quest.architectures import Places
 from quest.config.dataset import DatasetSettings
 from quest.config.methods.efficientdm import EfficientDMSettings
 from quest.config.values import Bits
@@ -21,7 +23,7 @@ from quest.diffusion.samplers import Call
 from quest.learning.calibration import Calibration
 from quest.learning.start import recipe as make_recipe
 from quest.methods import efficientdm
-from quest.quantization import roles
+from quest.quantization import storage
 from quest.quantization.grid import MIN_SCALE
 from quest.quantization.layers import QuantizedLayer
 from quest.quantization.network import QuantizedNetwork
@@ -29,6 +31,8 @@ from quest.quantization.policy import EIGHT, FULL
 from quest.quantization.quantizers import ActivationQuantizer
 from quest.quantization.roles import Role
 from quest.quantization.rounding import Fixed
+
+NO_PLACES = Places((), "")  # none of its exceptions is a single layer
 
 Make = Callable[..., QuantizedNetwork]
 MakeSettings = Callable[..., DatasetSettings]
@@ -146,7 +150,7 @@ def test_exported_integers_are_the_student(
     settings = make_settings(methods={"efficientdm": FAST | {"base": base, "policy": policy}})
     bits = Bits(4, 4)
     recipe = (
-        make_recipe(settings, bits, 4, efficientdm.paper_policy(bits))
+        make_recipe(settings, bits, 4, efficientdm.paper_policy(bits, NO_PLACES))
         if policy == "paper"
         else make_recipe(settings, bits, 4)
     )
@@ -171,7 +175,7 @@ def test_exported_integers_are_the_student(
 
     other = denoisers.load(model_file)
     restored = QuantizedNetwork(other.network, recipe, other.example(), search=False)
-    restored.restore(network.export())
+    storage.restore(restored, storage.export(network))
     torch.testing.assert_close(outputs(restored, calibration), outputs(network, calibration), rtol=1e-4, atol=1e-5)
     assert restored.account() == network.account()
 
@@ -288,7 +292,7 @@ def test_deterministic_for_a_seed(make_quantized: Make, calibration: Calibration
         torch.manual_seed(len(results))  # nothing hangs on the global generator
         network = make_quantized("w4a4", calibrated=False, sets=4)
         notes = efficientdm.quantize(network, calibration, method, seed).notes
-        results.append((notes, network.export()))
+        results.append((notes, storage.export(network)))
     assert results[0][0] == results[1][0]
     assert all(torch.equal(tensor, results[1][1][name]) for name, tensor in results[0][1].items())
     assert results[0][0] != results[2][0]
@@ -316,8 +320,8 @@ def test_weights_may_start_from_the_common_search(
 @pytest.mark.parametrize(("name", "candidates", "full"), [("stable-diffusion-v1.4", 265, 17), ("ddpm-cifar10", 97, 16)])
 def test_layers_of_the_paper(name: str, candidates: int, full: int, published_unet: Callable[[str], Any]) -> None:
     """The counts of the released code's layer filter; four of the layers have 8 bits."""
-    found = roles.find(published_unet(name))
-    policy = efficientdm.paper_policy(Bits(4, 4))
+    found = architectures.of(published_unet(name)).roles()
+    policy = efficientdm.paper_policy(Bits(4, 4), NO_PLACES)
     bits = {layer: policy.bits(layer, role, Bits(4, 4)) for layer, role in found.items()}
     assert sum(each != FULL for each in bits.values()) == candidates
     assert {found[name] for name, each in bits.items() if each == FULL} == {Role.SHORTCUT, Role.DOWNSAMPLE}
@@ -332,7 +336,7 @@ def test_layers_of_other_bits_are_not_trained(
 ) -> None:
     """Also where the run itself has 8 bits."""
     bits = Bits(8, 8)
-    recipe = make_recipe(make_settings(), bits, 4, efficientdm.paper_policy(bits))
+    recipe = make_recipe(make_settings(), bits, 4, efficientdm.paper_policy(bits, NO_PLACES))
     network = QuantizedNetwork(denoiser.network, recipe, denoiser.example())
     special = {"conv_in", "time_embedding.linear_1", "time_embedding.linear_2", "conv_out"}
     trained = efficientdm.trained_layers(network)

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from quest import architectures
 from quest.config.dataset import DatasetSettings
 from quest.config.methods.ptqd import PtqdSettings
 from quest.config.sampling import SamplerSettings
@@ -282,7 +283,7 @@ def test_what_the_paper_leaves_out(
     denoiser: Denoiser, make_settings: Callable[..., DatasetSettings], calibration: Calibration
 ) -> None:
     bits = Bits(4, 4)
-    recipe = make_recipe(make_settings(), bits, 1, ptqd.paper_policy(bits))
+    recipe = make_recipe(make_settings(), bits, 1, ptqd.paper_policy(bits, architectures.of(denoiser.network).places()))
     assert recipe.policy == Policy.from_plain(recipe.policy.plain())
     network = QuantizedNetwork(denoiser.network, recipe, (torch.zeros(1, 1, 8, 8), torch.zeros(1, dtype=torch.long)))
     layers = network.layers()

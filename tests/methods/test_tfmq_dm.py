@@ -12,7 +12,8 @@ from diffusers.models.unets.unet_2d import UNet2DModel
 from torch import Tensor
 from torch.nn.functional import cosine_similarity, silu
 
-from quest.architectures.temporal import TemporalBlock
+from quest import architectures
+from quest.architectures.unet import TemporalBlock
 from quest.artifacts import load_tensors
 from quest.config.dataset import DatasetSettings
 from quest.config.values import Bits
@@ -24,7 +25,6 @@ from quest.learning.finetuning import running_ranges
 from quest.learning.reconstruction import Unit
 from quest.learning.start import recipe as make_recipe
 from quest.methods import tfmq_dm
-from quest.quantization import roles
 from quest.quantization.network import QuantizedNetwork
 from quest.quantization.policy import FULL
 from quest.quantization.roles import Role
@@ -41,7 +41,7 @@ TEMPORAL = (Role.TIME_MLP, Role.TIME_PROJECTION)
 def paper_network(denoiser: Denoiser, settings: DatasetSettings) -> QuantizedNetwork:
     """The tiny network as the paper quantizes it."""
     bits = Bits(4, 4)
-    recipe = make_recipe(settings, bits, 4, tfmq_dm.paper_policy(bits))
+    recipe = make_recipe(settings, bits, 4, tfmq_dm.paper_policy(bits, architectures.of(denoiser.network).places()))
     return QuantizedNetwork(denoiser.network, recipe, denoiser.example())
 
 
@@ -263,7 +263,7 @@ def test_the_range_of_a_projections_input_is_exact(
 
 def test_policy_of_the_paper(paper_network: QuantizedNetwork) -> None:
     layers = paper_network.layers()
-    full = set(roles.find(UNet2DModel.from_config(paper_network.network.config))) - set(layers)  # type: ignore[attr-defined]
+    full = set(architectures.of(UNet2DModel.from_config(paper_network.network.config)).roles()) - set(layers)  # type: ignore[attr-defined]
     assert {name for name in full if "shortcut" not in name and "downsampler" not in name} == {
         *("conv_in", "conv_out", "time_embedding.linear_1"),
     }
@@ -279,8 +279,8 @@ def test_policy_of_the_paper(paper_network: QuantizedNetwork) -> None:
 def test_layers_of_the_paper(name: str, candidates: int, heads: int, published_unet: Callable[[str], Any]) -> None:
     """The counts of the released code, of which three layers are left out again."""
     model = published_unet(name)
-    policy = tfmq_dm.paper_policy(Bits(4, 8))
-    bits = {name: policy.bits(name, role, Bits(4, 8)) for name, role in roles.find(model).items()}
+    policy = tfmq_dm.paper_policy(Bits(4, 8), architectures.of(model).places())
+    bits = {name: policy.bits(name, role, Bits(4, 8)) for name, role in architectures.of(model).roles().items()}
     assert sum(each != FULL for each in bits.values()) == candidates - 3
     assert [name for name, each in bits.items() if each == Bits(4, 32)] == [
         *("time_embedding.linear_2", "down_blocks.0.resnets.0.conv1"),

@@ -11,7 +11,7 @@ from quest.config.evaluation import EvaluationSettings
 from quest.metrics import evaluation
 from quest.metrics.extractor import Extractor, Features
 from quest.metrics.reference import Reference, reduce
-from quest.metrics.statistics import Accumulator, Moments, Plan, total, without
+from quest.metrics.statistics import Accumulator, Moments, Plan, total
 
 IMAGES = 203
 
@@ -78,12 +78,10 @@ def test_moments_of_one_call_are_those_of_many(monkeypatch: pytest.MonkeyPatch):
 @pytest.mark.parametrize("width", [1, 128, 300])
 def test_a_covariance_is_whole_at_every_width(width: int):
     rows = torch.randn(50, width, generator=torch.Generator().manual_seed(0))
-    whole, part = Moments(width), Moments(width)
+    whole = Moments(width)
     whole.update(rows)
-    part.update(rows[:20])
-    for found, expected in ((whole.gaussian(), rows), (without(whole, part), rows[20:])):
-        covariance = np.cov(expected.double().numpy(), rowvar=False).reshape(width, width)
-        np.testing.assert_allclose(found.covariance.numpy(), covariance, rtol=1e-11, atol=1e-12)
+    covariance = np.cov(rows.double().numpy(), rowvar=False).reshape(width, width)
+    np.testing.assert_allclose(whole.gaussian().covariance.numpy(), covariance, rtol=1e-11, atol=1e-12)
 
 
 def test_moments_keep_their_digits_far_from_the_origin():
@@ -111,18 +109,6 @@ def test_merged_moments_are_those_of_all_rows_in_any_order():
         for found, expected in zip(merged.gaussian()[:2], whole.gaussian()[:2], strict=True):
             torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
     assert parts[0].count == 3, "the parts are left as they were"
-
-
-def test_without_a_part_are_the_moments_of_the_rest():
-    rows = torch.randn(200, 5, generator=torch.Generator().manual_seed(0)) + 2
-    whole, part, rest = Moments(5), Moments(5), Moments(5)
-    whole.update(rows)
-    part.update(rows[:60])
-    rest.update(rows[60:])
-    found, expected = without(whole, part), rest.gaussian()
-    assert found.rows == 140
-    torch.testing.assert_close(found.mean, expected.mean, rtol=1e-12, atol=1e-12)
-    torch.testing.assert_close(found.covariance, expected.covariance, rtol=1e-11, atol=1e-12)
 
 
 def test_moments_refuse_what_they_cannot_take():

@@ -10,11 +10,15 @@ from diffusers.models.attention_processor import Attention
 from diffusers.models.unets.unet_2d import UNet2DModel
 from torch import Tensor, nn
 
+from quest.architectures import Architecture, Places, register
 from quest.config.quantizer import QuantizerSettings
 from quest.config.values import Bits
 from quest.quantization.account import account, assert_levels
+from quest.quantization.attention import QuantizedAttention
 from quest.quantization.grid import Grid
-from quest.quantization.network import QuantizedNetwork, Recipe
+from quest.quantization.layers import Switches
+from quest.quantization.network import QuantizedNetwork
+from quest.quantization.recipe import Recipe
 from quest.quantization.roles import Role
 from quest.quantization.rounding import AdaRound
 
@@ -35,6 +39,26 @@ class TwoLayers(nn.Module):
         return self.norm(self.linear(self.conv_in(x).mean((2, 3))))
 
 
+@register
+class OfTwoLayers(Architecture):
+    """What a quantized network must be told."""
+
+    networks, blocks, token_blocks = (TwoLayers,), (), ()
+    shape, conditional = (2, 8, 8), False
+
+    def own_roles(self) -> dict[str, Role]:
+        return {"conv_in": Role.FIRST, "linear": Role.FEED_FORWARD}
+
+    def attentions(self) -> dict[str, nn.Module]:
+        return {}
+
+    def quantize_products(self, name: str, switches: Switches) -> QuantizedAttention:
+        raise AssertionError("there is none")
+
+    def places(self) -> Places:
+        return Places((), "conv_in")
+
+
 IMAGE = (torch.zeros(1, 2, 8, 8),)
 CONV_MACS, LINEAR_MACS = 16 * 54, 15
 
@@ -42,7 +66,7 @@ CONV_MACS, LINEAR_MACS = 16 * 54, 15
 def test_by_hand() -> None:
     settings = QuantizerSettings(edge_activation_bits=8, activation_granularity={"8": "per_tensor", "4": "per_channel"})
     recipe = Recipe(Bits(4, 4), settings, 5, 20)
-    network = QuantizedNetwork(TwoLayers(), recipe, IMAGE, {"linear": Role.FEED_FORWARD})
+    network = QuantizedNetwork(TwoLayers(), recipe, IMAGE)
     found = network.account()
     parameters = 54 + 3 + 15 + 10
     # Scales and zero points: one a weight channel; of activations, 5 sets of 1 (8 bits) and of 3 (4 bits).
@@ -59,14 +83,14 @@ def test_by_hand() -> None:
 
 def test_symmetric_grids_store_no_zero_points() -> None:
     recipe = Recipe(Bits(4, 8), QuantizerSettings(activation_symmetric=True), 5, 20)
-    found = QuantizedNetwork(TwoLayers(), recipe, IMAGE, {"linear": Role.FEED_FORWARD}).account()
+    found = QuantizedNetwork(TwoLayers(), recipe, IMAGE).account()
     assert found["weight_mib"] == pytest.approx((69 * 4 + 13 * 32 + (2 * 8 + 5 * 2) * 32) / MIB)
 
 
 def test_each_group_of_weights_stores_a_scale_and_a_zero_point() -> None:
-    roles = {"linear": Role.FEED_FORWARD, "conv_in": Role.CONVOLUTION}
-    recipe = Recipe(Bits(4, 8), QuantizerSettings(activation_symmetric=True, weight_group=3), 5, 20)
-    network = QuantizedNetwork(TwoLayers(), recipe, IMAGE, roles)
+    # Of the first convolution none would be grouped.
+    settings = QuantizerSettings(activation_symmetric=True, weight_group=3, roles={"conv_in": "convolution"})
+    network = QuantizedNetwork(TwoLayers(), Recipe(Bits(4, 8), settings, 5, 20), IMAGE)
     groups = 54 // 3 + 15 // 3
     assert network.account()["weight_mib"] == pytest.approx((69 * 4 + 13 * 32 + (2 * groups + 5 * 2) * 32) / MIB)
 
@@ -143,3 +167,21 @@ def test_levels_are_counted_for_each_scale() -> None:
     assert_levels(torch.arange(8.0).view(2, 4), Grid(2), "x")
     with pytest.raises(ValueError, match=r"x: found 5 distinct values of one scale, expected at most the 4 .* 2 bits"):
         assert_levels(torch.tensor([[0.0, 0, 0, 0, 0], [1, 2, 3, 4, 5]]), Grid(2), "x")
+
+
+def test_levels_beyond_the_bits_are_counted(make_quantized: Callable[..., QuantizedNetwork]) -> None:
+    honest = make_quantized("w4a4", activation_symmetric=True)
+    legacy = make_quantized("w4a4", activation_symmetric=True, legacy_symmetric_levels=True)
+    name = "down_blocks.0.resnets.0.conv1"
+    x = torch.randn(4, 8, 8, 8)
+    codes = []
+    for network in (honest, legacy):
+        network.set_step(0)
+        site = network.sites()[f"{name}.input_quantizer"]
+        with torch.no_grad():
+            codes.append((site(x * site.scale[0] * site.grid.high / 2) / site.scale[0]).round().unique())
+    assert len(codes[0]) <= 16 < len(codes[1]) <= 33
+    accounts = [network.account() for network in (honest, legacy)]
+    assert accounts[1]["mean_activation_bits"] > 1.1 * accounts[0]["mean_activation_bits"]
+    assert accounts[1]["gbops"] > 1.1 * accounts[0]["gbops"]
+    assert [account["activation_levels"] for account in accounts] == [16, 33]

@@ -9,17 +9,19 @@ import torch
 from diffusers.models.attention_processor import Attention, AttnProcessor
 from torch import Tensor
 
+from quest.architectures.attention import AttentionProcessor
 from quest.quantization.granularity import PerTensor
 from quest.quantization.grid import Grid
-from quest.quantization.layers import QuantizedAttention, Switches
-from quest.quantization.quantizers import ActivationQuantizer, Step, calibrating
+from quest.quantization.layers import Switches
+from quest.quantization.quantizers import ActivationQuantizer, calibrating
+from quest.quantization.steps import Step
 
 
 def both(attention: Attention, **inputs: Any) -> tuple[Tensor, Tensor]:
     attention.set_processor(AttnProcessor())
     with torch.no_grad():
         expected = attention(**inputs)
-        attention.set_processor(QuantizedAttention(Switches()))  # type: ignore[arg-type]
+        attention.set_processor(AttentionProcessor(Switches()))  # type: ignore[arg-type]
         return attention(**inputs), expected
 
 
@@ -58,7 +60,7 @@ def test_operands_have_few_levels(bits: int) -> None:
     torch.manual_seed(0)
     step = Step(1, 1)
     step.set(0)
-    processor = QuantizedAttention(Switches())
+    processor = AttentionProcessor(Switches())
     attention = Attention(16, heads=2, dim_head=8, bias=True).eval()
     attention.set_processor(processor)  # type: ignore[arg-type]
     x = torch.randn(2, 9, 16) * 3

@@ -10,9 +10,11 @@ from diffusers.models.unets.unet_2d import UNet2DModel
 
 from quest.config.quantizer import QuantizerSettings
 from quest.config.values import Bits
+from quest.quantization import storage
 from quest.quantization.layers import QuantizedLayer
-from quest.quantization.network import QuantizedNetwork, Recipe
+from quest.quantization.network import QuantizedNetwork
 from quest.quantization.policy import COMMON, EIGHT, FULL, Policy
+from quest.quantization.recipe import Recipe
 from quest.quantization.roles import Role
 
 EXAMPLE = (torch.zeros(1, 1, 8, 8), torch.zeros(1, dtype=torch.long))
@@ -65,8 +67,8 @@ def test_export_and_restore_under_a_policy(make_unet: Callable[..., UNet2DModel]
         for parameter in other_unet.parameters():
             parameter.add_(0.01)
         other = make(other_unet, POLICY)
-        other.restore(network.export())
+        storage.restore(other, storage.export(network))
         other.set_step(0)
         assert torch.equal(other(x, t).sample, network(x, t).sample)
     with pytest.raises(ValueError, match=r"^conv_in\.weight\.0\.codes: found"):
-        make(make_unet(), COMMON).restore(network.export())
+        storage.restore(make(make_unet(), COMMON), storage.export(network))

@@ -8,8 +8,9 @@ from torch import nn
 
 from quest.quantization.granularity import Granularity, PerAxis, PerGroup, PerTensor
 from quest.quantization.grid import Grid, fake_quantize, search
-from quest.quantization.quantizers import ActivationQuantizer, Split, Step, WeightQuantizer, calibrating
+from quest.quantization.quantizers import ActivationQuantizer, Split, WeightQuantizer, calibrating
 from quest.quantization.rounding import AdaRound, Fixed
+from quest.quantization.steps import Step
 
 
 def make_activation(step: Step, granularity: Granularity | None = None) -> ActivationQuantizer:

@@ -11,7 +11,7 @@ from diffusers.models.unets.unet_2d import UNet2DModel
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import nn
 
-from quest.quantization import roles
+from quest import architectures
 from quest.quantization.roles import Role
 
 # Every layer of both networks, by the way its name ends.
@@ -64,7 +64,7 @@ def names_of_layers(network: nn.Module) -> list[str]:
 
 def test_every_layer_of_a_pixel_space_unet(make_unet: Callable[..., UNet2DModel]) -> None:
     network = make_unet()
-    found = roles.find(network)
+    found = architectures.of(network).roles()
     assert list(found) == names_of_layers(network)
     assert found == {name: expected(name) for name in found}
     cross = {Role.CROSS_ATTENTION_K, Role.CROSS_ATTENTION_V}
@@ -72,7 +72,7 @@ def test_every_layer_of_a_pixel_space_unet(make_unet: Callable[..., UNet2DModel]
 
 
 def test_every_layer_of_a_conditional_unet(conditional: UNet2DConditionModel) -> None:
-    found = roles.find(conditional)
+    found = architectures.of(conditional).roles()
     assert list(found) == names_of_layers(conditional)
     assert found == {name: expected(name) for name in found}
     assert set(found.values()) == set(Role)
@@ -92,7 +92,9 @@ def test_projections_of_both_layouts(linear: bool) -> None:
             norm_num_groups=4,
             use_linear_projection=linear,
         )
-    projections = [network.get_submodule(n) for n, role in roles.find(network).items() if role is Role.PROJECTION]
+    projections = [
+        network.get_submodule(n) for n, role in architectures.of(network).roles().items() if role is Role.PROJECTION
+    ]
     assert len(projections) == 8
     assert all(isinstance(layer, nn.Linear if linear else nn.Conv2d) for layer in projections)
 
@@ -101,15 +103,13 @@ def test_unknown_layer_is_named(make_unet: Callable[..., UNet2DModel]) -> None:
     network = make_unet()
     network.get_submodule("mid_block").add_module("extra", nn.Linear(3, 3))
     with pytest.raises(ValueError, match=r"unknown role in UNet2DModel: mid_block\.extra \(Linear\); .*time_mlp"):
-        roles.find(network)
+        architectures.of(network).roles()
 
 
 def test_overrides(make_unet: Callable[..., UNet2DModel]) -> None:
     network = make_unet()
     network.get_submodule("mid_block").add_module("extra", nn.Linear(3, 3))
-    found = roles.find(network, {"*.extra": Role.PROJECTION, "up_blocks.*.conv1": Role.SHORTCUT})
+    found = architectures.of(network).roles({"*.extra": Role.PROJECTION, "up_blocks.*.conv1": Role.SHORTCUT})
     assert found["mid_block.extra"] is Role.PROJECTION
     assert found["up_blocks.0.resnets.0.conv1"] is Role.SHORTCUT
     assert found["down_blocks.0.resnets.0.conv1"] is Role.CONVOLUTION
-    with pytest.raises(ValueError, match="nonsense"):
-        roles.find(network, {"*.extra": "nonsense"})  # type: ignore[dict-item]

@@ -1,7 +1,8 @@
 """Stands in for the `quest` command: writes the files that a stage would, in no time, and notes that it was called.
 
 What it writes depends on its arguments and the content of its input files, as a real stage's output does. With
-QUEST_STUB_SLOW set to a file name it works on that output for a minute, half of it already written.
+QUEST_STUB_SLOW set to a file name it works on that output for a minute, half of it already written. With
+QUEST_STUB_ARGUMENTS set to a file name it adds its arguments there, a JSON list a call.
 """
 
 import hashlib
@@ -23,6 +24,9 @@ def main(arguments: list[str]) -> None:
         digest.update(file.read_bytes())
     with Path("calls.txt").open("a") as calls:
         calls.write(f"{arguments[0]} {outputs[0]}\n")
+    if arguments_file := os.environ.get("QUEST_STUB_ARGUMENTS"):
+        with Path(arguments_file).open("a") as all_arguments:
+            all_arguments.write(f"{json.dumps(arguments)}\n")
     for file in outputs:
         file.parent.mkdir(parents=True, exist_ok=True)
         if str(file) == os.environ.get("QUEST_STUB_SLOW"):

@@ -186,7 +186,7 @@ def test_each_stage_is_given_the_settings_that_it_depends_on(project: Project) -
     assert {output: set(plan.settings(output)) - always for output in expected} == expected
     reconstruct = plan.settings("results/reconstruction/digits/blocks-w4-seed0.safetensors")
     # Activations are not quantized there.
-    assert set(reconstruct["quantizer"]) == {"weight_search", "weight_group", "split_shortcuts"}
+    assert set(reconstruct["quantizer"]) == {"weight_search", "weight_group", "split_shortcuts", "roles"}
     assert set(plan.settings("results/finetune/digits/quest-w4a4-seed0.safetensors")["methods"]) == {"quest"}
     assert set(plan.settings("results/finetune/digits/nearest-w4a4-seed0.safetensors")["methods"]) == {"nearest"}
 

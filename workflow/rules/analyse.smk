@@ -32,7 +32,7 @@ rule analyse:
         seed=RUN.seeds[0],
         files=study_options,
     shell:
-        "quest analyse {wildcards.study} {wildcards.dataset} --settings {params.settings:q} --seed {params.seed}"
+        "quest analyse {wildcards.study:q} {wildcards.dataset:q} --settings {params.settings:q} --seed {params.seed:q}"
         " {params.files} --csv {output.csv:q} --png {output.png:q} --svg {output.svg:q} > {log:q} 2>&1"
 
 

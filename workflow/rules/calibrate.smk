@@ -18,7 +18,7 @@ rule calibrate:
         settings=CELLS.settings("calibrate"),
         code=CELLS.code("calibrate"),
     shell:
-        "quest calibrate {wildcards.dataset} --settings {params.settings:q} --seed {wildcards.seed}"
+        "quest calibrate {wildcards.dataset:q} --settings {params.settings:q} --seed {wildcards.seed:q}"
         " --model {input.model:q} --output {output:q} > {log:q} 2>&1"
 
 

@@ -5,18 +5,20 @@ import shutil
 import sys
 from pathlib import Path
 
+import snakemake.exceptions
 from snakemake.exceptions import WorkflowError
 from snakemake.logging import logger
 
 from quest import paths
 from quest.artifacts import ArtifactError
+from quest.cli import ending
 from quest.config.method import GROUPINGS
 from quest.config.methods import METHODS
 from quest.config.run import load
 from quest.config.values import FULL_PRECISION, ConfigError
 from quest.report import published
 from quest.studies import STUDIES
-from workflow import models, records
+from workflow import damage, lock, models, records
 from workflow.cells import CLIP, EXTRACTOR, METHOD, MODEL, STUDY, TITLES, Cells, option, study_options
 
 # Jobs run in the environment that runs Snakemake, activated or not, and report to nobody.
@@ -24,10 +26,19 @@ os.environ.update(
     PATH=os.pathsep.join([str(Path(sys.executable).parent), *os.get_exec_path()]),
     MLFLOW_DISABLE_TELEMETRY="true",
     DO_NOT_TRACK="1",
+    **ending.run_variables(),  # jobs end when this process is killed
 )
+
+if workflow.is_main_process:
+    lock.enter(Path.cwd())
+# Snakemake's own says in five sentences what may be the case; here it is known.
+snakemake.exceptions.LockException = lambda: WorkflowError(lock.refusal(Path.cwd()))
 
 try:
     records.restore(Path(workflow.basedir))
+    for name in records.mend(Path(workflow.basedir)):
+        logger.warning(f"{name}: made again, for Snakemake's record of what it was made from is damaged")
+    damage.refuse(Path(workflow.basedir))
     CELLS = Cells(load(config), published.load(), Path(workflow.basedir))
 except (ConfigError, ArtifactError) as error:
     raise WorkflowError(str(error)) from None

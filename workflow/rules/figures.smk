@@ -28,7 +28,7 @@ rule figures:
     params:
         code=CELLS.code("figures", *TITLES),
     shell:
-        "quest figures {wildcards.dataset} {input.previews:q} --table {input.table:q}"
+        "quest figures {wildcards.dataset:q} {input.previews:q} --table {input.table:q}"
         " --grid {output.grid:q} --comparison {output.comparison:q} > {log:q} 2>&1"
 
 

@@ -21,9 +21,9 @@ rule finetune:
         code=CELLS.code("finetune", METHOD),
         reconstruction=option("reconstruction"),
     shell:
-        "quest finetune {wildcards.dataset} --settings {params.settings:q} --method {wildcards.method}"
-        " --bits {wildcards.bits} --seed {wildcards.seed} --model {input.model:q} --calibration {input.calibration:q}"
-        " {params.reconstruction} --output {output:q} > {log:q} 2>&1"
+        "quest finetune {wildcards.dataset:q} --settings {params.settings:q} --method {wildcards.method:q}"
+        " --bits {wildcards.bits:q} --seed {wildcards.seed:q} --model {input.model:q}"
+        " --calibration {input.calibration:q} {params.reconstruction} --output {output:q} > {log:q} 2>&1"
 
 
 rule finetune_all:

@@ -18,7 +18,7 @@ rule import_model:
     params:
         settings=CELLS.settings("import_model"),
     shell:
-        "quest import-model {wildcards.dataset} --settings {params.settings:q} --output {output:q} > {log:q} 2>&1"
+        "quest import-model {wildcards.dataset:q} --settings {params.settings:q} --output {output:q} > {log:q} 2>&1"
 
 
 rule import_model_all:

@@ -25,7 +25,7 @@ rule measure:
         full_precision=option("full-precision"),
         checkpoint=option("checkpoint"),
     shell:
-        "quest measure {wildcards.dataset} {input.samples:q} --settings {params.settings:q} {params.full_precision}"
+        "quest measure {wildcards.dataset:q} {input.samples:q} --settings {params.settings:q} {params.full_precision}"
         " --reference {input.reference:q} --extractor {input.extractor:q} {params.checkpoint} --model {input.model:q}"
         " --output {output:q} > {log:q} 2>&1"
 

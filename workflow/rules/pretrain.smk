@@ -21,7 +21,7 @@ rule pretrain:
         settings=CELLS.settings("pretrain"),
         clip=option("clip"),
     shell:
-        "quest pretrain {wildcards.dataset} --settings {params.settings:q} {params.clip}"
+        "quest pretrain {wildcards.dataset:q} --settings {params.settings:q} {params.clip}"
         " --model {output.model:q} --extractor {output.extractor:q} > {log:q} 2>&1"
 
 

@@ -16,7 +16,7 @@ rule pretrain_clip:
     params:
         settings=CELLS.settings("pretrain_clip"),
     shell:
-        "quest pretrain-clip {wildcards.dataset} --settings {params.settings:q} --output {output:q} > {log:q} 2>&1"
+        "quest pretrain-clip {wildcards.dataset:q} --settings {params.settings:q} --output {output:q} > {log:q} 2>&1"
 
 
 rule pretrain_clip_all:

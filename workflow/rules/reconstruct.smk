@@ -18,8 +18,8 @@ rule reconstruct:
         settings=CELLS.settings("reconstruct"),
         code=CELLS.code("reconstruct"),
     shell:
-        "quest reconstruct {wildcards.dataset} --settings {params.settings:q} --weight-bits {wildcards.weight_bits}"
-        " --grouping {wildcards.grouping} --seed {wildcards.seed} --model {input.model:q}"
+        "quest reconstruct {wildcards.dataset:q} --settings {params.settings:q} --weight-bits {wildcards.weight_bits:q}"
+        " --grouping {wildcards.grouping:q} --seed {wildcards.seed:q} --model {input.model:q}"
         " --calibration {input.calibration:q} --output {output:q} > {log:q} 2>&1"
 
 

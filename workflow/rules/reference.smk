@@ -17,7 +17,7 @@ rule reference:
         settings=CELLS.settings("reference"),
         code=CELLS.code("reference"),
     shell:
-        "quest reference {wildcards.dataset} --settings {params.settings:q}"
+        "quest reference {wildcards.dataset:q} --settings {params.settings:q}"
         " --extractor {input.extractor:q} --output {output:q} > {log:q} 2>&1"
 
 

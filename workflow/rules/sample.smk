@@ -19,8 +19,8 @@ rule sample:
         code=CELLS.code("sample"),
         checkpoint=option("checkpoint"),
     shell:
-        "quest sample {wildcards.dataset} --settings {params.settings:q} --seed {wildcards.seed}"
-        " --shard {wildcards.shard} --model {input.model:q} {params.checkpoint} --output {output:q} > {log:q} 2>&1"
+        "quest sample {wildcards.dataset:q} --settings {params.settings:q} --seed {wildcards.seed:q}"
+        " --shard {wildcards.shard:q} --model {input.model:q} {params.checkpoint} --output {output:q} > {log:q} 2>&1"
 
 
 rule sample_all:

@@ -14,7 +14,7 @@ rule table:
     params:
         code=CELLS.code("table"),
     shell:
-        "quest table {wildcards.dataset} {input:q} --output {output:q} > {log:q} 2>&1"
+        "quest table {wildcards.dataset:q} {input:q} --output {output:q} > {log:q} 2>&1"
 
 
 rule table_all:

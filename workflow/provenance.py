@@ -43,7 +43,8 @@ def closure(root: Path, *modules: str) -> dict[str, Path]:
     while waiting:
         name = waiting.pop()
         file = _file(root, name)
-        if file is not None and name not in found:
+        # The package itself only offers its face (quest.quantize, …), which no stage goes through.
+        if file is not None and name not in found and name != PACKAGE:
             found[name] = file
             package = name if file.name == "__init__.py" else name.rpartition(".")[0]
             waiting += _imports(file.read_text(encoding="utf-8"), package)

@@ -233,7 +233,7 @@ def test_no_checkpoint_at_all(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match=r"found keys \['weights'\]; expected a checkpoint with tensors under"):
         compvis.read_state(path)
     torch.save([torch.zeros(1)], path)
-    with pytest.raises(ArtifactError, match="found list; expected a dict"):
+    with pytest.raises(ArtifactError, match="found a list; expected tensors by name"):
         compvis.read_state(path)
 
 

@@ -61,7 +61,8 @@ class _Commands(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            return super().invoke(ctx)
+            with ending.heeded():  # from before a command is looked up, for importing it takes seconds
+                return super().invoke(ctx)
         except ModuleNotFoundError as error:
             missing = extras.sentence(str(ctx.invoked_subcommand), error)
             if missing is None or ctx.params["debug"]:
@@ -80,10 +81,8 @@ class _Commands(click.Group):
 @click.group(cls=_Commands)
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 @click.version_option(package_name="quest-diffusion")
-@click.pass_context
-def main(context: click.Context, debug: bool) -> None:
+def main(debug: bool) -> None:
     """Low-bit diffusion models by efficient selective finetuning (QuEST)."""
-    context.with_resource(ending.heeded())
     logging.basicConfig(
         level=logging.DEBUG if debug else logging.INFO, format="%(name)s: %(message)s", stream=sys.stderr
     )

@@ -104,11 +104,7 @@ def _explain(cls: type[Settings], fault: Any) -> str:
     keys = fault["loc"]
     key = ".".join(str(part) for part in keys)
     if fault["type"] == "extra_forbidden":
-        owner: Any = cls
-        for part in keys[:-1]:
-            annotation = owner.model_fields[part].annotation
-            owner = next(t for t in (annotation, *get_args(annotation)) if hasattr(t, "model_fields"))
-        return f"{key}: {unknown(str(keys[-1]), owner.model_fields)}"
+        return f"{key}: {unknown(str(keys[-1]), _owner(cls, keys[:-1]).model_fields)}"
     if fault["type"] == "json_invalid":
         return "a text in it is no Unicode; write its characters as they are"
     if fault["type"] == "missing":
@@ -119,6 +115,22 @@ def _explain(cls: type[Settings], fault: Any) -> str:
     for of_json, of_yaml in (("a valid array", "a valid list"), ("an object", "a valid mapping of keys")):
         expected = expected.replace(of_json, of_yaml)
     return f"{key}: found {_shown(fault['input'])}; {expected} is expected".removeprefix(": ")
+
+
+def _owner(cls: type[Settings], keys: Iterable[str | int]) -> type[Settings]:
+    """The settings at ``keys``, which go through fields, and names and positions of what a field holds many of."""
+    owner = cls
+    for part in keys:
+        field = owner.model_fields.get(str(part))
+        owner = owner if field is None else _settings_of(field.annotation)[0]
+    return owner
+
+
+def _settings_of(annotation: Any) -> list[type[Settings]]:
+    """The settings that an annotation speaks of, however deep."""
+    if hasattr(annotation, "model_fields"):
+        return [annotation]
+    return [settings for part in get_args(annotation) for settings in _settings_of(part)]
 
 
 def _shown(value: Any) -> str:

@@ -57,8 +57,7 @@ def test_sigterm_ends_like_ctrl_c(tmp_path: Path) -> None:
 @pytest.mark.parametrize("reaped", [True, False], ids=["reaped", "zombie"])
 def test_a_job_ends_with_its_run(tmp_path: Path, reaped: bool) -> None:
     run = subprocess.Popen(["sleep", "60"])
-    name = ending.run_variables()[ending.RUN].split(" ", 1)[1]
-    with writing(tmp_path / "score.json", {ending.RUN: f"{run.pid} {name}"}) as process:
+    with writing(tmp_path / "score.json", {ending.RUN: f"{run.pid} {ending._namespace()}"}) as process:
         time.sleep(1.5 * ending._SECONDS)
         assert process.poll() is None
         run.kill()
@@ -68,6 +67,33 @@ def test_a_job_ends_with_its_run(tmp_path: Path, reaped: bool) -> None:
     run.wait()
     assert process.returncode == 128 + signal.SIGTERM
     assert not list(tmp_path.iterdir())
+
+
+IMPORTING = """
+import sys, time
+from quest import cli, stages
+
+def command(name):
+    print("importing", flush=True)
+    time.sleep(60)
+
+stages.command = command
+cli.main(["score"])
+"""
+
+
+def test_a_job_ends_with_its_run_while_it_still_imports_what_it_needs() -> None:
+    run = subprocess.Popen(["sleep", "60"])
+    environment = os.environ | {ending.RUN: f"{run.pid} {ending._namespace()}"}
+    with subprocess.Popen(
+        [sys.executable, "-c", IMPORTING], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "importing\n"
+        run.kill()
+        run.wait()
+        assert process.communicate(timeout=20) == ("", LINE)
+    assert process.returncode == 128 + signal.SIGTERM
 
 
 def test_a_run_of_another_container_is_not_looked_for(tmp_path: Path) -> None:

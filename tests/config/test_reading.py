@@ -21,6 +21,7 @@ from quest.config.reading import read, validate
 from quest.config.run import load, require_models, run_file
 from quest.config.sampling import SamplerSettings
 from quest.config.values import ConfigError
+from quest.report.published import Published
 
 ROOT = Path(__file__).parents[2]
 RUN = {"datasets": ["digits"], "methods": ["quest"], "bits": ["w4a4"], "seeds": [0]}
@@ -239,3 +240,16 @@ def test_variants_that_are_none(tmp_path: Path, text: str):
     file = project(tmp_path)
     (tmp_path / "variants.yaml").write_text(text)
     assert refusal(file).startswith(f"{tmp_path}/variants.yaml: ")
+
+
+def test_an_unknown_key_inside_a_table_is_named(tmp_path: Path) -> None:
+    """Below names and positions, which are no fields."""
+    content = yaml.safe_load((ROOT / "config/published.yaml").read_text())
+    name, table = next(iter(content["tables"].items()))
+    table["rows"][1]["metod"] = "quest"
+    said = rf"tables\.{name}\.rows\.1\.metod: unknown 'metod' \(did you mean 'method'\?\); known are"
+    with pytest.raises(ConfigError, match=said):
+        validate(Published, content, "published.yaml")
+    table["titel"] = table["rows"][1].pop("metod")
+    with pytest.raises(ConfigError, match=rf"tables\.{name}\.titel: unknown 'titel' \(did you mean 'title'\?\)"):
+        validate(Published, content, "published.yaml")

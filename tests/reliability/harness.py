@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -96,15 +97,21 @@ def damages(
     return count
 
 
-def load_artifact(file: Path) -> Any:
-    """Read an artifact of whatever kind it says it is."""
-    read = artifacts.load_json if file.suffix == ".json" else artifacts.load_tensors
-    try:
-        return read(file, "")
-    except ArtifactError as error:
-        if "an artifact of kind" not in str(error):  # that is what a whole one says
-            raise
-    return None
+def artifact_reader(files: Sequence[Path]) -> Callable[[Path], Any]:
+    """Reads one of ``files``, whole artifacts by now, as the kind that it is now."""
+
+    def read(file: Path, kind: str) -> Any:
+        return (artifacts.load_json if file.suffix == ".json" else artifacts.load_tensors)(file, kind)
+
+    def kind(file: Path) -> str:
+        try:
+            read(file, "")
+        except ArtifactError as error:
+            return re.findall(r"an artifact of kind '(.+)' where", str(error))[0]
+        raise AssertionError(f"{file}: of no kind")
+
+    kinds = {file: kind(file) for file in files}
+    return lambda file: read(file, kinds[file])
 
 
 def mangled(content: Any, rng: random.Random) -> Any:
@@ -291,9 +298,10 @@ def of_checkout(root: Path, times: int, rng: random.Random) -> dict[str, Count]:
         if sentences := list(damage.everything(root)):
             raise ArtifactError(sentences[0])
 
+    read = artifact_reader(whole)
     found = {
-        "bits flipped in artifacts": damages(whole, flipped, load_artifact, times, rng),
-        "artifacts cut short": damages(whole, cut, load_artifact, times, rng),
+        "bits flipped in artifacts": damages(whole, flipped, read, times, rng),
+        "artifacts cut short": damages(whole, cut, read, times, rng),
     }
     if plain:
         found["bits flipped in scores, tables and pictures"] = damages(plain, flipped, refuse, times // 10, rng, name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import shutil
 import sys
 from pathlib import Path
 
@@ -34,7 +35,7 @@ def files(tmp_path: Path) -> list[Path]:
 @pytest.mark.parametrize("damage", [harness.flipped, harness.cut])
 def test_damaged_artifacts_are_refused_by_name(files: list[Path], damage: object, rng: random.Random) -> None:
     before = [file.read_bytes() for file in files]
-    count = harness.damages(files, damage, harness.load_artifact, 300, rng)  # type: ignore[arg-type]
+    count = harness.damages(files, damage, harness.artifact_reader(files), 300, rng)  # type: ignore[arg-type]
     assert (count.tried, count.right, count.wrong) == (300, 300, [])
     assert [file.read_bytes() for file in files] == before
 
@@ -45,6 +46,14 @@ def test_the_harness_itself_finds_what_is_not_refused(files: list[Path], rng: ra
     count = harness.damages(files, harness.cut, lambda _: load_json(Path("another.json"), "toy"), 1, rng)
     assert "is not named" in count.wrong[0]
     assert harness.mangles(CONFIG[:1], lambda _: {}["missing"], 1, rng).wrong[0].endswith("KeyError: 'missing'")
+
+
+def test_mangled_configuration_is_read_or_refused_in_words(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "config", tmp_path / "config")
+    monkeypatch.chdir(tmp_path)
+    files = [file for file in sorted(Path("config").rglob("*.yaml")) if file.parent.name != "models"]
+    count = harness.mangles(files, harness.load_run, 60, random.Random(1))
+    assert (count.tried, count.right, count.wrong) == (60, 60, [])
 
 
 def test_killed_writers_leave_whole_files(rng: random.Random) -> None:

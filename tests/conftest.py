@@ -17,12 +17,12 @@ from quest.artifacts import Manifest
 from quest.config.dataset import DatasetSettings
 from quest.config.reading import merged, validate
 from quest.config.values import Bits
+from quest.deploy.start import recipe as make_recipe
 from quest.diffusion import denoiser as denoisers
 from quest.diffusion.denoiser import Denoiser
 from quest.learning import calibration as calibrations
 from quest.learning.calibration import Calibration
 from quest.learning.finetuning import calibrate_activations
-from quest.learning.start import recipe as make_recipe
 from quest.quantization.network import QuantizedNetwork
 from quest.stages import calibrate
 

@@ -24,9 +24,10 @@ from torch import Tensor, nn
 from quest import artifacts
 from quest.config.dataset import DatasetSettings
 from quest.config.values import Bits
+from quest.deploy import start
 from quest.diffusion import denoiser as denoisers
 from quest.diffusion import sampling
-from quest.learning import calibration, start
+from quest.learning import calibration
 from quest.methods import quest
 from quest.quantization.network import QuantizedNetwork
 from quest.sources import compvis

@@ -20,16 +20,16 @@ from quest.artifacts import ArtifactError
 from quest.cli import ending, extras
 from quest.config.values import ConfigError
 
-# Commands that are no stages: their module in this package, and their help.
+# Commands that are no stages, by the module of this package that has them.
 _OTHERS = {
-    "compare": ("results", "Print cells side by side, with differences and their errors."),
-    "ui": ("results", "Fill MLflow from the tables in results/ and open its page on loopback."),
-    "tune": ("tools", "Finetune a cell with every combination of settings; print their losses on held-out data."),
-    "prompts": ("tools", "Choose prompts from a text file or from COCO's captions."),
-    "config": ("tools", "Check and document the configuration."),
-    "shapes": ("tools", "Pictures and prompts of the embedded datasets that a program draws."),
-    "testkit": ("bench", "Try models of the papers' sizes with random weights."),
-    "bench": ("bench", "Measure speed and memory."),
+    "compare": "results",
+    "ui": "results",
+    "tune": "tools",
+    "prompts": "tools",
+    "config": "tools",
+    "shapes": "tools",
+    "testkit": "bench",
+    "bench": "bench",
 }
 
 
@@ -43,14 +43,14 @@ class _Commands(click.Group):
         if cmd_name in _stages():
             return stages.command(cmd_name)
         if cmd_name in _OTHERS:
-            return getattr(importlib.import_module(f"quest.cli.{_OTHERS[cmd_name][0]}"), cmd_name)
+            return getattr(importlib.import_module(f"quest.cli.{_OTHERS[cmd_name]}"), cmd_name)
         return None
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """As click does, but without importing a single command."""
         for heading, rows in (
             ("Stages of the pipeline", [(name, _help_of_stage(name)) for name in _stages()]),
-            ("Other commands", [(name, text) for name, (_, text) in _OTHERS.items()]),
+            ("Other commands", [(name, _help_of_other(name)) for name in _OTHERS]),
         ):
             with formatter.section(heading):
                 formatter.write_dl(rows)
@@ -98,3 +98,10 @@ def _help_of_stage(name: str) -> str:
     """The first line of a stage's docstring."""
     source = Path(stages.__path__[0], f"{name.replace('-', '_')}.py").read_text(encoding="utf-8")
     return (ast.get_docstring(ast.parse(source)) or "").partition("\n")[0]
+
+
+def _help_of_other(name: str) -> str:
+    """The first line of the docstring of another command's function."""
+    tree = ast.parse(Path(__path__[0], f"{_OTHERS[name]}.py").read_text(encoding="utf-8"))
+    function = next(node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == name)
+    return (ast.get_docstring(function) or "").partition("\n")[0]

@@ -18,7 +18,7 @@ _VARY = click.Option(
 def tune(dataset: str, settings: str | None, method: str, bits: str, vary: tuple[str, ...], **cell: Any) -> None:
     """Finetune a cell with every combination of settings; print their losses on calibration data not seen."""
     from quest.config.values import Bits
-    from quest.learning import tuning
+    from quest.deploy import tuning
     from quest.stages import protocol
 
     varied = dict(map(tuning.parse, vary))

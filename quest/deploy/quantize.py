@@ -25,6 +25,7 @@ from quest.config.quantizer import QuantizerSettings
 from quest.config.reading import unknown, validate
 from quest.config.sampling import SamplerSettings
 from quest.config.values import UNQUANTIZED, Bits, ConfigError, Settings
+from quest.deploy import start
 from quest.deploy.checkpoints import Checkpoint
 from quest.deploy.quantized import QuantizedModel
 from quest.device import resolve
@@ -34,7 +35,6 @@ from quest.diffusion.conditions import read_prompts
 from quest.diffusion.denoiser import Denoiser
 from quest.learning import calibration as calibrations
 from quest.learning import reconstruction as reconstructions
-from quest.learning import start
 from quest.learning.calibration import Calibration
 from quest.quantization.network import QuantizedNetwork
 from quest.sources import pipelines

@@ -9,11 +9,10 @@ import torch
 from quest import artifacts, methods
 from quest.config.dataset import DatasetSettings
 from quest.config.values import Bits
-from quest.deploy import checkpoints
+from quest.deploy import checkpoints, start
 from quest.deploy.checkpoints import Checkpoint
 from quest.diffusion import denoiser as denoisers
 from quest.learning import calibration as calibrations
-from quest.learning import start
 from quest.learning.progress import Progress, beside
 from quest.stages import CELL, DEVICE, OUTPUT, PROTOCOL
 

@@ -11,9 +11,9 @@ import torch
 from quest import artifacts
 from quest.config.dataset import DatasetSettings
 from quest.config.method import GROUPINGS, Grouping
+from quest.deploy import start
 from quest.diffusion import denoiser as denoisers
 from quest.learning import calibration as calibrations
-from quest.learning import start
 from quest.learning.progress import beside
 from quest.learning.reconstruction import Progress, reconstruct
 from quest.stages import DEVICE, MODEL, OUTPUT, PROTOCOL, SEED, file

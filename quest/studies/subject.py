@@ -15,12 +15,12 @@ from torch import Tensor, nn
 from quest.config.dataset import DatasetSettings
 from quest.config.learning import CalibrationSettings
 from quest.config.values import Bits
-from quest.deploy import checkpoints
+from quest.deploy import checkpoints, start
 from quest.deploy.checkpoints import Checkpoint
 from quest.diffusion import denoiser as denoisers
 from quest.diffusion.denoiser import Denoiser
 from quest.learning import calibration as calibrations
-from quest.learning import finetuning, reconstruction, start
+from quest.learning import finetuning, reconstruction
 from quest.learning.calibration import Calibration, Samples
 from quest.learning.finetuning import calibrate_activations
 from quest.noise import HELD_OUT

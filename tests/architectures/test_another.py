@@ -19,13 +19,13 @@ from quest.architectures import Architecture, Inputs, Places, register
 from quest.artifacts import Manifest
 from quest.config.dataset import DatasetSettings
 from quest.config.values import Bits
-from quest.deploy import checkpoints
+from quest.deploy import checkpoints, start
 from quest.deploy.checkpoints import Checkpoint
 from quest.diffusion import denoiser as denoisers
 from quest.diffusion import sampling
 from quest.diffusion.denoiser import Denoiser
 from quest.learning import calibration as calibrations
-from quest.learning import reconstruction, start
+from quest.learning import reconstruction
 from quest.quantization.account import account
 from quest.quantization.attention import QuantizedAttention
 from quest.quantization.layers import Switches

@@ -147,12 +147,19 @@ def test_gradients_are_taken_for_nothing_else(
 
 
 def test_loss_falls(make_quantized: Make, calibration: Calibration) -> None:
-    network = make_quantized("w4a4")
-    stage = make_stage(network, ATTENTION, epochs=8, samples=8, batch_size=8)
-    history = finetune(network, calibration, stage, stage.record(network, calibration), 0)
-    assert len(history) == 8
+    """Weights that were disturbed by half their spread find most of their way back."""
+    network = make_quantized("w8a8")
+    changes = {"epochs": 16, "samples": 8, "batch_size": 8, "weight_lr": 1e-2, "scale_lr": 1e-4}
+    stage = make_stage(network, ATTENTION, **changes)
+    targets = stage.record(network, calibration)
+    generator = torch.Generator().manual_seed(1)
+    for layer in stage.layers.values():
+        noise = torch.randn(layer.weight.shape, generator=generator)
+        layer.weight.data.add_(0.5 * layer.weight.std() * noise)
+    history = finetune(network, calibration, stage, targets, 0)
+    assert len(history) == 16
     for term in ("local", "global"):
-        assert history[-1][term] < 0.97 * history[0][term]
+        assert history[-1][term] < 0.5 * history[0][term]
 
 
 def test_deterministic_for_a_seed(make_quantized: Make, calibration: Calibration) -> None:

@@ -17,11 +17,11 @@ from quest.architectures import Places
 from quest.config.dataset import DatasetSettings
 from quest.config.methods.efficientdm import EfficientDMSettings
 from quest.config.values import Bits
+from quest.deploy.start import recipe as make_recipe
 from quest.diffusion import denoiser as denoisers
 from quest.diffusion.denoiser import Denoiser
 from quest.diffusion.samplers import Call
 from quest.learning.calibration import Calibration
-from quest.learning.start import recipe as make_recipe
 from quest.methods import efficientdm
 from quest.quantization import storage
 from quest.quantization.grid import MIN_SCALE

@@ -15,11 +15,11 @@ from quest.config.dataset import DatasetSettings
 from quest.config.methods.ptqd import PtqdSettings
 from quest.config.sampling import SamplerSettings
 from quest.config.values import Bits
+from quest.deploy.start import recipe as make_recipe
 from quest.diffusion import denoiser as denoisers
 from quest.diffusion.correction import Correction
 from quest.diffusion.denoiser import Denoiser
 from quest.learning.calibration import Calibration
-from quest.learning.start import recipe as make_recipe
 from quest.methods import ptqd
 from quest.methods.ptqd import Moments
 from quest.noise import SampleNoise

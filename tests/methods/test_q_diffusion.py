@@ -12,10 +12,10 @@ from quest.architectures import Places
 from quest.config.dataset import DatasetSettings
 from quest.config.methods.q_diffusion import QDiffusionSettings
 from quest.config.values import Bits
+from quest.deploy.start import recipe as make_recipe
 from quest.learning import scales
 from quest.learning.calibration import Calibration
 from quest.learning.finetuning import calibrate_activations
-from quest.learning.start import recipe as make_recipe
 from quest.methods import q_diffusion
 from quest.quantization.network import QuantizedNetwork
 from quest.quantization.roles import Role

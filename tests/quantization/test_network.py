@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from quest.config.dataset import DatasetSettings
 from quest.config.quantizer import QuantizerSettings
 from quest.config.values import Bits
+from quest.deploy.start import recipe as make_recipe
 from quest.diffusion import denoiser as denoisers
 from quest.diffusion.denoiser import Denoiser
 from quest.learning.calibration import Calibration
 from quest.learning.finetuning import calibrate_activations
-from quest.learning.start import recipe as make_recipe
 from quest.quantization import storage
 from quest.quantization.granularity import PerAxis, PerGroup, PerTensor
 from quest.quantization.network import QuantizedNetwork

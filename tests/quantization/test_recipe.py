@@ -14,10 +14,9 @@ from torch import nn
 from quest.config.dataset import DatasetSettings
 from quest.config.quantizer import QuantizerSettings
 from quest.config.values import Bits
-from quest.deploy import checkpoints
+from quest.deploy import checkpoints, start
 from quest.deploy.checkpoints import Checkpoint
 from quest.diffusion import denoiser as denoisers
-from quest.learning import start
 from quest.learning.calibration import Calibration
 from quest.learning.finetuning import calibrate_activations
 from quest.quantization.network import QuantizedNetwork

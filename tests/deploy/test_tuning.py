@@ -10,9 +10,9 @@ import torch
 
 from quest.config.dataset import DatasetSettings
 from quest.config.values import Bits, ConfigError
+from quest.deploy import tuning
 from quest.diffusion.correction import Correction
 from quest.diffusion.denoiser import Denoiser
-from quest.learning import tuning
 from quest.learning.calibration import Calibration
 
 

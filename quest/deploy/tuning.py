@@ -20,10 +20,10 @@ from quest import architectures, methods, noise
 from quest.config.dataset import DatasetSettings
 from quest.config.reading import merged, validate
 from quest.config.values import Bits
+from quest.deploy import start
 from quest.diffusion import denoiser as denoisers
 from quest.diffusion.correction import Correction
 from quest.learning import calibration as calibrations
-from quest.learning import start
 from quest.learning.calibration import Samples
 from quest.learning.finetuning import predict
 from quest.quantization.network import QuantizedNetwork

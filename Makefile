@@ -6,16 +6,18 @@ MINIMUM := $(shell sed -n 's/^requires-python = ">=\(.*\)"/\1/p' pyproject.toml)
 # Where $(PYTHON) is looked for: not in what it is to replace.
 OUTSIDE := $(subst $(CURDIR)/.venv/bin:,,$(PATH))
 SNAKEFILES := Snakefile workflow
+NUMERIC := pytest -q -n auto --dist loadfile --durations=0 --durations-min=30 tests/quantization tests/learning tests/methods tests/diffusion
 
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export MLFLOW_DISABLE_TELEMETRY := true
 export DO_NOT_TRACK := 1
 
-.PHONY: help environment reproduce test lint ui report check
+.PHONY: help environment reproduce test arithmetic lint ui report check
 
 help:
 	@echo "make reproduce    pull the full-precision models, then run everything that is missing or out of date"
 	@echo "make test         check style, workflow and types, then run the tests"
+	@echo "make arithmetic   the numeric tests as other processors would compute them"
 	@echo "make ui           compare results in MLflow, on this machine only"
 	@echo "make report       report.html: tables, pictures and how each was made, in one file"
 	@echo "make check        compare every file with what was recorded of it"
@@ -26,7 +28,13 @@ reproduce: environment
 	snakemake
 
 test: lint
-	pytest
+	pytest -n auto --dist loadfile
+
+# The numeric tests under the arithmetic of other processors: vectors of other widths, and sums in other orders.
+arithmetic: environment
+	ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=AVX2 OMP_NUM_THREADS=2 $(NUMERIC)
+	ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX512_CORE OMP_NUM_THREADS=1 $(NUMERIC)
+	ATEN_CPU_CAPABILITY=avx512 ONEDNN_MAX_CPU_ISA=AVX2 OMP_NUM_THREADS=2 $(NUMERIC)
 
 lint: environment
 	ruff check .

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from quest.learning.finetuning import calibrate_activations
 from quest.quantization.network import QuantizedNetwork
 from quest.stages import calibrate
 
-torch.set_num_threads(1)
+torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
 
 SETTINGS: dict[str, Any] = {
     "title": "tiny",

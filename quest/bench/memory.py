@@ -19,12 +19,13 @@ from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
 from quest.artifacts import Manifest, load_tensors, save_tensors
-from quest.bench import measuring, text
+from quest.bench import measuring
 from quest.config.evaluation import EvaluationSettings
 from quest.metrics import evaluation, measure, reference
 from quest.metrics.extractor import Extractor, Features
 from quest.metrics.reference import MANIFOLD_IMAGES
 from quest.metrics.statistics import Accumulator
+from quest.report import text
 
 log = logging.getLogger(__name__)
 

@@ -18,11 +18,12 @@ from torch import Tensor, nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 
 from quest.artifacts import ArtifactError
-from quest.bench import measuring, text
+from quest.bench import measuring
 from quest.metrics import inception
 from quest.metrics.distances import FrechetDistance, fit
 from quest.metrics.reference import CHUNK
 from quest.metrics.statistics import Moments
+from quest.report import text
 
 WIDTH = 2048  # Inception's pooled features
 SIZE = 256  # of the images

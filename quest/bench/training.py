@@ -17,7 +17,7 @@ from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from torch import Tensor, nn
 
 from quest import architectures
-from quest.bench import measuring, networks, text
+from quest.bench import measuring, networks
 from quest.config.learning import ReconstructionSettings
 from quest.config.methods.q_diffusion import QDiffusionSettings
 from quest.config.methods.quest import QuestSettings
@@ -33,6 +33,7 @@ from quest.learning.reconstruction import Cache, Unit
 from quest.methods import quest
 from quest.quantization.network import QuantizedNetwork
 from quest.quantization.recipe import Recipe
+from quest.report import text
 
 _STEPS = 20  # sampling steps; one group of them, so one set of activation scales
 _FORWARD_BATCH = 50

@@ -5,10 +5,11 @@ from __future__ import annotations
 import torch
 
 from quest import architectures
-from quest.bench import measuring, networks, text
+from quest.bench import measuring, networks
 from quest.quantization.granularity import PerAxis
 from quest.quantization.grid import Grid
 from quest.quantization.quantizers import WeightQuantizer
+from quest.report import text
 
 # Seconds that QuEST's released quantizer took, a Python loop over channels: on one NVIDIA H200, torch 2.11, random
 # weights of the same architectures.

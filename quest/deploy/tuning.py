@@ -112,12 +112,14 @@ def _one_step_batches(samples: Samples) -> Iterator[Tensor]:
 
 def markdown(done: Sequence[Trial]) -> str:
     """The trials as a Markdown table, best first."""
+    from tabulate import tabulate
+
     keys = list(done[0].changes)
-    lines = [f"| {' | '.join((*keys, 'held-out noise MSE', 'seconds'))} |", "|" + "---|" * (len(keys) + 2)]
-    for trial in sorted(done, key=lambda trial: trial.loss):
-        values = (*(str(trial.changes[key]) for key in keys), f"{trial.loss:.6f}", f"{trial.seconds:.0f}")
-        lines.append(f"| {' | '.join(values)} |")
-    return "\n".join(lines)
+    rows = [
+        [*(str(trial.changes[key]) for key in keys), f"{trial.loss:.6f}", f"{trial.seconds:.0f}"]
+        for trial in sorted(done, key=lambda trial: trial.loss)
+    ]
+    return tabulate(rows, [*keys, "held-out noise MSE", "seconds"], "github", disable_numparse=True)
 
 
 def _changed(settings: DatasetSettings, changes: Mapping[str, Any]) -> DatasetSettings:

@@ -6,7 +6,7 @@ import csv
 from pathlib import Path
 from typing import NamedTuple
 
-from quest.bench import text
+from quest.report import text
 
 STAGES = (
     "pretrain_clip",

@@ -7,7 +7,8 @@ import time
 import pytest
 import torch
 
-from quest.bench import measuring, text
+from quest.bench import measuring
+from quest.report import text
 
 
 def test_numbers_are_aligned_to_the_right() -> None:

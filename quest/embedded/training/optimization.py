@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import ChainedScheduler, CosineAnnealingLR, LinearLR
 from tqdm import tqdm
 
 WARMUP = 0.05  # share of the steps in which the learning rate rises
@@ -39,9 +40,8 @@ def fit(
         module.parameters(), lr=rate, weight_decay=weight_decay, fused=True, capturable=replayed
     )
     warmup = max(1, round(WARMUP * steps))
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: min(1.0, (step + 1) / warmup) * (1 + math.cos(math.pi * step / steps)) / 2
-    )
+    rising = LinearLR(optimizer, start_factor=1 / warmup, total_iters=max(1, warmup - 1))
+    schedule = ChainedScheduler([rising, CosineAnnealingLR(optimizer, steps)])
 
     def take(step: int) -> Tensor:
         with torch.autocast(device.type, torch.bfloat16, enabled=half and device.type == "cuda"):

@@ -160,6 +160,20 @@ def test_a_damaged_store_is_not_pulled_and_the_file_is_named(root: Path, stub_en
     ]
 
 
+@pytest.mark.workflow
+def test_dvc_does_not_keep_what_a_kill_left(root: Path, stub_environment: Path) -> None:
+    project = Project(root, stub_environment)
+    (root / ".dvc").mkdir()
+    for name in (".dvc/config", ".dvcignore"):
+        shutil.copy(ROOT / name, root / name)
+    for left in (".quest-w4a4-seed0.a1b2c3d4.partial.json", "quest-w4a4-seed1.progress.safetensors"):
+        write((root / SCORE).with_name(left), "half")
+    project.run("git", "init", "--quiet")
+    project.run("dvc", "add", "--quiet", "results/scores")
+    kept = {name for names in damage._outputs(root).values() for name in names}
+    assert kept == {"results/scores", f"results/scores/{records.NAME}", SCORE}
+
+
 def test_a_damaged_object_of_the_cache_is_named(tmp_path: Path) -> None:
     entries: list[dict[str, Any]] = []
     write(tmp_path / "result", "content")

@@ -12,6 +12,8 @@ from contextlib import contextmanager
 import pytest
 from project import Project
 
+from workflow import records
+
 pytestmark = pytest.mark.workflow
 
 SLOW = "results/finetune/digits/quest-w4a4-seed0.safetensors"
@@ -64,4 +66,9 @@ def test_a_living_run_refuses_another_in_one_sentence(project: Project) -> None:
         assert "unlock" not in output
         assert "Traceback" not in output
         assert process.poll() is None
-        project.snakemake("--dry-run", SLOW)  # plans are never refused
+        record = project.root / ".snakemake/metadata" / records._encoded("results/half.json")
+        record.write_text("{half of a record that the run is wri")
+        project.snakemake("--dry-run", SLOW)  # plans are never refused, and leave it alone
+        assert record.exists()
+    project.snakemake("--dry-run", SLOW)
+    assert not record.exists()

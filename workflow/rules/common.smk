@@ -36,8 +36,9 @@ snakemake.exceptions.LockException = lambda: WorkflowError(lock.refusal(Path.cwd
 
 try:
     records.restore(Path(workflow.basedir))
-    for name in records.mend(Path(workflow.basedir)):
-        logger.warning(f"{name}: made again, for Snakemake's record of what it was made from is damaged")
+    if workflow.is_main_process and not lock.others(Path.cwd()):  # a run that lives may be writing a record
+        for name in records.mend(Path(workflow.basedir)):
+            logger.warning(f"{name}: made again, for Snakemake's record of what it was made from is damaged")
     damage.refuse(Path(workflow.basedir))
     CELLS = Cells(load(config), published.load(), Path(workflow.basedir))
 except (ConfigError, ArtifactError) as error:

@@ -88,6 +88,7 @@ def test_interrupted_in_the_middle_of_a_job(project: Project) -> None:
 def test_a_clone_that_pulls_has_nothing_to_do_and_knows_why(finished: Project, tmp_path: Path) -> None:
     (finished.root / "calls.txt").unlink()
     finished.run("git", "init", "--quiet")
+    finished.run("python", "-m", "workflow.plan")
     finished.run("dvc", "commit", "--force", "--quiet")
     assert "up to date" in finished.run("dvc", "status")
     repro = finished.run("dvc", "repro")
@@ -118,6 +119,7 @@ def test_a_clone_that_pulls_has_nothing_to_do_and_knows_why(finished: Project, t
 
 def test_dvc_repro_runs_the_same_jobs(finished: Project) -> None:
     finished.run("git", "init", "--quiet")
+    finished.run("python", "-m", "workflow.plan")
     finished.run("dvc", "commit", "--force", "--quiet")
     finished.calls()
     finished.edit("config/datasets/digits.yaml", "evaluation", "neighbours", value=4)
@@ -131,6 +133,7 @@ def test_dvc_repro_runs_the_same_jobs(finished: Project) -> None:
 def test_dvc_repro_plans_anew_and_runs_nothing_for_a_mere_name(finished: Project) -> None:
     """Not even where images are not shared, which a run would make again."""
     finished.run("git", "init", "--quiet")
+    finished.run("python", "-m", "workflow.plan")
     finished.run("dvc", "commit", "--force", "--quiet")
     finished.calls()
     finished.edit("config/datasets/digits.yaml", "title", value="another name")

@@ -6,7 +6,7 @@ MINIMUM := $(shell sed -n 's/^requires-python = ">=\(.*\)"/\1/p' pyproject.toml)
 # Where $(PYTHON) is looked for: not in what it is to replace.
 OUTSIDE := $(subst $(CURDIR)/.venv/bin:,,$(PATH))
 SNAKEFILES := Snakefile workflow
-NUMERIC := pytest -q -n auto --dist loadfile --durations=0 --durations-min=30 tests/quantization tests/learning tests/methods tests/diffusion
+NUMERIC := pytest -q -n auto --dist loadfile --durations=0 --durations-min=30 tests/learning tests/methods
 
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export MLFLOW_DISABLE_TELEMETRY := true

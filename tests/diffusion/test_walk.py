@@ -20,7 +20,7 @@ from quest.noise import SampleNoise
 CPU = torch.device("cpu")
 SHAPE, STEPS = (2, 4, 4), 5
 SCHEDULE: dict[str, Any] = {"beta_schedule": "linear", "clip_sample": True, "clip_sample_range": 1.5}
-UNCLIPPED = SCHEDULE | {"clip_sample": False}  # as PLMS has it
+UNCLIPPED: dict[str, Any] = SCHEDULE | {"clip_sample": False}  # as PLMS has it
 CORRECTION = Correction(torch.linspace(-0.1, 0.3, STEPS), torch.full((STEPS, 2), 0.02), torch.full((STEPS,), 0.05))
 
 

@@ -128,6 +128,17 @@ def test_dvc_repro_runs_the_same_jobs(finished: Project) -> None:
     assert NOTHING in finished.snakemake("--dry-run", "measure_all")
 
 
+def test_dvc_repro_plans_anew_and_runs_nothing_for_a_mere_name(finished: Project) -> None:
+    """Not even where images are not shared, which a run would make again."""
+    finished.run("git", "init", "--quiet")
+    finished.run("dvc", "commit", "--force", "--quiet")
+    finished.calls()
+    finished.edit("config/datasets/digits.yaml", "title", value="another name")
+    assert finished.run("dvc", "repro").count("Running stage") == 1
+    assert not finished.calls()
+    assert "analyse" not in finished.run("dvc", "stage", "list")
+
+
 def test_the_report_shows_tables_and_pictures(finished: Project) -> None:
     finished.snakemake("--report", "report.html")
     report = (finished.root / "report.html").read_text()

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +25,7 @@ _DECIDES = ("settings", "code")
 def plan(root: Path) -> dict[str, dict[str, Any]]:
     """Stage to job (its first output) to the settings and the code that decide whether it runs again."""
     found: dict[str, dict[str, Any]] = {}
-    logging.disable(logging.WARNING)  # the plan itself, job by job, which a dry run prints however quiet
-    with SnakemakeApi(OutputSettings(dryrun=True, quiet={Quietness.ALL})) as api:
+    with _quiet(), SnakemakeApi(OutputSettings(dryrun=True, quiet={Quietness.ALL})) as api:
         workflow = api.workflow(resource_settings=ResourceSettings(cores=1), snakefile=root / "Snakefile", workdir=root)
         workflow.dag(DAGSettings(targets={"all"}, forceall=True)).execute_workflow(executor="dryrun")
         graph: Any = workflow._workflow.dag  # the one way to the jobs of a plan
@@ -33,6 +34,17 @@ def plan(root: Path) -> dict[str, dict[str, Any]]:
                 decides = {name: job.params.get(name) for name in _DECIDES if job.params.get(name) is not None}
                 found.setdefault(job.rule.name, {})[str(job.output[0])] = decides
     return found
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Within, the plan is not logged job by job, as a dry run does however quiet it was asked to be."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)
 
 
 def main() -> None:

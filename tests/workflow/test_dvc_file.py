@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,7 @@ def test_the_plan_is_what_the_rules_pass(project: Project) -> None:
     assert planned["finetune"][output] == {"settings": job.params.settings, "code": job.params.code}
     assert json.loads(planned["finetune"][output]["settings"])["methods"]["quest"]["cma_epochs"] == 4
     assert len(planned["sample"]) == 14
+    assert not logging.root.manager.disable, "a process that plans goes on to log"
 
 
 def test_the_plan_depends_on_all_that_decides_it() -> None:

@@ -16,6 +16,7 @@ import importlib.metadata
 import json
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
@@ -229,6 +230,9 @@ def _versions() -> dict[str, str]:
     for name in _RECORDED:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found[name] = importlib.metadata.version(name)
+    if torch := sys.modules.get("torch"):  # not imported for it: who computes has it
+        rounded = torch.backends.cuda.matmul.allow_tf32 or torch.backends.cudnn.allow_tf32
+        found["tf32"] = "on" if rounded else "off"
     return found
 
 

@@ -27,6 +27,14 @@ from quest.learning.finetuning import calibrate_activations
 from quest.quantization.network import QuantizedNetwork
 from quest.stages import calibrate
 
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What needs a GPU is left out where there is none."""
+    for item in items:
+        if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+            item.add_marker(pytest.mark.skip(reason="needs a GPU"))
+
+
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
 
 SETTINGS: dict[str, Any] = {

@@ -35,7 +35,7 @@ class ScaleLearningSettings(Settings):
     )
     cache_mib: Positive = Field(
         default=4_096,
-        description="memory for cached block inputs and targets on the device; the rest spills to host memory",
+        description="memory on the device for the cached inputs and targets of a block; larger ones are in host memory",
     )
 
 
@@ -55,5 +55,5 @@ class ReconstructionSettings(Settings):
     samples: Positive = Field(default=1_024, description="calibration samples used, spread over all groups")
     cache_mib: Positive = Field(
         default=4_096,
-        description="memory for cached block inputs and targets on the device; the rest spills to host memory",
+        description="memory on the device for the cached inputs and targets of a block; larger ones are in host memory",
     )

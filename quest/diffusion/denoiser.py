@@ -26,6 +26,7 @@ from quest.diffusion.finite import finite
 from quest.diffusion.first_stage import FirstStage
 from quest.diffusion.guidance import Guidance
 from quest.diffusion.samplers import Call, Predict, Sampler
+from quest.graphs import Replayed
 
 
 @dataclass
@@ -95,25 +96,48 @@ class Denoiser:
         return architectures.of(self.network).example(context)
 
 
-def predictor(network: nn.Module, guidance: Guidance | None = None) -> Predict:
-    """``network`` as a function of (x, call), guided in one batch; tells a quantized network its step first.
+class Outputs:
+    """What a network gives for (x, timesteps) under guidance, in one batch.
+
+    replayed: whether its calls are replayed on a GPU; only where the network stays as it is, and nothing is trained.
+    """
+
+    def __init__(self, network: nn.Module, replayed: bool = False):
+        self.network = network
+        self._call = Replayed(self._plain) if replayed else None
+
+    def __call__(self, x: Tensor, timesteps: Tensor, guidance: Guidance | None) -> Tensor:
+        if guidance is None:
+            return self._output(x, timesteps)
+        halves = guidance.halves()
+        both = torch.cat([x] * len(halves)), timesteps.repeat(len(halves)), torch.cat(halves)
+        return guidance.join(self._output(*both).chunk(len(halves)))
+
+    def _output(self, *told: Tensor) -> Tensor:
+        (output,) = self._plain(*told) if self._call is None else self._call(*told, variant=self._mode())
+        return output
+
+    def _plain(self, *told: Tensor) -> tuple[Tensor]:
+        return (architectures.predict(self.network, Inputs(*told)),)
+
+    def _mode(self) -> Any:
+        return getattr(self.network, "mode", None)
+
+
+def predictor(outputs: Outputs | nn.Module, guidance: Guidance | None = None) -> Predict:
+    """A network as a function of (x, call); tells a quantized network its step first.
 
     Raises ValueError, naming the step, for a prediction that is not finite.
     """
-    set_step = getattr(network, "set_step", None)
+    if isinstance(outputs, nn.Module):
+        outputs = Outputs(outputs)
+    set_step = getattr(outputs.network, "set_step", None)
 
-    def output(x: Tensor, call: Call) -> Tensor:
+    def predict(x: Tensor, call: Call) -> Tensor:
         if set_step is not None:
             set_step(call.step)
         timesteps = torch.full((len(x),), call.timestep, device=x.device)
-        if guidance is None:
-            return architectures.predict(network, Inputs(x, timesteps))
-        halves = guidance.halves()
-        both = Inputs(torch.cat([x] * len(halves)), timesteps.repeat(len(halves)), torch.cat(halves))
-        return guidance.join(architectures.predict(network, both).chunk(len(halves)))
-
-    def predict(x: Tensor, call: Call) -> Tensor:
-        noise = call.parametrization.noise(output(x, call), x)
+        noise = call.parametrization.noise(outputs(x, timesteps, guidance), x)
         return finite(noise, f"prediction at sampling step {call.step} (timestep {call.timestep})")
 
     return predict

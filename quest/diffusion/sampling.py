@@ -60,6 +60,7 @@ def sample(
     finite.
     """
     sampler = model.sampler(settings)
+    outputs = denoisers.Outputs(network, replayed=True)
     images = []
     batches = range(0, len(indices), batch_size)
     for first in tqdm(batches, desc="sample", unit="batch", mininterval=5):
@@ -67,7 +68,7 @@ def sample(
         noise = SampleNoise(EVALUATION, seed, indices[batch], model.shape)
         guidance = model.guidance(None if wanted is None else wanted[batch], sampler.guidance_scale)
         with torch.inference_mode():
-            trajectory = sampler.trajectory(denoisers.predictor(network, guidance), noise, device, correction)
+            trajectory = sampler.trajectory(denoisers.predictor(outputs, guidance), noise, device, correction)
             images.append(to_uint8(model.decode(deque(trajectory, maxlen=1).pop())))
     return torch.cat(images)
 

@@ -113,7 +113,7 @@ class Samples:
         return len(self.x)
 
     def inputs(self, batch: Tensor) -> Inputs:
-        """What the network is told for the samples ``batch``, positions on the CPU."""
+        """What the network is told for the samples ``batch``, positions on any device."""
         told = Inputs(self.x[batch], self.timesteps[batch])
         if self.contexts is None or self.context_of is None:
             return told
@@ -135,11 +135,12 @@ def record(
     among = choices(settings.condition) if among is None else among
     steps = list(range(0, settings.sampler.steps, settings.sampler.steps // settings.calibration.steps))
     batches = torch.arange(settings.calibration.samples_per_step).split(_BATCH)
+    outputs = denoisers.Outputs(model.network, replayed=True)
     kept, contexts, null = [], [], None
     for batch in tqdm(batches, desc="calibrate", unit="batch", mininterval=5):
         noise = SampleNoise("calibration", seed, batch.tolist(), model.shape)
         guidance = model.guidance(in_turn(among, "calibration", seed, batch.tolist()), sampler.guidance_scale)
-        predict = denoisers.predictor(model.network, guidance)
+        predict = denoisers.predictor(outputs, guidance)
         with torch.inference_mode():
             states = sampler.trajectory(predict, noise, device)
             kept.append(torch.stack([state.cpu() for step, state in enumerate(states) if step in steps]))

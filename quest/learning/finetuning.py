@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
@@ -14,6 +14,8 @@ from torch.nn.utils import parametrize
 from tqdm import tqdm
 
 from quest import architectures
+from quest.graphs import Replayed
+from quest.learning import optimizers
 from quest.learning.calibration import Calibration, Samples
 from quest.learning.progress import NOT_KEPT, Progress, Training
 from quest.quantization import grid as grids
@@ -128,6 +130,11 @@ class Stage:
         if not self.layers:
             raise ValueError(f"{self.name}: the network has no layer of the roles that this stage trains")
 
+    @property
+    def losses(self) -> list[str]:
+        """Names of the losses that are switched on."""
+        return [name for name, on in (("local", self.local_loss), ("global", self.global_loss)) if on]
+
     def weights(self) -> list[nn.Parameter]:
         """Weights and biases that are trained; of a layer with an adapter, the adapter alone."""
         return [parameter for layer in self.layers.values() for parameter in _trained(layer)]
@@ -178,8 +185,8 @@ def finetune(
     order = torch.Generator().manual_seed(seed)
     history: list[dict[str, float]] = []
     with training_sets(stage.sites) as scales, network.frozen(but=stage.layers):
-        optimizer = torch.optim.Adam(weights, lr=stage.weight_lr)
-        scale_optimizers = [torch.optim.Adam(of_set, lr=stage.scale_lr) for of_set in scales]
+        optimizer = optimizers.adam(weights, stage.weight_lr)
+        scale_optimizers = [optimizers.adam(of_set, stage.scale_lr) for of_set in scales]
         trained = [*weights, *(scale for of_set in scales for scale in of_set)]
         training = Training(trained, [optimizer, *scale_optimizers], order)
         if (kept := progress.get(stage.name)) is not None:
@@ -187,6 +194,18 @@ def finetune(
             history = kept["history"]
         for parameter in weights:
             parameter.requires_grad_(True)
+
+        def step(batch: Tensor) -> tuple[Tensor, ...]:
+            terms = _losses(network, data, stage, targets, batch)
+            index = network.step.index
+            torch.stack(list(terms.values())).sum().backward()
+            for used in (optimizer, scale_optimizers[index]):
+                used.step()
+                used.zero_grad()
+            keep_positive(scales[index])
+            return tuple(term.detach().double() for term in terms.values())
+
+        replayed = Replayed(step)
         try:
             left = range(len(history), stage.epochs)
             bar = tqdm(left, stage.name, stage.epochs, initial=len(history), unit="epoch", mininterval=5)
@@ -196,19 +215,13 @@ def finetune(
                     for index, members in enumerate(groups)
                     for batch in members[torch.randperm(len(members), generator=order)].split(stage.batch_size)
                 ]
-                total: dict[str, Tensor] = {}
+                found = []
                 for choice in torch.randperm(len(batches), generator=order).tolist():
                     index, batch = batches[choice]
-                    terms = _losses(network, data, stage, targets, batch)
-                    torch.stack(list(terms.values())).sum().backward()
-                    for used in (optimizer, scale_optimizers[index]):
-                        used.step()
-                        used.zero_grad()
-                    keep_positive(scales[index])
-                    for name, term in terms.items():
-                        part = term.detach().double() / len(batches)
-                        total[name] = total[name] + part if name in total else part
-                history.append({name: value.item() for name, value in total.items()})  # waits for the device
+                    network.set_step(network.step.steps_of(index)[0])
+                    found.append(torch.stack(replayed(batch.to(data.x.device), variant=index)))
+                means = torch.stack(found).mean(0).tolist()  # waits for the device
+                history.append(dict(zip(stage.losses, means, strict=True)))
                 progress.put(stage.name, {"training": training.state(), "history": history})
                 bar.set_postfix({name: f"{value:.3g}" for name, value in history[-1].items()})
         finally:
@@ -223,7 +236,7 @@ def _losses(
 ) -> dict[str, Tensor]:
     """local: mean_l MSE(O_l, Ô_l); global: MSE(ε, ε̂); those that are switched on."""
     with _outputs_of(stage.layers if stage.local_loss else {}) as outputs:
-        noise = predict(network, data, batch)
+        noise = architectures.predict(network, data.inputs(batch))
     losses = {}
     if stage.local_loss:
         local = [mse_loss(output, targets.layers[name][batch]) for name, output in outputs.items()]
@@ -261,7 +274,6 @@ def training_sets(sites: list[ActivationQuantizer]) -> Iterator[list[tuple[nn.Pa
 
 
 @torch.no_grad()
-def keep_positive(scales: Iterable[Tensor]) -> None:
+def keep_positive(scales: Sequence[Tensor]) -> None:
     """After an optimizer's step: no scale is left smaller than a grid can have."""
-    for scale in scales:
-        scale.clamp_(min=MIN_SCALE)
+    torch._foreach_clamp_min_(scales, MIN_SCALE)  # one kernel for all

@@ -98,20 +98,24 @@ NOT_KEPT = Progress()
 class Training:
     """All that a training loop changes, as one state.
 
-    parameters: what is trained. stateful: optimizers and schedules. generator: that batches are drawn with.
+    parameters: what is trained, by which optimizers (`quest.learning.optimizers`). generator: that batches are drawn
+    with.
     """
 
     def __init__(
-        self, parameters: Sequence[Tensor], stateful: Sequence[Any], generator: torch.Generator | None = None
+        self,
+        parameters: Sequence[Tensor],
+        optimizers: Sequence[torch.optim.Optimizer],
+        generator: torch.Generator | None = None,
     ) -> None:
-        self._parameters, self._stateful, self._generator = parameters, stateful, generator
+        self._parameters, self._optimizers, self._generator = parameters, optimizers, generator
 
     def state(self) -> dict[str, Any]:
         """What `resume` takes."""
         generator = None if self._generator is None else self._generator.get_state()
         return {
             "parameters": list(self._parameters),
-            "stateful": [each.state_dict() for each in self._stateful],
+            "optimizers": [optimizer.state_dict() for optimizer in self._optimizers],
             "generator": generator,
         }
 
@@ -120,8 +124,11 @@ class Training:
         """Be as when ``state`` was taken."""
         for parameter, kept in zip(self._parameters, state["parameters"], strict=True):
             parameter.copy_(kept)
-        for each, kept in zip(self._stateful, state["stateful"], strict=True):
-            each.load_state_dict(kept)
+        for optimizer, kept in zip(self._optimizers, state["optimizers"], strict=True):
+            rates = [group["lr"] for group in optimizer.param_groups]
+            optimizer.load_state_dict(kept)
+            for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                group["lr"] = rate.copy_(group["lr"])  # where it was: on the device
         if self._generator is not None:
             self._generator.set_state(state["generator"])
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Container
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,18 +24,21 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from quest import architectures, artifacts
+from quest import architectures, artifacts, graphs
 from quest.architectures.order import in_call_order, outermost
 from quest.config.learning import ReconstructionSettings
 from quest.config.method import Grouping
 from quest.diffusion.denoiser import Denoiser
+from quest.graphs import Replayed
+from quest.learning import optimizers
 from quest.learning import progress as kept
+from quest.learning.adaround import LearnedRounding
 from quest.learning.calibration import Calibration, Samples
 from quest.quantization import packing
 from quest.quantization.layers import QuantizedLayer
 from quest.quantization.network import QuantizedNetwork
 from quest.quantization.quantizers import WeightQuantizer
-from quest.quantization.rounding import AdaRound, Fixed
+from quest.quantization.rounding import Fixed
 
 log = logging.getLogger(__name__)
 
@@ -232,7 +236,7 @@ def record(network: QuantizedNetwork, unit: Unit, data: Samples, cache_mib: int,
 
     weights: whether the inputs come from the network with quantized weights, or in full precision too.
     """
-    cache = Cache(cache_mib * 2**20)
+    cache = Cache(cache_mib * 2**20, len(data))
     entry = unit.entry or unit.module
 
     def reached(batch: Tensor) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -260,17 +264,26 @@ def record(network: QuantizedNetwork, unit: Unit, data: Samples, cache_mib: int,
 
 
 class Cache:
-    """Inputs and target of a unit for many samples, on the device up to a budget of bytes, the rest in host memory."""
+    """Inputs and target of a unit for many samples.
 
-    def __init__(self, budget: int):
-        self.budget, self.device_bytes, self.host_bytes = budget, 0, 0
-        self._chunks: list[tuple[int, list[Tensor]]] = []  # first sample, tensors
+    budget: bytes on the device; what does not fit is in host memory. samples: how many there will be.
+    """
+
+    def __init__(self, budget: int, samples: int):
+        self.samples, self._budget = samples, budget
+        self.device_bytes = self.host_bytes = 0
+        self.device = torch.device("cpu")
+        self._filled = 0
+        self._tensors: list[Tensor] = []  # of all samples: the arguments that are tensors, then the target
         self._layout: tuple[list[Any], dict[str, Any], list[str | int]] | None = None
-        self.samples = 0
-        self.device: torch.device | None = None
+
+    @property
+    def on_device(self) -> bool:
+        """Whether nothing has to be fetched from host memory."""
+        return not self.host_bytes
 
     def add(self, inputs: tuple[tuple[Any, ...], dict[str, Any]], output: Tensor) -> None:
-        """One chunk of samples: the arguments of the unit, of which tensors are kept by sample, and its output."""
+        """The next samples: the arguments of the unit, of which tensors are kept by sample, and its output."""
         args, named = inputs
         places: list[str | int] = [i for i, value in enumerate(args) if isinstance(value, Tensor)]
         places += [key for key, value in named.items() if isinstance(value, Tensor)]
@@ -278,26 +291,26 @@ class Cache:
         plain_named = {key: value for key, value in named.items() if not isinstance(value, Tensor)}
         self._layout = plain_args, plain_named, places
         tensors = [(args[p] if isinstance(p, int) else named[p]).detach() for p in places] + [output.detach()]
-        size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-        self.device = output.device
-        if self.device_bytes + size > self.budget:
-            tensors = [tensor.cpu() for tensor in tensors]
-            self.host_bytes += size
-        else:
-            self.device_bytes += size
-        self._chunks.append((self.samples, tensors))
-        self.samples += len(output)
+        if not self._tensors:
+            self._allocate(tensors)
+        end = self._filled + len(output)
+        for whole, part in zip(self._tensors, tensors, strict=True):
+            whole[self._filled : end] = part
+        self._filled = end
+
+    def _allocate(self, first: list[Tensor]) -> None:
+        self.device = first[-1].device
+        size = sum(part[0].numel() * part.element_size() for part in first) * self.samples
+        fits = size <= self._budget
+        self.device_bytes, self.host_bytes = (size, 0) if fits else (0, size)
+        where = self.device if fits else torch.device("cpu")
+        self._tensors = [torch.empty(self.samples, *p.shape[1:], dtype=p.dtype, device=where) for p in first]
 
     def take(self, samples: Tensor) -> tuple[tuple[Any, ...], dict[str, Any], Tensor]:
-        """Arguments and target of the given samples (indices on the CPU), on the device."""
+        """Arguments and target of the given samples (indices), on the device."""
         assert self._layout is not None
         plain_args, plain_named, places = self._layout
-        rows = [
-            [tensor[mine - first].to(self.device) for tensor in tensors]
-            for first, tensors in self._chunks
-            if len(mine := samples[(samples >= first) & (samples < first + len(tensors[-1]))])
-        ]
-        *values, target = (torch.cat(parts) for parts in zip(*rows, strict=True))
+        *values, target = (whole[samples.to(whole.device)].to(self.device) for whole in self._tensors)
         args, named = list(plain_args), dict(plain_named)
         for place, value in zip(places, values, strict=True):
             if isinstance(place, int):
@@ -314,28 +327,34 @@ def learn_unit(
 
     Call it where weights are quantized and activations are not.
     """
-    parts = list(unit.parts().values())
     every = torch.arange(cache.samples)
-    nearest = error(unit, cache, every)
-    roundings = []
-    for quantizer, weight in parts:
-        quantizer.rounding = AdaRound(quantizer.ratio(weight.detach()))
-        roundings.append(quantizer.rounding)
-    optimizer = torch.optim.Adam([rounding.v for rounding in roundings], lr=settings.lr)
+    losses = {"nearest": error(unit, cache, every)}
+    rounding = LearnedRounding(list(unit.layers.values()))
+    optimizer = optimizers.adam([rounding.v], settings.lr)
+
+    def step(batch: Tensor, weight: Tensor, beta: Tensor) -> tuple[()]:
+        args, named, target = cache.take(batch)
+        rounding.backward(distance(unit.module(*args, **named), target), weight, beta)
+        rounding.update(optimizer)
+        return ()
+
+    batches = torch.randint(cache.samples, (settings.iterations, settings.batch_size), generator=generator)
+    batches, weights, betas = (each.to(cache.device) for each in (batches, *penalties(settings)))
+    with rounding.applied(), nullcontext() if cache.on_device else graphs.plain():
+        replayed = Replayed(step)
+        for batch, weight, beta in zip(batches, weights, betas, strict=True):
+            replayed(batch, weight, beta)
+    rounding.decide()
+    return losses | {"learned": error(unit, cache, every)}
+
+
+def penalties(settings: ReconstructionSettings) -> tuple[Tensor, Tensor]:
+    """Weight and exponent of the rounding term at each iteration, (iterations,) float32 each."""
+    iteration = torch.arange(1, settings.iterations + 1, dtype=torch.float64)
     warmup = settings.warmup * settings.iterations
-    for iteration in range(1, settings.iterations + 1):
-        args, named, target = cache.take(torch.randint(cache.samples, (settings.batch_size,), generator=generator))
-        loss = distance(unit.module(*args, **named), target)
-        if iteration > warmup:
-            progress = (iteration - warmup) / (settings.iterations - warmup)
-            beta = settings.beta[0] + progress * (settings.beta[1] - settings.beta[0])
-            loss = loss + settings.rounding_weight * sum(rounding.penalty(beta) for rounding in roundings)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    for (quantizer, _weight), rounding in zip(parts, roundings, strict=True):
-        quantizer.rounding = rounding.hard()
-    return {"nearest": nearest, "learned": error(unit, cache, every)}
+    first, last = settings.beta
+    beta = first + ((iteration - warmup) / (settings.iterations - warmup)).clamp(min=0) * (last - first)
+    return torch.where(iteration > warmup, settings.rounding_weight, 0.0).float(), beta.float()
 
 
 def distance(output: Tensor, target: Tensor, power: float = 2.0) -> Tensor:

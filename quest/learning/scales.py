@@ -10,15 +10,18 @@ with inputs and targets of the full-precision network. Weights, their rounding a
 from __future__ import annotations
 
 import logging
+import math
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim.lr_scheduler import CosineAnnealingLR
 from tqdm import tqdm
 
+from quest import graphs
 from quest.config.learning import ScaleLearningSettings
-from quest.learning import reconstruction
+from quest.graphs import Replayed
+from quest.learning import optimizers, reconstruction
 from quest.learning.calibration import Calibration
 from quest.learning.finetuning import (
     calibrate_activations,
@@ -111,20 +114,26 @@ def learn_unit(
     """
     with training_sets(sites_of(unit)) as sets:
         scales = [scale for of_set in sets for scale in of_set]
-        optimizer = torch.optim.Adam(scales, lr=settings.lr)
-        schedule = CosineAnnealingLR(optimizer, settings.iterations)
-        for iteration in range(settings.iterations):
-            index = iteration % len(groups)
-            members = groups[index]
-            batch = members[torch.randint(len(members), (settings.batch_size,), generator=generator)]
+        optimizer = optimizers.adam(scales, settings.lr)
+
+        def step(batch: Tensor) -> tuple[()]:
             args, named, target = cache.take(batch)
-            _enter(network, index)
-            loss = reconstruction.distance(unit.module(*args, **named), target, POWER)
-            optimizer.zero_grad()
-            loss.backward()
+            reconstruction.distance(unit.module(*args, **named), target, POWER).backward()
             optimizer.step()
-            schedule.step()
+            optimizer.zero_grad()
             keep_positive(scales)
+            return ()
+
+        with nullcontext() if cache.on_device else graphs.plain():
+            replayed = Replayed(step)
+            for iteration in range(settings.iterations):
+                index = iteration % len(groups)
+                members = groups[index]
+                batch = members[torch.randint(len(members), (settings.batch_size,), generator=generator)]
+                falling = (1 + math.cos(math.pi * iteration / settings.iterations)) / 2
+                optimizers.set_rates(optimizer, [settings.lr * falling])
+                _enter(network, index)
+                replayed(batch.to(cache.device), variant=index)
 
 
 def _loss(network: QuantizedNetwork, unit: Unit, cache: Cache, groups: list[Tensor]) -> float:

@@ -17,6 +17,7 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -27,7 +28,10 @@ from tqdm import tqdm
 from quest.architectures import Places
 from quest.config.methods.efficientdm import EfficientDMSettings
 from quest.config.values import Bits
-from quest.diffusion.denoiser import predictor
+from quest.diffusion.denoiser import Outputs, predictor
+from quest.diffusion.finite import finite
+from quest.graphs import Replayed
+from quest.learning import optimizers
 from quest.learning.calibration import Calibration
 from quest.learning.finetuning import calibrate_activations, keep_positive, predict, sets_of
 from quest.learning.progress import NOT_KEPT, Progress, Training
@@ -198,21 +202,37 @@ def distil(
     Returns the mean loss of a sample on each trajectory, and how often a scale had to be kept from turning negative.
     """
     trained = [parameter for group in groups for parameter in group["params"]]
-    optimizer = torch.optim.AdamW(groups, weight_decay=settings.weight_decay)
+    rates = [group["lr"] for group in groups]
+    optimizer = optimizers.adamw(groups, settings.weight_decay)
     scales = [scale for group in groups if group["floor"] for scale in group["params"]]
     sampler, device = calibration.sampler, calibration.x.device
-    total = settings.trajectories * len(sampler.calls())
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / total)
+    calls = sampler.calls()
+    total = settings.trajectories * len(calls)
     losses: list[float] = []
     floored = torch.zeros((), dtype=torch.long, device=device)
 
-    training, done = Training(trained, [optimizer, schedule]), 0
+    training, done = Training(trained, [optimizer]), 0
     if (kept := progress.get("distil")) is not None:
         training.resume(kept["training"])
         losses, floored, done = kept["losses"], kept["floored"].to(device), kept["done"]
 
     for parameter in trained:
         parameter.requires_grad_(True)
+    teach, learn = Outputs(teacher, replayed=True), Outputs(network)
+    call, guidance = calls[0], calibration.guidance([0])
+
+    def step(x: Tensor, target: Tensor, timesteps: Tensor, *context: Tensor) -> tuple[Tensor]:
+        told = None if guidance is None else replace(guidance, context=context[0])
+        output = learn(x, timesteps, told)
+        loss = (call.parametrization.noise(output, x) - target).square().sum()
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        floored.add_((torch.cat([scale.flatten() for scale in scales]) < grid.MIN_SCALE).sum())
+        keep_positive(scales)
+        return (loss.detach(),)
+
+    replayed = Replayed(step)
     try:
         left, count = range(done, settings.trajectories), settings.trajectories
         bar = tqdm(left, "efficientdm", count, initial=done, unit="trajectory", mininterval=5)
@@ -220,21 +240,21 @@ def distil(
             samples = range(trajectory * settings.batch_size, (trajectory + 1) * settings.batch_size)
             noise = SampleNoise("efficientdm", seed, samples, calibration.x.shape[2:])
             guidance = calibration.guidance(samples)
-            teach, learn = predictor(teacher, guidance), predictor(network, guidance)
+            context = [] if guidance is None else [guidance.context]
+            predict = predictor(teach, guidance)
             walk = sampler.walk(noise, device)
-            for call in sampler.calls():
+            found = []
+            for number, call in enumerate(calls, trajectory * len(calls)):
                 with torch.no_grad():
-                    target = teach(walk.x, call)
-                loss = (learn(walk.x, call) - target).square().sum()
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
-                schedule.step()
-                for scale in scales:
-                    floored.add_((scale < grid.MIN_SCALE).sum())
-                keep_positive(scales)
-                losses.append(loss.item() / settings.batch_size)
+                    target = predict(walk.x, call)
+                optimizers.set_rates(optimizer, [rate * (1 - number / total) for rate in rates])
+                network.set_step(call.step)
+                timesteps = torch.full((len(walk.x),), call.timestep, device=device)
+                variant = None if call.parametrization.kind == "epsilon" else call
+                found += replayed(walk.x, target, timesteps, *context, variant=variant)
                 walk.step(call, target)  # the trajectory stays the teacher's
+            found = finite(torch.stack(found), f"losses of trajectory {trajectory}")  # waits for the device
+            losses += (found / settings.batch_size).tolist()
             state = {"training": training.state(), "losses": losses, "floored": floored, "done": trajectory + 1}
             progress.put("distil", state)
             bar.set_postfix(loss=f"{losses[-1]:.3g}")

@@ -180,12 +180,12 @@ class Moments:
 def measure(network: QuantizedNetwork, calibration: Calibration, seed: int, trajectories: range) -> Moments:
     """ε and Δ on full-precision trajectories, which are drawn from noise of their own."""
     sampler = calibration.sampler
-    batches = []
+    batches, outputs = [], denoisers.Outputs(network, replayed=True)
     with network.frozen():
         for batch in tqdm(torch.tensor(trajectories).split(_BATCH), desc="measure noise", unit="batch", mininterval=5):
             moments: list[Moments] = []
             noise = SampleNoise("correction", seed, batch.tolist(), calibration.x.shape[2:])
-            predict = denoisers.predictor(network, calibration.guidance(batch.tolist()))
+            predict = denoisers.predictor(outputs, calibration.guidance(batch.tolist()))
             walk = sampler.walk(noise, calibration.x.device)
             for call in sampler.calls():
                 with network.quantizing(weights=False, activations=False):

@@ -14,6 +14,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from quest.quantization import fused
+
 MIN_SCALE = 1e-8  # keeps all-zero groups on the grid; their codes are all zero
 _SHRINKS = tuple(1 - 0.01 * i for i in range(80))
 _ERROR_POWER = 2.4
@@ -111,12 +113,18 @@ class _FakeQuantize(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, scale: Tensor, zero_point: Tensor, low: int, high: int) -> Tensor:
         ctx.save_for_backward(x, scale, zero_point)
-        ctx.bounds = low, high
+        ctx.bounds, ctx.over = (low, high), fused.layout(x, scale)
+        if ctx.over is not None:
+            return fused.quantize(x, scale, zero_point, ctx.bounds, ctx.over)
         return x.div(scale).round_().add_(zero_point).clamp_(low, high).sub_(zero_point).mul_(scale)
 
     @staticmethod
     def backward(ctx, gradient: Tensor):  # type: ignore[override]
         x, scale, zero_point = ctx.saved_tensors
+        if ctx.over is not None:
+            to_x, to_scale, to_zero_point = fused.derivatives(gradient, x, scale, zero_point, ctx.bounds, ctx.over)
+            wanted = ctx.needs_input_grad
+            return to_x, to_scale if wanted[1] else None, to_zero_point if wanted[2] else None, None, None
         low, high = ctx.bounds
         ratio = x / scale
         rounded = ratio.round()

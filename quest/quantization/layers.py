@@ -62,7 +62,11 @@ class QuantizedLayer(nn.Module):
 
     def freeze(self) -> None:
         """Quantize the weight once for all coming calls, until `unfreeze`."""
-        self._frozen = self.weight_quantizer(self.weight).detach()
+        self.use(self.weight_quantizer(self.weight).detach())
+
+    def use(self, quantized: Tensor) -> None:
+        """Take ``quantized`` for the weight on its grid in all coming calls, until `unfreeze`."""
+        self._frozen = quantized
 
     def unfreeze(self) -> None:
         """Quantize the weight anew at each call."""

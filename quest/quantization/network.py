@@ -73,6 +73,11 @@ class QuantizedNetwork(nn.Module):
         """The activation bit-width of each sampling step, noisiest first."""
         return [self.recipe.widths[width] for width in self.step.widths.tolist()]
 
+    @property
+    def mode(self) -> tuple[bool, bool, int]:
+        """What else than its inputs and its set of scales a call depends on: what is quantized, to which width."""
+        return self.switches.weights, self.switches.activations, self.step.width
+
     def layers(self) -> dict[str, QuantizedLayer]:
         """Quantized layers by name, in registration order."""
         return {name: module for name, module in self.network.named_modules() if isinstance(module, QuantizedLayer)}

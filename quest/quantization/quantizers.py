@@ -86,9 +86,13 @@ class ActivationQuantizer(nn.Module):
         index = self._shared.step.index
         if self.calibrating:
             self.choose(self.granularity.rows(x.detach()), index)
-        scale = self.scale[index] if self._trained is None else self._trained[index]
+        # Looked up on the device, so that one recorded call serves all sets (`quest.graphs`).
+        scale = self._of_set(self.scale) if self._trained is None else self._trained[index]
         # A zero point is whole; where a method learns it, its gradient passes straight through.
-        return grids.fake_quantize(x, scale, round_ste(self.zero_point[index]), self.grid)
+        return grids.fake_quantize(x, scale, round_ste(self._of_set(self.zero_point)), self.grid)
+
+    def _of_set(self, table: Tensor) -> Tensor:
+        return table.index_select(0, self._shared.step.position).squeeze(0)
 
     @contextmanager
     def training_sets(self) -> Iterator[list[nn.Parameter]]:

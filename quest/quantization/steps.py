@@ -16,10 +16,12 @@ class Step(nn.Module):
 
     sets: groups of consecutive sampling steps that share activation scales (T' of QuEST); steps: sampling steps S.
     The set of a step is ⌊step / (S / T')⌋, step 0 being the noisiest. widths: (S,) int64 buffer, which of the
-    activation bit-widths of its network each step uses; the first unless a method chooses.
+    activation bit-widths of its network each step uses; the first unless a method chooses. position: (1,) int64 buffer,
+    the set in use, for what reads it on the device.
     """
 
     widths: Tensor
+    position: Tensor
 
     def __init__(self, sets: int, steps: int):
         super().__init__()
@@ -27,6 +29,7 @@ class Step(nn.Module):
             raise ValueError(f"{sets} sets of activation scales do not divide {steps} sampling steps")
         self.sets, self.steps = sets, steps
         self.register_buffer("widths", torch.zeros(steps, dtype=torch.long))
+        self.register_buffer("position", torch.zeros(1, dtype=torch.long), persistent=False)
         self._current: tuple[int, int] | None = None  # step and width: read once a step, for it waits for the device
 
     def set_of(self, step: Index) -> Index:
@@ -43,6 +46,7 @@ class Step(nn.Module):
         if not 0 <= step < self.steps:
             raise ValueError(f"sampling step {step}; this network was calibrated for steps 0 to {self.steps - 1}")
         self._current = step, int(self.widths[step])
+        self.position.fill_(self.set_of(step))
 
     def use(self, widths: Sequence[int]) -> None:
         """Take the width of each step, noisiest first."""

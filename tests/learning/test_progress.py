@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
+from quest.learning import optimizers, reconstruction
 from quest.learning import progress as progresses
-from quest.learning import reconstruction
 from quest.learning.progress import NOT_KEPT, Progress, Training
 
 
@@ -42,27 +42,28 @@ def test_a_full_disk_does_not_end_the_work(
     assert "what is done so far is not kept" in caplog.text
 
 
-def test_a_training_goes_on_with_its_optimizer_schedule_and_order() -> None:
+def test_a_training_goes_on_with_its_optimizer_rate_and_order() -> None:
     def begin() -> tuple[torch.nn.Parameter, Training, Callable[[], None]]:
         weight, order = torch.nn.Parameter(torch.ones(3)), torch.Generator().manual_seed(1)
-        optimizer = torch.optim.Adam([weight], lr=0.1)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 / (1 + step))
+        optimizer = optimizers.adam([weight], 0.1)
 
         def step() -> None:
             optimizer.zero_grad()
             (weight * torch.rand(3, generator=order)).square().sum().backward()
             optimizer.step()
-            schedule.step()
 
-        return weight, Training([weight], [optimizer, schedule], order), step
+        return weight, Training([weight], [optimizer], order), step
 
     weight, training, step = begin()
     step()
+    optimizers.set_rates(training._optimizers[0], [0.05])
     tensors: dict[str, torch.Tensor] = {}
     state = progresses._unpacked(progresses._packed(training.state(), tensors), tensors)
     step()
     other, resumed, go_on = begin()
+    rate = resumed._optimizers[0].param_groups[0]["lr"]
     resumed.resume(state)
+    assert resumed._optimizers[0].param_groups[0]["lr"] is rate, "on its device, where a recorded step reads it"
     go_on()
     assert torch.equal(other, weight)
 

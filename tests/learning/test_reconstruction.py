@@ -16,11 +16,12 @@ from quest.config.learning import ReconstructionSettings
 from quest.diffusion import denoiser as denoisers
 from quest.diffusion.denoiser import Denoiser
 from quest.learning import reconstruction
+from quest.learning.adaround import LearnedRounding
 from quest.learning.calibration import Calibration, Samples
 from quest.learning.reconstruction import Cache, Unit
 from quest.quantization.layers import QuantizedLayer
 from quest.quantization.network import QuantizedNetwork
-from quest.quantization.rounding import AdaRound, Fixed
+from quest.quantization.rounding import Fixed
 from quest.stages import reconstruct
 
 CPU = torch.device("cpu")
@@ -227,37 +228,36 @@ def test_the_largest_cache_is_noted_and_outlives_a_kill(
     assert progress.notes["cache_mib"] == reconstruction.Progress(path, {}).cache_mib == expected
 
 
-def test_cache_takes_any_samples_of_any_chunk() -> None:
-    cache = Cache(100)  # the second chunk does not fit
+@pytest.mark.parametrize("budget", [100, 0])
+def test_cache_takes_any_samples(budget: int) -> None:
+    cache = Cache(budget, 5)
     x, temb = torch.arange(5.0)[:, None], torch.arange(5.0)[:, None] * 10
     for part in (slice(0, 3), slice(3, 5)):
         cache.add(((x[part], 7), {"temb": temb[part], "scale": 2.0}), x[part] * 100)
     args, named, target = cache.take(torch.tensor([4, 0, 4, 2]))
     assert args[1] == 7
     assert named["scale"] == 2.0
-    assert sorted(args[0].flatten().tolist()) == [0, 2, 4, 4]
+    assert args[0].flatten().tolist() == [4, 0, 4, 2]
     assert torch.equal(named["temb"], args[0] * 10)
     assert torch.equal(target, args[0] * 100)
-    assert cache.samples == 5
+    assert cache.on_device == (budget == 100)
+    assert (cache.device_bytes, cache.host_bytes) == ((60, 0) if budget else (0, 60))
 
 
-def test_rounding_term_is_off_in_warmup_and_ends_at_the_last_beta(
-    monkeypatch: pytest.MonkeyPatch, make_quantized: Make, calibration: Calibration, make_settings: MakeSettings
-) -> None:
-    settings = make_settings(reconstruction={"iterations": 10, "warmup": 0.2, "beta": (20.0, 2.0)}).reconstruction
-    network = make_quantized(calibrated=False)
-    unit = reconstruction.units(network)[0]
-    betas = []
-    penalty = AdaRound.penalty
-    monkeypatch.setattr(AdaRound, "penalty", lambda self, beta: betas.append(beta) or penalty(self, beta))
-    learn(network, unit, calibration.samples(2), settings)
-    assert betas == pytest.approx([20 - 18 * i / 8 for i in range(1, 9)])
+def test_rounding_term_is_off_in_warmup_and_ends_at_the_last_beta(make_settings: MakeSettings) -> None:
+    settings = make_settings(
+        reconstruction={"iterations": 10, "warmup": 0.2, "beta": (20.0, 2.0), "rounding_weight": 0.5}
+    ).reconstruction
+    weights, betas = reconstruction.penalties(settings)
+    assert weights.tolist() == [0] * 2 + [0.5] * 8
+    assert betas[2:].tolist() == pytest.approx([20 - 18 * i / 8 for i in range(1, 9)])
 
 
 def test_rounding_term_drives_to_decisions(
     make_quantized: Make, calibration: Calibration, make_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     decided = {}
+    decide = LearnedRounding.decide
     for weight in (0.0, 1.0):
         settings = make_settings(
             reconstruction={"iterations": 200, "lr": 3e-2, "rounding_weight": weight, "warmup": 0.0}
@@ -265,33 +265,30 @@ def test_rounding_term_drives_to_decisions(
         network = make_quantized(calibrated=False)
         unit = reconstruction.units(network)[3]
         soft: list[Tensor] = []
-        hard = AdaRound.hard
-        monkeypatch.setattr(AdaRound, "hard", lambda self, hard=hard, soft=soft: soft.append(self.soft()) or hard(self))
+
+        def spy(self: LearnedRounding, soft: list[Tensor] = soft) -> None:
+            soft.append(self.soft())
+            decide(self)
+
+        monkeypatch.setattr(LearnedRounding, "decide", spy)
         learn(network, unit, calibration.samples(2), settings)
-        monkeypatch.setattr(AdaRound, "hard", hard)
-        h = torch.cat([value.flatten() for value in soft])
-        decided[weight] = ((h < 0.05) | (h > 0.95)).float().mean().item()
+        decided[weight] = ((soft[0] < 0.05) | (soft[0] > 0.95)).float().mean().item()
     assert decided[1.0] > 0.95 > decided[0.0]
 
 
 def test_both_halves_of_a_split_layer_are_learned(
-    monkeypatch: pytest.MonkeyPatch, make_quantized: Make, calibration: Calibration, make_settings: MakeSettings
+    make_quantized: Make, calibration: Calibration, make_settings: MakeSettings
 ) -> None:
     """The released code regularises only the first."""
-    settings = make_settings(reconstruction={"iterations": 3, "warmup": 0.0}).reconstruction
+    settings = make_settings(reconstruction={"iterations": 40, "warmup": 0.0, "lr": 0.1}).reconstruction
     network = make_quantized(calibrated=False, split_shortcuts=True)
     unit = unit_called(network, "up_blocks.1.resnets.0")
-    halves = [f"up_blocks.1.resnets.0.conv_shortcut.weight.{part}" for part in (0, 1)]
-    weights = [unit.parts()[half][1].numel() for half in halves]
-    regularised: list[int] = []
-    penalty = AdaRound.penalty
-    monkeypatch.setattr(
-        AdaRound, "penalty", lambda self, beta: regularised.append(self.v.numel()) or penalty(self, beta)
-    )
+    before = {name: quantizer.codes(weight) for name, (quantizer, weight) in unit.parts().items()}
     learn(network, unit, calibration.samples(2), settings)
-    assert set(weights) <= set(regularised)
-    assert len(regularised) == 3 * len(unit.parts())
-    assert all(isinstance(quantizer.rounding, Fixed) for quantizer, _ in unit.parts().values())
+    for name, (quantizer, weight) in unit.parts().items():
+        assert isinstance(quantizer.rounding, Fixed)
+        assert quantizer.rounding.up.shape == quantizer.ratio(weight).shape
+        assert not torch.equal(quantizer.codes(weight), before[name]), f"nothing was learned of {name}"
 
 
 def test_model_is_in_eval_mode_while_units_are_learned(

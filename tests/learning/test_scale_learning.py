@@ -127,7 +127,7 @@ def test_learning_rate_falls_along_a_cosine(
     step = torch.optim.Adam.step
 
     def spy(optimizer: torch.optim.Adam, *rest: Any) -> Any:
-        rates.append(optimizer.param_groups[0]["lr"])
+        rates.append(float(optimizer.param_groups[0]["lr"]))
         return step(optimizer, *rest)
 
     monkeypatch.setattr(torch.optim.Adam, "step", spy)

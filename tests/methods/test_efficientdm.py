@@ -20,7 +20,6 @@ from quest.config.values import Bits
 from quest.deploy.start import recipe as make_recipe
 from quest.diffusion import denoiser as denoisers
 from quest.diffusion.denoiser import Denoiser
-from quest.diffusion.samplers import Call
 from quest.learning.calibration import Calibration
 from quest.methods import efficientdm
 from quest.quantization import storage
@@ -267,18 +266,13 @@ def test_the_student_never_sees_its_own_trajectory(
         predict = denoisers.predictor(teacher)
         expected = list(calibration.sampler.trajectory(predict, noise, torch.device("cpu")))[:-1]
     shown: list[Tensor] = []
-    make = efficientdm.predictor
+    output = denoisers.Outputs.__call__
 
-    def spy(each: Any, guidance: Any) -> Any:
-        predict = make(each, guidance)
+    def noted(outputs: denoisers.Outputs, x: Tensor, *rest: Any) -> Tensor:
+        shown.append(x)
+        return output(outputs, x, *rest)
 
-        def noted(x: Tensor, call: Call) -> Tensor:
-            shown.append(x)
-            return predict(x, call)
-
-        return noted
-
-    monkeypatch.setattr(efficientdm, "predictor", spy)
+    monkeypatch.setattr(denoisers.Outputs, "__call__", noted)
     efficientdm.quantize(network, calibration, settings, 5)
     assert len(shown) == 2 * len(expected)
     for index, state in enumerate(expected):

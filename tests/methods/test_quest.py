@@ -19,7 +19,7 @@ from quest.learning.finetuning import Stage
 from quest.methods import nearest, quest
 from quest.quantization.network import QuantizedNetwork
 from quest.quantization.roles import Role
-from quest.quantization.rounding import AdaRound, Fixed
+from quest.quantization.rounding import Fixed
 
 Make = Callable[..., QuantizedNetwork]
 TIME = (Role.TIME_MLP, Role.TIME_PROJECTION)
@@ -29,7 +29,8 @@ def rounded(network: QuantizedNetwork) -> QuantizedNetwork:
     """``network`` as QuEST finds it: each weight's rounding decided."""
     for layer in network.layers().values():
         for quantizer, weight in layer.weight_parts():
-            quantizer.rounding = AdaRound(quantizer.ratio(weight)).hard()
+            ratio = quantizer.ratio(weight)
+            quantizer.rounding = Fixed(ratio - ratio.floor() >= 0.5)
     return network
 
 
@@ -212,7 +213,7 @@ def test_quest_comes_closer_to_full_precision(
     rates = {"tla_weight_lr": 1e-3, "tla_scale_lr": 1e-3, "cma_weight_lr": 1e-3, "cma_scale_lr": 1e-3}
     few = {
         "tla_epochs": 2,
-        "cma_epochs": 4,
+        "cma_epochs": 10,
         "tla_samples": 8,
         "cma_samples": 8,
         "tla_batch_size": 8,

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import ChainedScheduler, CosineAnnealingLR, LinearLR
 from tqdm import tqdm
 
+from quest.graphs import Replayed
+
 WARMUP = 0.05  # share of the steps in which the learning rate rises
-_EAGER = 3  # steps before a graph is recorded, in which cuDNN and cuBLAS choose their kernels and workspaces
 
 
 def fit(
@@ -52,11 +53,11 @@ def fit(
         optimizer.step()
         return loss.detach()
 
-    advance = _Replayed(take) if replayed else take
     recent = torch.zeros((), device=device)
+    graph = Replayed(lambda _on_device: (take(0),))
     progress = tqdm(range(steps), desc=name, mininterval=5)
     for step in progress:
-        loss = advance(step)
+        loss = graph(recent)[0] if replayed else take(step)
         schedule.step()
         if after is not None:
             after(step)
@@ -67,26 +68,3 @@ def fit(
         raise ValueError(f"{name}: the loss is {recent.item()} after {steps} steps at lr {lr}; lower the learning rate")
     module.eval()
     return recent.item()
-
-
-class _Replayed:
-    """A step of training as one CUDA graph, recorded after a few that are taken as they are."""
-
-    def __init__(self, take: Callable[[int], Tensor]):
-        self._take, self._stream = take, torch.cuda.Stream()
-        self._graph: torch.cuda.CUDAGraph | None = None
-        self._loss = torch.empty(0)  # the graph's, which every replay writes
-
-    def __call__(self, step: int) -> Tensor:
-        if step < _EAGER:
-            self._stream.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(self._stream):
-                loss = self._take(step)
-            torch.cuda.current_stream().wait_stream(self._stream)
-            return loss
-        if self._graph is None:
-            self._graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self._graph, stream=self._stream):
-                self._loss = self._take(step)
-        self._graph.replay()
-        return self._loss

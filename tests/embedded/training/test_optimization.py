@@ -40,7 +40,6 @@ def test_a_cpu_replays_nothing() -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_a_replayed_step_is_the_step_itself() -> None:
     (taken, a), (replayed, b) = trained("cuda", replayed=False), trained("cuda", replayed=True)
     assert a == pytest.approx(b, rel=1e-4)

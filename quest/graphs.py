@@ -1,0 +1,95 @@
+"""Work that is done many times over: on a GPU recorded once as a CUDA graph, then replayed.
+
+A step of a small network is hundreds of kernels of a few microseconds each, and launching one from Python takes longer
+than it runs. A graph launches all of them at once; the kernels and so the numbers are the same.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+log = logging.getLogger(__name__)
+_enabled = True
+
+
+class _Recorded(NamedTuple):
+    inputs: tuple[Tensor, ...]
+    graph: torch.cuda.CUDAGraph
+    outputs: tuple[Tensor, ...]
+
+
+class Replayed:
+    """A function of tensors that is replayed on a GPU, and simply called on a CPU.
+
+    function: of tensors, to a tuple of tensors. Nothing in it may make the host wait for the device, and all that it
+    uses beside its arguments must stay where it is in memory. Each shape of the arguments, and each ``variant``, is a
+    graph of its own: it is first called once as it is, which prepares what a library or an optimizer keeps, and
+    recorded at its second call. A function that cannot be recorded is called as it is, after one warning.
+    """
+
+    def __init__(self, function: Callable[..., tuple[Tensor, ...]]):
+        self._function = function
+        self._recorded: dict[Hashable, _Recorded | None] = {}  # None: called once
+        self._stream: torch.cuda.Stream | None = None
+        self._pool: Any = None
+        self._failed = False
+
+    def __call__(self, *inputs: Tensor, variant: Hashable = None) -> tuple[Tensor, ...]:
+        if not _enabled or self._failed or inputs[0].device.type != "cuda":
+            return self._function(*inputs)
+        mode = torch.is_grad_enabled(), torch.is_inference_mode_enabled()
+        key = (variant, mode, *((x.shape, x.dtype) for x in inputs))
+        if key not in self._recorded:
+            self._recorded[key] = None
+            return self._aside(inputs)
+        recorded = self._recorded[key] or self._record(inputs)
+        if recorded is None:
+            return self._function(*inputs)
+        self._recorded[key] = recorded
+        torch._foreach_copy_(recorded.inputs, inputs)
+        recorded.graph.replay()
+        return tuple(output.clone() for output in recorded.outputs)
+
+    def _aside(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """Call the function on the stream that it will be recorded on."""
+        if self._stream is None:
+            self._stream, self._pool = torch.cuda.Stream(), torch.cuda.graph_pool_handle()
+        stream, current = self._stream, torch.cuda.current_stream()
+        stream.wait_stream(current)
+        with torch.cuda.stream(stream):
+            outputs = self._function(*inputs)
+        current.wait_stream(stream)
+        return outputs
+
+    def _record(self, inputs: tuple[Tensor, ...]) -> _Recorded | None:
+        """Record the function, without running it; None if it cannot be."""
+        own = tuple(x.clone() for x in inputs)
+        graph = torch.cuda.CUDAGraph()
+        try:
+            with torch.cuda.graph(graph, self._pool, self._stream, capture_error_mode="thread_local"):
+                outputs = self._function(*own)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            self._failed = True
+            first = str(error).partition("\n")[0]
+            log.warning("this step cannot be recorded as a CUDA graph (%s); going on without, more slowly", first)
+            return None
+        return _Recorded(own, graph, outputs)
+
+
+@contextmanager
+def plain() -> Iterator[None]:
+    """Within, every function is called as it is: the reference that replays are held to."""
+    global _enabled
+    before, _enabled = _enabled, False
+    try:
+        yield
+    finally:
+        _enabled = before

@@ -52,7 +52,8 @@ class Replayed:
         if recorded is None:
             return self._function(*inputs)
         self._recorded[key] = recorded
-        torch._foreach_copy_(recorded.inputs, inputs)
+        for own, x in zip(recorded.inputs, inputs, strict=True):
+            own.copy_(x)
         recorded.graph.replay()
         return tuple(output.clone() for output in recorded.outputs)
 

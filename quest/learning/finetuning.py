@@ -276,4 +276,4 @@ def training_sets(sites: list[ActivationQuantizer]) -> Iterator[list[tuple[nn.Pa
 @torch.no_grad()
 def keep_positive(scales: Sequence[Tensor]) -> None:
     """After an optimizer's step: no scale is left smaller than a grid can have."""
-    torch._foreach_clamp_min_(scales, MIN_SCALE)  # one kernel for all
+    torch._foreach_clamp_min_(list(scales), MIN_SCALE)  # type: ignore[reportPrivateImportUsage]  # one kernel for all

@@ -32,6 +32,6 @@ def _rate(parameters: list[Tensor], lr: float) -> Tensor:
     return torch.tensor(lr, device=parameters[0].device if parameters else None)
 
 
-def _how(parameters: list[Tensor]) -> dict[str, bool]:
+def _how(parameters: list[Tensor]) -> dict[str, Any]:
     """One kernel for all parameters; on a GPU with a step count on the device."""
     return {"fused": True, "capturable": bool(parameters) and parameters[0].device.type == "cuda"}

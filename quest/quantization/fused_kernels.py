@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import triton  # type: ignore[import-not-found]
-from triton import language  # type: ignore[import-not-found]
+from triton import language as tl  # type: ignore[import-not-found]
 from triton.language.extra import libdevice  # type: ignore[import-not-found]
 
-tl: Any = language
 _NAN = tl.constexpr(tl.PropagateNan.ALL)  # a number that is not one stays visible
 
 

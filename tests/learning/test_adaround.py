@@ -12,6 +12,7 @@ from quest.quantization.grid import Grid
 from quest.quantization.layers import QuantizedLayer, Switches
 from quest.quantization.quantizers import Split, WeightQuantizer
 from quest.quantization.roles import Role
+from quest.quantization.rounding import Fixed
 
 LAMBDA, BETA = 0.3, 3.5
 GRID = Grid(3)
@@ -119,6 +120,7 @@ def test_what_is_learned_is_what_is_decided(layers: list[QuantizedLayer]) -> Non
         expected = up.view_as(each.weight)
         found = []
         for quantizer, weight in each.weight_parts():
+            assert isinstance(quantizer.rounding, Fixed)
             assert quantizer.rounding.up.shape == quantizer.ratio(weight).shape
             found.append(quantizer.rounding.up.view_as(weight))
         assert torch.equal(torch.cat(found, dim=1), expected)

@@ -25,8 +25,8 @@ def test_on_a_cpu_nothing_is_fused() -> None:
 
 
 def results(x: Tensor, scale: Tensor, zero_point: Tensor, grid: Grid) -> list[Tensor]:
-    leaves = [each.clone().requires_grad_() for each in (x, scale, zero_point)]
-    out = fake_quantize(*leaves, grid)
+    leaves = x, scale, zero_point = [each.clone().requires_grad_() for each in (x, scale, zero_point)]
+    out = fake_quantize(x, scale, zero_point, grid)
     weight = torch.linspace(-1, 1, out.numel(), device=out.device).view_as(out)
     return [out.detach(), *torch.autograd.grad((out * weight).sum(), leaves)]
 

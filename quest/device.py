@@ -2,23 +2,57 @@
 
 from __future__ import annotations
 
+import fcntl
+import getpass
+import os
+import tempfile
+from pathlib import Path
+
 import torch
+
+_taken: list[int] = []  # descriptors of the locks that this process holds until it ends
 
 
 def resolve(name: str) -> torch.device:
-    """The first GPU, or else the CPU, for "auto"; otherwise the device named. Raises ValueError when there is none.
+    """For "auto" a GPU, or else the CPU; otherwise the device named. Raises ValueError when there is none.
 
-    From then on a GPU computes in float32 where it is told to: by default its convolutions round their operands to
-    TF32, which has the 10 bits of a half, so that the same cell would differ between machines.
+    Of several GPUs, "auto" takes one that the fewest processes took like this. From then on the device computes in
+    float32 where it is told to: by default a GPU rounds the operands of convolutions to TF32, which has the 10 bits of
+    a half, so that the same cell would differ between machines.
     """
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name == "auto" and not torch.cuda.is_available():
+        return torch.device("cpu")
     try:
-        device = torch.device(name)
+        device = torch.device("cuda" if name == "auto" else name)
     except RuntimeError as error:
-        raise ValueError(f"--device: {name!r} is not a device; expected auto, cpu or cuda[:index]") from error
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ValueError(f"--device: {name!r} is not there; this machine has {torch.cuda.device_count()} GPUs")
+        raise ValueError(f"device: {name!r} is not a device; expected auto, cpu or cuda[:index]") from error
+    if device.type == "cuda":
+        if (device.index or 0) >= (count := torch.cuda.device_count()):
+            raise ValueError(f"device: {name!r} is not there; this machine has {count} GPUs")
+        if name == "auto" and count > 1:
+            device = torch.device("cuda", _place([str(torch.cuda.get_device_properties(i).uuid) for i in range(count)]))
+        torch.cuda.set_device(device.index or 0)
     return device
+
+
+def _place(gpus: list[str]) -> int:
+    """Take the next place on one of the GPUs, named by what they are called everywhere; returns which.
+
+    A place is a lock, which ends with its process: the first places of all GPUs are taken before any second.
+    """
+    folder = Path(tempfile.gettempdir()) / f"quest-gpus-{getpass.getuser()}"
+    folder.mkdir(exist_ok=True)
+    place = 0
+    while True:
+        for index, gpu in enumerate(gpus):
+            descriptor = os.open(folder / f"{gpu}.{place}", os.O_RDWR | os.O_CREAT, 0o600)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                os.close(descriptor)
+            else:
+                _taken.append(descriptor)
+                return index
+        place += 1

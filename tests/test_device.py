@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+import tempfile
 from pathlib import Path
 
 import pytest
 import torch
 
-from quest import artifacts
+from quest import artifacts, device
 from quest.device import resolve
 
 
@@ -16,6 +20,8 @@ def test_names(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert resolve("auto") == torch.device("cpu")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda _index: None)
     assert resolve("auto") == torch.device("cuda")
 
 
@@ -32,11 +38,33 @@ def test_a_gpu_computes_in_float32(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
 
 def test_a_gpu_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda _index: None)
     assert resolve("cuda:0") == torch.device("cuda:0")
-    with pytest.raises(ValueError, match="--device: 'cuda:1' is not there; this machine has 1 GPUs"):
+    with pytest.raises(ValueError, match="device: 'cuda:1' is not there; this machine has 1 GPUs"):
         resolve("cuda:1")
 
 
 def test_not_a_device() -> None:
-    with pytest.raises(ValueError, match="--device: 'graphics' is not a device; expected auto, cpu or cuda"):
+    with pytest.raises(ValueError, match="device: 'graphics' is not a device; expected auto, cpu or cuda"):
         resolve("graphics")
+
+
+def test_jobs_spread_over_the_gpus(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A job takes the GPU that the fewest others have; a place is free again when its process ends."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    script = "import sys; from quest.device import _place; print(_place(['a', 'b', 'c']), flush=True); sys.stdin.read()"
+    jobs = [
+        subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+                         env={**os.environ, "TMPDIR": str(tmp_path)})
+        for _ in range(5)
+    ]  # fmt: skip
+    try:
+        places = [int(job.stdout.readline()) for job in jobs if job.stdout]
+        assert sorted(places) == [0, 0, 1, 1, 2]
+        ended = places.index(2)
+        jobs[ended].communicate("", timeout=60)
+        assert device._place(["a", "b", "c"]) == 2
+    finally:
+        for job in jobs:
+            job.kill()
+            job.wait()

@@ -8,6 +8,9 @@ from pydantic import Field, field_validator, model_validator
 
 from quest.config.values import Positive, Settings
 
+OF_WEIGHTS = ("weight_search", "weight_group", "split_shortcuts", "roles")
+"""The keys that the grids of the weights depend on, and so all cells that share a reconstruction."""
+
 
 class QuantizerSettings(Settings):
     """The grid that every method stands on (QuEST, section 4.1 and released settings)."""

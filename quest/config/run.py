@@ -38,6 +38,11 @@ class RunSettings(Settings):
     tables: list[str] = Field(
         default=[], description="tables of `config/published.yaml` to make too, from their own cells on the same seeds"
     )
+    gpus: Annotated[int, Field(ge=0)] | None = Field(
+        default=None,
+        description="GPUs that a job asks its cluster for, where it can use one. Default: 1 if the machine that starts "
+        "the run has any; on a cluster's login node, which has none, say 1 (profiles/slurm does)",
+    )
     suite: str | None = Field(
         default=None,
         description="of the command line only: `snakemake --config suite=NAME` runs config/NAME.yaml",

@@ -12,6 +12,7 @@ from pydantic import Field
 from quest import paths
 from quest.config.dataset import DatasetSettings
 from quest.config.methods import METHODS, base_method, python_name
+from quest.config.quantizer import OF_WEIGHTS
 from quest.config.reading import merged, read, unknown, validate
 from quest.config.values import FULL_PRECISION, ConfigError, Settings
 
@@ -49,7 +50,7 @@ def load_variants(folder: Path = paths.CONFIG) -> dict[str, MethodVariant]:
         variants[name] = variant = validate(MethodVariant, overrides, where)
         if others := set(variant.methods) - {python_name(base)}:
             raise ConfigError(f"{where}: methods.{min(others)}: a variant of {base} overrides its settings alone")
-        if shared := set(variant.quantizer) & {"weight_search", "split_shortcuts", "roles"}:
+        if shared := set(variant.quantizer) & set(OF_WEIGHTS):
             raise ConfigError(f"{where}: quantizer.{min(shared)}: weights are reconstructed once for all cells")
     return variants
 

@@ -28,6 +28,7 @@ from quest import architectures, artifacts, graphs
 from quest.architectures.order import in_call_order, outermost
 from quest.config.learning import ReconstructionSettings
 from quest.config.method import Grouping
+from quest.config.quantizer import OF_WEIGHTS
 from quest.diffusion.denoiser import Denoiser
 from quest.graphs import Replayed
 from quest.learning import optimizers
@@ -178,10 +179,7 @@ def apply(path: Path, network: QuantizedNetwork, denoiser: Denoiser, grouping: G
     recipe = network.recipe
     for key, expected in {
         "weight_bits": recipe.bits.weight,
-        "weight_search": recipe.quantizer.weight_search,
-        "weight_group": recipe.quantizer.weight_group,
-        "split_shortcuts": recipe.quantizer.split_shortcuts,
-        "roles": recipe.quantizer.roles,
+        **{key: getattr(recipe.quantizer, key) for key in OF_WEIGHTS},
         "grouping": grouping,
     }.items():
         if (found := manifest.settings.get(key)) != expected:

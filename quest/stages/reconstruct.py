@@ -11,6 +11,7 @@ import torch
 from quest import artifacts
 from quest.config.dataset import DatasetSettings
 from quest.config.method import GROUPINGS, Grouping
+from quest.config.quantizer import OF_WEIGHTS
 from quest.deploy import start
 from quest.diffusion import denoiser as denoisers
 from quest.learning import calibration as calibrations
@@ -65,10 +66,7 @@ def run(
         kind="reconstruction",
         settings={
             "reconstruction": artifacts.plain(settings.reconstruction),
-            "weight_search": settings.quantizer.weight_search,
-            "weight_group": settings.quantizer.weight_group,
-            "split_shortcuts": settings.quantizer.split_shortcuts,
-            "roles": settings.quantizer.roles,
+            **{key: getattr(settings.quantizer, key) for key in OF_WEIGHTS},
             "weight_bits": weight_bits,
             "grouping": grouping,
         },

@@ -15,12 +15,22 @@ from snakemake.exceptions import WorkflowError
 from quest import stages
 from quest.config.dataset import DatasetSettings, load_dataset
 from quest.config.methods import METHODS
+from quest.config.quantizer import OF_WEIGHTS
 from quest.config.reading import validate
 from quest.config.run import load
 from quest.config.values import FULL_PRECISION
 from quest.studies import STUDIES
 
 ROOT = Path(__file__).parents[2]
+
+
+def test_jobs_ask_for_the_gpus_that_the_run_says(project: Project) -> None:
+    """Not for those of the machine that plans: a cluster's login node has none."""
+    for gpus in (0, 2):
+        plan = Plan(project, config={"gpus": gpus})
+        asked = {job.rule.name: job.resources.get("gpu") for job in plan.jobs}
+        assert asked["sample"] == asked["finetune"] == gpus
+        assert not asked["table"]
 
 
 def test_the_default_run(default_project: Project) -> None:
@@ -186,7 +196,7 @@ def test_each_stage_is_given_the_settings_that_it_depends_on(project: Project) -
     assert {output: set(plan.settings(output)) - always for output in expected} == expected
     reconstruct = plan.settings("results/reconstruction/digits/blocks-w4-seed0.safetensors")
     # Activations are not quantized there.
-    assert set(reconstruct["quantizer"]) == {"weight_search", "weight_group", "split_shortcuts", "roles"}
+    assert set(reconstruct["quantizer"]) == set(OF_WEIGHTS), "and no variant may change these"
     assert set(plan.settings("results/finetune/digits/quest-w4a4-seed0.safetensors")["methods"]) == {"quest"}
     assert set(plan.settings("results/finetune/digits/nearest-w4a4-seed0.safetensors")["methods"]) == {"nearest"}
 

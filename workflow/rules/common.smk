@@ -48,8 +48,8 @@ for sentence in models.not_retrained(CELLS.datasets, Path(workflow.basedir)):
     logger.warning(sentence)
 
 TARGETS = CELLS.targets()
-# The places that a job takes on the GPU, if there is one; profiles/default says how many there are.
-GPU = int(shutil.which("nvidia-smi") is not None)
+# GPUs that a job asks for; profiles/default says how many jobs with one there are at once.
+GPU = int(shutil.which("nvidia-smi") is not None) if CELLS.run.gpus is None else CELLS.run.gpus
 
 
 def one_of(names):

@@ -2,7 +2,7 @@
 finetuning of the whole network.
 
 What is timed is what the stages run, `quest.learning` (`reconstruction`, `scales`, `finetuning`), at W4A4, on random
-inputs; the flags of torch are its defaults (convolutions TF32, products float32), as in the published code.
+inputs. The published code has the flags that torch has by default: convolutions in TF32, products in float32.
 """
 
 from __future__ import annotations
@@ -107,10 +107,14 @@ class _Block(NamedTuple):
     scales_ms: float
 
 
-def run(names: Sequence[str], iterations: int, batch: int, device: torch.device | str) -> str:
-    """Text tables for each network: ``iterations`` steps of each kind are timed, at batches of at most ``batch``."""
-    torch.backends.cudnn.allow_tf32 = True
-    parts = [measuring.machine(device) + "; on a GPU convolutions in TF32, products in float32"]
+def run(names: Sequence[str], iterations: int, batch: int, device: torch.device | str, tf32: bool = False) -> str:
+    """Text tables for each network: ``iterations`` steps of each kind are timed, at batches of at most ``batch``.
+
+    tf32: whether a GPU rounds the operands of convolutions to TF32, as the published code does and no stage of ours.
+    """
+    torch.backends.cudnn.allow_tf32 = tf32
+    convolutions = "TF32" if tf32 else "float32"
+    parts = [f"{measuring.machine(device)}; on a GPU convolutions in {convolutions}, products in float32"]
     for name in names:
         model = networks.make(name, device)
         forward = _forward(name, model, iterations, min(batch, _FORWARD_BATCH), device)

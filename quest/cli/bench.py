@@ -49,11 +49,14 @@ def bench_weights(network: str, bits: int, device: torch.device) -> None:
 @click.option(
     "--batch", type=click.IntRange(min=1), default=50, show_default=True, help="Cut the published batches down to this."
 )
-def bench_reconstruction(networks: tuple[str, ...], iterations: int, batch: int, device: torch.device) -> None:
+@click.option("--tf32", is_flag=True, help="Convolutions in TF32 on a GPU, as in the published code.")
+def bench_reconstruction(
+    networks: tuple[str, ...], iterations: int, batch: int, tf32: bool, device: torch.device
+) -> None:
     """Time optimisation steps on the U-Nets of the paper, random weights, beside the published code's."""
     from quest.bench import training
 
-    click.echo(training.run(networks, iterations, batch, device))
+    click.echo(training.run(networks, iterations, batch, device, tf32))
 
 
 @bench.command("metrics")

@@ -39,6 +39,9 @@ class WeightQuantizer(nn.Module):
         return self._code(self.granularity.view(weight)).detach().round().to(torch.int32).view_as(weight)
 
     def forward(self, weight: Tensor) -> Tensor:
+        if isinstance(self.rounding, Nearest):  # the same number, and the same derivatives, in fewer passes
+            whole = grids.fake_quantize(self.granularity.view(weight), self.scale, self.zero_point, self.grid)
+            return whole.view_as(weight)
         code = self._code(self.granularity.view(weight))
         return ((code - self.zero_point) * self.scale).view_as(weight)
 

@@ -187,3 +187,22 @@ def test_split_gives_each_half_its_own_range() -> None:
     for part, half in ((output[:, :2], x[:, :2]), (output[:, 2:], x[:, 2:])):
         scale, zero_point = search(half.reshape(1, -1), Grid(4), "max")
         assert torch.equal(part, fake_quantize(half, scale, zero_point, Grid(4)))
+
+
+def test_rounding_to_nearest_has_the_derivatives_of_its_definition() -> None:
+    """Straight through the rounding; a clipped weight moves the scale alone."""
+    torch.manual_seed(0)
+    weight = torch.randn(5, 2, 3, 3)
+    quantizer = WeightQuantizer(weight, Grid(3), PerAxis(0), "mse")  # clips some
+    weight.requires_grad_()
+    quantizer.scale.requires_grad_()
+    probe = torch.randn(5, 2, 3, 3)
+    found = torch.autograd.grad((quantizer(weight) * probe).sum(), [weight, quantizer.scale])
+    ratio = weight / quantizer.scale
+    code = torch.clamp(ratio + (ratio.round() - ratio).detach() + quantizer.zero_point, 0, 7)
+    plain = (code - quantizer.zero_point) * quantizer.scale
+    assert torch.equal(quantizer(weight), plain)
+    for ours, expected in zip(
+        found, torch.autograd.grad((plain * probe).sum(), [weight, quantizer.scale]), strict=True
+    ):
+        torch.testing.assert_close(ours, expected)

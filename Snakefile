@@ -68,6 +68,19 @@ include: "workflow/rules/track_paper.smk"
 include: "workflow/rules/analyse.smk"
 
 
+# Seconds of the machine that starts the run, which a cluster would take longer to queue.
+localrules:
+    all,
+    analyses,
+    bring,
+    score,
+    table,
+    write_table,
+    track,
+    paper,
+    track_paper,
+
+
 rule all:
     default_target: True
     input:

@@ -22,17 +22,17 @@ class Project:
     root: Path
     bin: Path
 
-    def run(self, *command: str, check: bool = True, **variables: str) -> str:
-        """Run a command in the project; its output, errors included."""
+    def run(self, *command: str, check: bool = True, timeout: int = 240, **variables: str) -> str:
+        """Run a command in the project, at most ``timeout`` seconds; its output, errors included."""
         result = subprocess.run(
-            command, cwd=self.root, env=self.environment(**variables), capture_output=True, text=True, timeout=120
+            command, cwd=self.root, env=self.environment(**variables), capture_output=True, text=True, timeout=timeout
         )
         output = result.stdout + result.stderr
         assert not check or result.returncode == 0, output
         return output
 
-    def snakemake(self, *arguments: str, check: bool = True, **variables: str) -> str:
-        return self.run("snakemake", "--cores", "2", *arguments, check=check, **variables)
+    def snakemake(self, *arguments: str, check: bool = True, timeout: int = 240, **variables: str) -> str:
+        return self.run("snakemake", "--cores", "2", *arguments, check=check, timeout=timeout, **variables)
 
     def calls(self) -> set[str]:
         """The outputs of the stages that ran since the last call of this method, and how they were called."""

@@ -4,8 +4,9 @@
     images = model.sample(16, seed=0)
     quest.save(model, "w4a4.safetensors")
     model = quest.load("w4a4.safetensors")
+    quest.export(model, "w4a4")  # a folder for DiffusionPipeline.from_pretrained
 
-Importing this costs nothing: what it offers is imported when it is used.
+Importing this costs nothing: what it offers is imported when it is used. It lets diffusers load exported folders.
 """
 
 from __future__ import annotations
@@ -13,12 +14,15 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING
 
+from quest.deploy import registration
+
 if TYPE_CHECKING:
     from quest.artifacts import ArtifactError
     from quest.config.learning import CalibrationSettings, ReconstructionSettings
     from quest.config.quantizer import QuantizerSettings
     from quest.config.sampling import SamplerSettings
     from quest.config.values import ConfigError
+    from quest.deploy.export import export
     from quest.deploy.quantize import quantize
     from quest.deploy.quantized import QuantizedModel, load, save
 
@@ -30,6 +34,7 @@ __all__ = [
     "QuantizerSettings",
     "ReconstructionSettings",
     "SamplerSettings",
+    "export",
     "load",
     "quantize",
     "save",
@@ -44,6 +49,7 @@ if not TYPE_CHECKING:
         "QuantizerSettings": "quest.config.quantizer",
         "ReconstructionSettings": "quest.config.learning",
         "SamplerSettings": "quest.config.sampling",
+        "export": "quest.deploy.export",
         "load": "quest.deploy.quantized",
         "quantize": "quest.deploy.quantize",
         "save": "quest.deploy.quantized",
@@ -56,3 +62,6 @@ if not TYPE_CHECKING:
 
     def __dir__() -> list[str]:
         return sorted({*globals(), *__all__})
+
+
+registration.register()

@@ -1,0 +1,30 @@
+"""`quest export`: quantized models as others load them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from quest.stages import FILE
+
+
+@click.command()
+@click.argument("checkpoint", type=FILE)
+@click.option("--model", type=FILE, help="Model that it was made of; <stem>.model.safetensors beside it without.")
+@click.option("--output", type=click.Path(path_type=Path), required=True, help="Folder to write.")
+@click.option("--base-model", help="Hub id or name of the full-precision model, for the model card.")
+@click.option("--metrics", type=FILE, help="Its results/metrics/*.json, for the model card.")
+@click.option("--force", is_flag=True, help="Replace the pipeline that is there.")
+def export(
+    checkpoint: Path, model: Path | None, output: Path, base_model: str | None, metrics: Path | None, force: bool
+) -> None:
+    """Write CHECKPOINT as a folder that diffusers' from_pretrained loads, its weights packed."""
+    import quest
+    from quest.artifacts import load_json
+
+    measured = None if metrics is None else load_json(metrics, "metrics").content
+    loaded = quest.load(checkpoint, model, device="cpu")
+    written = quest.export(loaded, output, base_model=base_model, metrics=measured, force=force)
+    size = sum(file.stat().st_size for file in (written / "unet").iterdir())
+    click.echo(f"{written}: {size / 2**20:.2f} MiB of packed network; `import quest`, then from_pretrained loads it")

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from quest.config.sampling import SamplerSettings
     from quest.config.values import ConfigError
     from quest.deploy.export import export
+    from quest.deploy.kernels import use_kernels
     from quest.deploy.quantize import quantize
     from quest.deploy.quantized import QuantizedModel, load, save
 
@@ -38,6 +39,7 @@ __all__ = [
     "load",
     "quantize",
     "save",
+    "use_kernels",
 ]
 
 if not TYPE_CHECKING:
@@ -53,6 +55,7 @@ if not TYPE_CHECKING:
         "load": "quest.deploy.quantized",
         "quantize": "quest.deploy.quantize",
         "save": "quest.deploy.quantized",
+        "use_kernels": "quest.deploy.kernels",
     }
 
     def __getattr__(name: str) -> object:

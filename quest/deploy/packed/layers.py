@@ -94,6 +94,10 @@ class ActivationGrid(nn.Module):
         places = slice(site.at, site.at + site.places)
         return tuple(each[places].view(site.layout).to(device) for each in (tables.scale, tables.zero_point))  # type: ignore[return-value]
 
+    def all_zero_points(self) -> Tensor:
+        """The zero points of every timestep, (rows, places)."""
+        return self._shared.tables.zero_points[:, self.site.at : self.site.at + self.site.places]
+
     def codes(self, x: Tensor) -> Tensor:
         """Integer codes of x, as float32."""
         scale, zero_point = self.now(x.device)

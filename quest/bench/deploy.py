@@ -23,7 +23,7 @@ from quest.bench import measuring, networks
 from quest.config.quantizer import QuantizerSettings
 from quest.config.values import Bits
 from quest.deploy import kernels
-from quest.deploy.packed.assembly import assemble, take_apart
+from quest.deploy.packed.assembly import assemble, packed_layers, take_apart
 from quest.deploy.packed.description import Description
 from quest.diffusion import denoiser as denoisers
 from quest.quantization.network import QuantizedNetwork
@@ -67,7 +67,8 @@ def on_gpu(name: str, batches: Sequence[int], minutes: float, device: torch.devi
     for what, make in makers.items():
         network = make()
         size = _mib(network)
-        yield f"{what}: on the device"
+        if packed_layers(network):
+            yield kernels.summary(kernels.use_kernels(network, "auto"))
         for batch in sorted(batches, reverse=True):
             if "bf16, channels" in what:
                 yield _row(f"{what}, eager", network, batch, size, device)
@@ -169,17 +170,14 @@ def _simulated(name: str, bits: str, device: torch.device) -> Any:
 
 
 def _integers(name: str, bits: str, device: torch.device) -> nn.Module:
-    """A packed network with kernels, what is not packed in bf16."""
+    """A packed network, what is not packed in bf16."""
     simulated = _simulated(name, bits, device)
     packed = _packed(simulated)
     if name == "imagenet":
         packed = networks.conditioned(packed, _CONTEXT[1])
-    keep = {name for name, tensor in packed.named_buffers() if tensor.dtype == torch.float32}
-    for path, parameter in packed.named_parameters():
-        if parameter.dtype == torch.float32 and path not in keep:
+    for parameter in packed.parameters():
+        if parameter.is_floating_point():
             parameter.data = parameter.data.to(torch.bfloat16)
-    report = kernels.use_kernels(packed, "auto")
-    print(kernels.summary(report))  # noqa: T201 (a benchmark's output)
     return packed
 
 

@@ -34,6 +34,7 @@ from quest.deploy.checkpoints import Checkpoint
 from quest.deploy.packed.assembly import TABLES, packed_layers
 from quest.deploy.quantized import QuantizedModel
 from quest.deploy.start import recipe as make_recipe
+from quest.diffusion import denoiser as denoisers
 from quest.diffusion.correction import Correction
 from quest.diffusion.denoiser import Denoiser
 from quest.learning.calibration import Calibration
@@ -219,7 +220,7 @@ def test_a_sampler_with_a_correction_and_bits_of_steps(
 def test_size_is_that_of_the_bit_account(tmp_path: Path) -> None:
     """Of the digits model, where the header of the file weighs most; zero points are stored in fewer bits than the
     account counts, so a network of many scales is smaller."""
-    model = quest.quantize(digits(), "w4a8", "nearest", **(FEW | {"settings": {"sets": 4}}))
+    model = quest.quantize(denoisers.load(digits()), "w4a8", "nearest", **(FEW | {"settings": {"sets": 4}}))
     written = quest.export(model, tmp_path / "digits") / "unet/diffusion_pytorch_model.safetensors"
     account = model.account()["weight_mib"] * 2**20
     assert 0.97 * account < written.stat().st_size < 1.03 * account
@@ -295,7 +296,8 @@ def test_adapters_and_gradients_on_top(folder: Path) -> None:
     unet = opened(folder).unet
     x = torch.randn(1, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     before = unet(x, 500).sample.detach()
-    unet.add_adapter(peft.LoraConfig(r=2, target_modules=["to_q", "to_v", "conv1", "conv_in"]))
+    config = peft.LoraConfig(r=2, target_modules=["to_q", "to_v", "conv1", "conv_in"])
+    unet = peft.inject_adapter_in_model(config, unet)
     after = unet(x, 500).sample
     torch.testing.assert_close(after, before, rtol=1e-4, atol=1e-4)
     after.square().mean().backward()
@@ -344,7 +346,9 @@ def test_a_flipped_byte_anywhere_in_the_weights(folder: Path, tmp_path: Path) ->
         flipped = bytearray(data)
         flipped[where] ^= 1
         file.write_bytes(flipped)
-        with pytest.raises(ArtifactError, match=r"safetensors: (sha256 is|cannot be read)"):
+        # Of a header that is none diffusers says so itself, before anyone is asked.
+        said = r"safetensors: (sha256 is|cannot be read)|Unable to load weights from checkpoint file"
+        with pytest.raises((ArtifactError, OSError), match=said):
             opened(tmp_path / "x")
 
 

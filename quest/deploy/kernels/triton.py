@@ -137,8 +137,8 @@ def integer_convolution(
         codes, scale, zero_point, weight, sums, weight_scale, bias, rest, codes if residual is None else residual, y,
         rows, outputs, channels, codes.shape[2], codes.shape[3], height, width,
         *geometry, shift,
-        R=weight.shape[1], S=weight.shape[2], FILLED=weight.shape[-1], NARROW=narrow, REST=rest.numel() > 0, BIAS=bias.numel() > 0,
-        RESIDUAL=residual is not None, **block,
+        R=weight.shape[1], S=weight.shape[2], FILLED=weight.shape[-1], NARROW=narrow,
+        REST=rest.numel() > 0, BIAS=bias.numel() > 0, RESIDUAL=residual is not None, **block,
     )  # fmt: skip
     return y
 

@@ -42,7 +42,8 @@ from quest.learning.finetuning import calibrate_activations
 from quest.quantization.network import QuantizedNetwork
 from quest.quantization.quantizers import Split
 
-GOLDEN = Path(__file__).parents[1] / "golden"
+ROOT = Path(__file__).parents[2]
+GOLDEN = ROOT / "tests/golden"
 FEW: dict[str, Any] = {
     "steps": 4,
     "calibration": {"steps": 4, "samples_per_step": 2},
@@ -230,9 +231,8 @@ def digits() -> Path:
     """The embedded model of digits, as it lies in the store."""
     import yaml
 
-    root = Path(__file__).parents[2]
-    store = root / "data/store/files/md5"
-    lock = yaml.safe_load((root / "dvc.lock").read_text())
+    store = ROOT / "data/store/files/md5"
+    lock = yaml.safe_load((ROOT / "dvc.lock").read_text())
     (listing,) = [out["md5"] for out in lock["stages"]["pretrain"]["outs"] if out["path"] == "data/models"]
     files = {each["relpath"]: each["md5"] for each in json.loads((store / listing[:2] / listing[2:]).read_text())}
     md5 = files["digits/denoiser.safetensors"]
@@ -446,6 +446,16 @@ def test_the_command(pixels: QuantizedModel, tmp_path: Path) -> None:
     run = CliRunner().invoke(main, ["export", str(tmp_path / "tiny.safetensors"), "--output", str(tmp_path / "out")])
     assert run.exit_code == 1
     assert "the folder is not empty" in run.output
+
+
+def test_the_lines_of_the_documentation(pixels: QuantizedModel, tmp_path: Path) -> None:
+    (lines,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/deploy.md").read_text(), flags=re.DOTALL)
+    assert len(lines.splitlines()) <= 10
+    quest.export(pixels, tmp_path / "digits-w4a8")
+    done = subprocess.run([sys.executable, "-c", lines], capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert len(list(tmp_path.glob("*.png"))) == 16
+    assert "'conv_in': " in done.stdout
 
 
 @pytest.mark.parametrize("first", ["import quest, diffusers", "import diffusers.quantizers.auto, quest"])

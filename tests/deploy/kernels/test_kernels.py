@@ -169,10 +169,10 @@ def test_triton_in_its_interpreter() -> None:
 
     program = (
         "import sys; sys.path.insert(0, sys.argv[1])\n"
-        "import itertools, torch\n"
+        "import torch\n"
         "import test_kernels as t\n"
         "assert t.triton_kernels.lacking(torch.device('cpu')) is None\n"
-        "for shape, kind in itertools.product(t.SHAPES, t.KINDS):\n"
+        "for shape, kind in {'one channel': '4 bits', 'odd, strided': '8 bits with a rest', 'linear': '4 bits'}.items():\n"
         "    t.assert_exact(t.triton_kernels, t.SHAPES[shape], t.layer(t.SHAPES[shape], *t.KINDS[kind]))\n"
         "integers, x = t.layer(t.SHAPES['3x3'], 8, True), t.codes(t.SHAPES['3x3'])\n"
         "one = torch.ones(1); product = t.triton_kernels.make(integers); plain = product(x, one, one)\n"

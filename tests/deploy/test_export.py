@@ -218,25 +218,13 @@ def test_a_sampler_with_a_correction_and_bits_of_steps(
             torch.testing.assert_close(unet(x, timestep, return_dict=False)[0], expected, rtol=1e-5, atol=1e-5)
 
 
-def test_size_is_that_of_the_bit_account(tmp_path: Path) -> None:
+def test_size_is_that_of_the_bit_account(digits_file: Path, tmp_path: Path) -> None:
     """Of the digits model, where the header of the file weighs most; zero points are stored in fewer bits than the
     account counts, so a network of many scales is smaller."""
-    model = quest.quantize(denoisers.load(digits()), "w4a8", "nearest", **(FEW | {"settings": {"sets": 4}}))
+    model = quest.quantize(denoisers.load(digits_file), "w4a8", "nearest", **(FEW | {"settings": {"sets": 4}}))
     written = quest.export(model, tmp_path / "digits") / "unet/diffusion_pytorch_model.safetensors"
     account = model.account()["weight_mib"] * 2**20
     assert 0.97 * account < written.stat().st_size < 1.03 * account
-
-
-def digits() -> Path:
-    """The embedded model of digits, as it lies in the store."""
-    import yaml
-
-    store = ROOT / "data/store/files/md5"
-    lock = yaml.safe_load((ROOT / "dvc.lock").read_text())
-    (listing,) = [out["md5"] for out in lock["stages"]["pretrain"]["outs"] if out["path"] == "data/models"]
-    files = {each["relpath"]: each["md5"] for each in json.loads((store / listing[:2] / listing[2:]).read_text())}
-    md5 = files["digits/denoiser.safetensors"]
-    return store / md5[:2] / md5[2:]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

@@ -23,16 +23,17 @@ def _inputs(codes, base, inside, channel, limit, zero):
     tile = tl.load(codes + base[:, None] + channel[None, :], (inside[:, None]) & (channel[None, :] < limit), other=0)
     tile = (tile.to(tl.int16) - 128).to(tl.int8)
     tile = tl.where(inside[:, None], tile, zero)
-    return tl.where(channel[None, :] < limit, tile, 0)
+    return tl.where(channel[None, :] < limit, tile, 0).to(tl.int8)
 
 
 @triton.jit
 def convolution(
     codes, scale, zero_point, weight, sums, weight_scale, bias, rest, residual, y,
     rows, outputs, channels, height, width, out_height, out_width,
-    stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w, shift,
-    R: tl.constexpr, S: tl.constexpr, FILLED: tl.constexpr, NARROW: tl.constexpr, REST: tl.constexpr,
-    BIAS: tl.constexpr, RESIDUAL: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w,
+    R: tl.constexpr, S: tl.constexpr, FILLED: tl.constexpr, NARROW: tl.constexpr, SHIFT: tl.constexpr,
+    REST: tl.constexpr, BIAS: tl.constexpr, RESIDUAL: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """One block of the output; see the module `triton`. FILLED: bytes of channels in a row of the weight."""
     columns = tl.cdiv(outputs, BLOCK_N)
@@ -46,31 +47,30 @@ def convolution(
 
     total = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.int32)
     seen = tl.zeros((BLOCK_M,), dtype=tl.int32)
-    for window in range(R * S):
-        r = window // S
-        s = window % S
-        i = top + r * dilation_h
-        j = left + s * dilation_w
+    blocks: tl.constexpr = (FILLED + BLOCK_K - 1) // BLOCK_K
+    for index in range(R * S * blocks):  # one loop, so that loads are under way from one window to the next
+        window = index // blocks
+        i = top + window // S * dilation_h
+        j = left + window % S * dilation_w
         inside = (m < rows) & (i >= 0) & (i < height) & (j >= 0) & (j < width)
-        base = ((image * height + i) * width + j).to(tl.int64) * channels
-        row = weight + (n.to(tl.int64) * (R * S) + window) * FILLED
-        for start in range(0, FILLED, BLOCK_K):
-            k = start + tl.arange(0, BLOCK_K)
-            known = (n[None, :] < outputs) & (k[:, None] < FILLED)
-            if NARROW:
-                pair = tl.load(row[None, :] + k[:, None], known, other=0)
-                first = _inputs(codes, base, inside, k, tl.minimum(channels, FILLED), zero_byte)
-                second = _inputs(codes, base + FILLED, inside, k, tl.minimum(FILLED, channels - FILLED), zero_byte)
-                low = ((pair & 15).to(tl.int16) + shift).to(tl.int8)
-                high = ((pair >> 4).to(tl.int16) + shift).to(tl.int8)
-                total = tl.dot(first, low, total, out_dtype=tl.int32)
-                total = tl.dot(second, high, total, out_dtype=tl.int32)
-            else:
-                tile = tl.load(row[None, :] + k[:, None], known, other=0)
-                first = _inputs(codes, base, inside, k, channels, zero_byte)
-                total = tl.dot(first, tile, total, out_dtype=tl.int32)
-                if REST:
-                    seen += tl.sum(first.to(tl.int32), 1)
+        base = ((image * height + i) * width + j) * channels
+        row = weight + (n * (R * S) + window) * FILLED
+        k = index % blocks * BLOCK_K + tl.arange(0, BLOCK_K)
+        known = (n[None, :] < outputs) & (k[:, None] < FILLED)
+        if NARROW:
+            pair = tl.load(row[None, :] + k[:, None], known, other=0)
+            first = _inputs(codes, base, inside, k, tl.minimum(channels, FILLED), zero_byte)
+            second = _inputs(codes, base + FILLED, inside, k, tl.minimum(FILLED, channels - FILLED), zero_byte)
+            low = ((pair & 15).to(tl.int16) + SHIFT).to(tl.int8)
+            high = ((pair >> 4).to(tl.int16) + SHIFT).to(tl.int8)
+            total = tl.dot(first, low, total, out_dtype=tl.int32)
+            total = tl.dot(second, high, total, out_dtype=tl.int32)
+        else:
+            tile = tl.load(row[None, :] + k[:, None], known, other=0)
+            first = _inputs(codes, base, inside, k, channels, zero_byte)
+            total = tl.dot(first, tile, total, out_dtype=tl.int32)
+            if REST:
+                seen += tl.sum(first.to(tl.int32), 1)
 
     there = n < outputs
     total -= zero * tl.load(sums + n, there, other=0)[None, :]
@@ -79,7 +79,7 @@ def convolution(
     found = total.to(tl.float32) * (tl.load(scale) * tl.load(weight_scale + n, there, other=0.0))[None, :]
     if BIAS:
         found += tl.load(bias + n, there, other=0.0)[None, :]
-    place = m[:, None].to(tl.int64) * outputs + n[None, :]
+    place = m[:, None] * outputs + n[None, :]
     kept = (m[:, None] < rows) & there[None, :]
     if RESIDUAL:
         found += tl.load(residual + place, kept, other=0.0).to(tl.float32)

@@ -36,7 +36,7 @@ def lacking(device: torch.device) -> str | None:
     major, _ = torch.cuda.get_device_capability(device)
     if major < 8:
         return "this GPU is older than Ampere"
-    return None if _exact(device) else "this GPU has no integer tensor cores that Triton can use"
+    return _trouble(device)
 
 
 def refuses(integers: Integers) -> str | None:
@@ -126,6 +126,8 @@ def integer_convolution(
     from quest.deploy.kernels import _triton_kernel as kernels
 
     codes = codes.contiguous(memory_format=torch.channels_last)
+    if codes.numel() >= 2**31:
+        raise ValueError(f"codes of shape {tuple(codes.shape)}: more than 2^31 of them; draw fewer images at once")
     y = _empty(codes, weight, geometry, dtype)
     count, outputs, height, width = y.shape
     if residual is not None:
@@ -133,13 +135,13 @@ def integer_convolution(
     rows = count * height * width
     block = kernels.block(rows, outputs, weight.shape[-1])
     grid = (triton.cdiv(rows, block["BLOCK_M"]) * triton.cdiv(outputs, block["BLOCK_N"]),)
-    kernels.convolution[grid](
-        codes, scale, zero_point, weight, sums, weight_scale, bias, rest, codes if residual is None else residual, y,
-        rows, outputs, channels, codes.shape[2], codes.shape[3], height, width,
-        *geometry, shift,
-        R=weight.shape[1], S=weight.shape[2], FILLED=weight.shape[-1], NARROW=narrow,
-        REST=rest.numel() > 0, BIAS=bias.numel() > 0, RESIDUAL=residual is not None, **block,
-    )  # fmt: skip
+    with torch.cuda.device_of(codes):
+        kernels.convolution[grid](
+            codes, scale, zero_point, weight, sums, weight_scale, bias, rest, codes if residual is None else residual,
+            y, rows, outputs, channels, codes.shape[2], codes.shape[3], height, width, *geometry,
+            R=weight.shape[1], S=weight.shape[2], FILLED=weight.shape[-1], NARROW=narrow, SHIFT=shift,
+            REST=rest.numel() > 0, BIAS=bias.numel() > 0, RESIDUAL=residual is not None, **block,
+        )  # fmt: skip
     return y
 
 
@@ -173,13 +175,14 @@ def _empty(codes: Tensor, weight: Tensor, geometry: list[int], dtype: torch.dtyp
 
 
 @cache
-def _exact(device: torch.device) -> bool:
-    """Whether Triton multiplies bytes on ``device``, with the right sums."""
+def _trouble(device: torch.device) -> str | None:
+    """What goes wrong when Triton multiplies bytes on ``device``; None if the sums are right."""
     weight = torch.full((32, 32, 3, 3), -128, dtype=torch.int8, device=device)
     integers = Integers(weight, None, torch.ones(32, device=device), None, ((1, 1), (1, 1), (1, 1)), 0, 8)
     codes = torch.full((1, 32, 8, 8), 255, dtype=torch.uint8, device=device)
     try:
         found: Any = make(integers)(codes, torch.ones(1, device=device), torch.zeros(1, device=device))
-    except Exception:  # of many kinds: what a compiler says that cannot make the product
-        return False
-    return float(found.min()) == -128.0 * 255 * 32 * 9
+    except Exception as error:  # of many kinds: what a compiler says that cannot make the product
+        said = " ".join(str(error).split())[:300]
+        return f"Triton cannot multiply bytes on this GPU ({type(error).__name__}: {said})"
+    return None if float(found.min()) == -128.0 * 255 * 32 * 9 else "Triton's sums of bytes are wrong on this GPU"

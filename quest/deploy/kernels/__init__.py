@@ -3,7 +3,7 @@
 A kernel is a module here with three functions:
     lacking(device)      why it cannot run on a device, or None
     refuses(integers)    why it cannot compute a layer, or None
-    make(integers)       the layer as a function of codes, their scale and zero point, and the dtype of the output
+    make(integers)       a module: codes, their scale and zero point and the dtype of the output, to the output
 `reference` computes in exact arithmetic everywhere and is what the others are tested against; it is not fast.
 """
 
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from quest.config.reading import unknown
-from quest.deploy.kernels.integers import Integers, of_layer, why_not
+from quest.deploy.kernels.integers import of_layer, why_not
 from quest.deploy.packed.assembly import packed_layers
 from quest.deploy.packed.layers import ActivationGrid, Packed
 
@@ -84,21 +84,23 @@ def _give(name: str, layer: Packed) -> str:
     if reason is not None:
         return f"{name}: {reason}"
     assert isinstance(layer.input, ActivationGrid)
-    layer.kernel = _Fed(layer.input, integers, module.make(integers))
+    layer.kernel = _Fed(layer.input, module.make(integers))
     return name
 
 
-class _Fed:
-    """A layer that quantizes its input and has a kernel multiply the codes."""
+class _Fed(nn.Module):
+    """A layer that quantizes its input and has a kernel multiply the codes; a module, so that it can be traced."""
 
-    def __init__(self, grid: ActivationGrid, integers: Integers, product: Any):
-        self._grid, self._product = grid, product
-        self._offset = integers.offset
+    def __init__(self, grid: ActivationGrid, product: nn.Module):
+        super().__init__()
+        self.grid, self.product = grid, product
 
-    def __call__(self, x: Tensor) -> Tensor:
-        scale, zero_point = self._grid.now(x.device)
-        codes = (self._grid.codes(x) - self._offset).to(torch.uint8)
-        return self._product(codes, scale.view(1), zero_point.view(1) - self._offset, x.dtype)
+    def forward(self, x: Tensor) -> Tensor:
+        scale, zero_point = self.grid.now(x.device)
+        codes, offset = self.grid.codes(x), self.grid.grid.low
+        if offset:
+            codes, zero_point = codes - offset, zero_point - offset
+        return self.product(codes.to(torch.uint8), scale.view(1), zero_point.view(1), x.dtype)
 
 
 def _module(name: str) -> Any:

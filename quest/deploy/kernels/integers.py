@@ -7,7 +7,6 @@ where r[o] is zero unless w does not fit into a signed byte: then w = q_w - 128 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,15 +21,11 @@ RECIPE = (
 )
 
 
-Product = Callable[..., Tensor]
-"""What a kernel makes of a layer: codes, their scale and zero point, and the dtype of the output, to the output."""
-
-
 @dataclass(frozen=True)
 class Integers:
     """weight: (O, C, R, S) int8, or (O, C) of a linear layer. rest: (O,) int32, or None where it is zero.
     scale: (O,) float32. bias: (O,) float32 or None. geometry: stride, padding, dilation, each (vertical, horizontal).
-    offset: what is taken off activation codes to make them 0 … 255. bits: of the weight as it is stored.
+    bits: of the weight as it is stored.
     """
 
     weight: Tensor
@@ -38,7 +33,6 @@ class Integers:
     scale: Tensor
     bias: Tensor | None
     geometry: tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
-    offset: int
     bits: int
 
     @property
@@ -80,12 +74,8 @@ def of_layer(layer: Packed) -> Integers:
     if int(weight.min()) < -128 or int(weight.max()) > 127:
         weight, rest = codes - 128, zero_point - 128
     bias = None if layer.bias is None else layer.bias.detach().float()
-    assert isinstance(layer.input, ActivationGrid)
     any_layer: Any = layer
     geometry = ((1, 1), (0, 0), (1, 1))
     if isinstance(layer, PackedConv2d):
         geometry = (any_layer.stride, any_layer.padding, any_layer.dilation)
-    low = layer.input.grid.low
-    return Integers(
-        weight.to(torch.int8), rest, layer.weight_scale.flatten(), bias, geometry, low, layer.description.bits
-    )
+    return Integers(weight.to(torch.int8), rest, layer.weight_scale.flatten(), bias, geometry, layer.description.bits)

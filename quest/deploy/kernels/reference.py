@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
-from quest.deploy.kernels.integers import Integers, Product
+from quest.deploy.kernels.integers import Integers
 
 
 def lacking(device: torch.device) -> str | None:
@@ -31,12 +31,17 @@ def sums(codes: Tensor, zero_point: Tensor, integers: Integers) -> Tensor:
     return functional.conv2d(x, weight, None, stride, padding, dilation)
 
 
-def make(integers: Integers) -> Product:
-    """The layer as a function of codes, their scale (1,), zero point (1,) and the dtype of the output."""
-    shape = (-1,) if integers.linear else (-1, 1, 1)
+class Product(nn.Module):
+    """A layer as a function of codes, their scale (1,), zero point (1,) and the dtype of the output."""
 
-    def product(codes: Tensor, scale: Tensor, zero_point: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    def __init__(self, integers: Integers):
+        super().__init__()
+        self._integers = integers
+
+    def forward(self, codes: Tensor, scale: Tensor, zero_point: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+        integers, shape = self._integers, (-1,) if self._integers.linear else (-1, 1, 1)
         y = sums(codes, zero_point, integers) * (scale.double() * integers.scale.double()).view(shape)
         return (y if integers.bias is None else y + integers.bias.double().view(shape)).to(dtype)
 
-    return product
+
+make = Product

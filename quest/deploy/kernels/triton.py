@@ -16,9 +16,9 @@ from functools import cache
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from quest.deploy.kernels.integers import Integers, Product
+from quest.deploy.kernels.integers import Integers
 
 _ALIGN = 16  # channels of a weight are filled up to a multiple of this
 
@@ -44,58 +44,61 @@ def refuses(integers: Integers) -> str | None:
     return None
 
 
-def make(integers: Integers) -> Product:
-    """The layer as a function of codes, their scale (1,), zero point (1,), the dtype of the output, and perhaps a
+class Product(nn.Module):
+    """A layer as a function of codes, their scale (1,), zero point (1,), the dtype of the output, and perhaps a
     residual to add to it."""
-    weight = integers.weight if integers.weight.ndim == 4 else integers.weight[:, :, None, None]
-    outputs, channels = weight.shape[:2]
-    narrow = integers.bits <= 4 and integers.rest is None
-    sums = weight.sum((1, 2, 3), dtype=torch.int32)
-    rows = weight.permute(0, 2, 3, 1)  # (O, R, S, C)
-    filled = -(-channels // _ALIGN) * _ALIGN
-    rows = torch.nn.functional.pad(rows, (0, filled - channels))
-    low = high = None
-    if narrow:
-        # A byte holds two weights less their smallest, so that what is filled up is that code, and a zero.
-        least = int(weight.min())
-        codes = (rows.int() - least).to(torch.uint8)
-        low, high = codes[..., : filled // 2], codes[..., filled // 2 :]
-        rows, shift = (low | high << 4), least
-    else:
-        shift = 0
-    geometry = [*integers.geometry[0], *integers.geometry[1], *integers.geometry[2]]
-    packed = rows.contiguous()
-    rest = integers.rest if integers.rest is not None else torch.zeros(0, dtype=torch.int32, device=weight.device)
-    bias = integers.bias if integers.bias is not None else torch.zeros(0, device=weight.device)
 
-    def product(
+    weight: Tensor
+    sums: Tensor
+    scale: Tensor
+    bias: Tensor
+    rest: Tensor
+
+    def __init__(self, integers: Integers):
+        super().__init__()
+        weight = integers.weight if integers.weight.ndim == 4 else integers.weight[:, :, None, None]
+        self._outputs, self._channels = weight.shape[:2]
+        self._linear = integers.linear
+        self._geometry = [*integers.geometry[0], *integers.geometry[1], *integers.geometry[2]]
+        self._narrow, self._shift = integers.bits <= 4 and integers.rest is None, 0
+        filled = -(-self._channels // _ALIGN) * _ALIGN
+        rows = nn.functional.pad(weight.permute(0, 2, 3, 1), (0, filled - self._channels))  # (O, R, S, filled C)
+        if self._narrow:
+            # A byte holds two weights less the smallest of all, so that what is filled up is a zero.
+            self._shift = int(weight.min())
+            codes = (rows.int() - self._shift).to(torch.uint8)
+            rows = codes[..., : filled // 2] | codes[..., filled // 2 :] << 4
+        none = torch.zeros(0, device=weight.device)
+        tensors = {
+            "weight": rows.contiguous(),
+            "sums": weight.sum((1, 2, 3), dtype=torch.int32),
+            "scale": integers.scale,
+            "bias": none if integers.bias is None else integers.bias,
+            "rest": none.to(torch.int32) if integers.rest is None else integers.rest,
+        }
+        for name, tensor in tensors.items():
+            self.register_buffer(name, tensor, persistent=False)
+
+    def forward(
+        self,
         codes: Tensor,
         scale: Tensor,
         zero_point: Tensor,
         dtype: torch.dtype = torch.float32,
         residual: Tensor | None = None,
     ) -> Tensor:
-        x = codes if not integers.linear else codes.reshape(-1, codes.shape[-1], 1, 1)
-        added = residual if residual is None or not integers.linear else residual.reshape(-1, outputs, 1, 1)
+        x, added = codes, residual
+        if self._linear:
+            x = codes.reshape(-1, self._channels, 1, 1)
+            added = None if residual is None else residual.reshape(-1, self._outputs, 1, 1)
         y = integer_convolution(
-            x,
-            scale,
-            zero_point,
-            packed,
-            sums,
-            integers.scale,
-            bias,
-            rest,
-            added,
-            channels,
-            geometry,
-            narrow,
-            shift,
-            dtype,
-        )
-        return y.reshape(*codes.shape[:-1], outputs) if integers.linear else y
+            x, scale, zero_point, self.weight, self.sums, self.scale, self.bias, self.rest, added, self._channels,
+            self._geometry, self._narrow, self._shift, dtype,
+        )  # fmt: skip
+        return y.reshape(*codes.shape[:-1], self._outputs) if self._linear else y
 
-    return product
+
+make = Product
 
 
 @torch.library.custom_op("quest::integer_convolution", mutates_args=())
@@ -178,7 +181,7 @@ def _empty(codes: Tensor, weight: Tensor, geometry: list[int], dtype: torch.dtyp
 def _trouble(device: torch.device) -> str | None:
     """What goes wrong when Triton multiplies bytes on ``device``; None if the sums are right."""
     weight = torch.full((32, 32, 3, 3), -128, dtype=torch.int8, device=device)
-    integers = Integers(weight, None, torch.ones(32, device=device), None, ((1, 1), (1, 1), (1, 1)), 0, 8)
+    integers = Integers(weight, None, torch.ones(32, device=device), None, ((1, 1), (1, 1), (1, 1)), 8)
     codes = torch.full((1, 32, 8, 8), 255, dtype=torch.uint8, device=device)
     try:
         found: Any = make(integers)(codes, torch.ones(1, device=device), torch.zeros(1, device=device))

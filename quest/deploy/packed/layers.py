@@ -7,7 +7,6 @@ What they compute is what the quantized network computes: with D and z the scale
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -102,14 +101,14 @@ class ActivationGrid(nn.Module):
         """Integer codes of x, as float32."""
         scale, zero_point = self.now(x.device)
         low, high = self._range(x.device)
-        return torch.clamp(torch.round(x / scale) + zero_point, low, high)
+        return x.div(scale).round_().add_(zero_point).clamp_(low, high)
 
     def forward(self, x: Tensor) -> Tensor:
         """x on its grid, in x's dtype; gradients pass as in quantization-aware training."""
         scale, zero_point = self.now(x.device)
         if x.requires_grad and self.bounds is None:
             return fake_quantize(x.float(), scale, zero_point, self.grid).to(x.dtype)
-        return ((self.codes(x) - zero_point) * scale).to(x.dtype)
+        return self.codes(x).sub_(zero_point).mul_(scale).to(x.dtype)
 
     def _range(self, device: torch.device) -> tuple[Any, Any]:
         bounds = self.bounds
@@ -142,6 +141,7 @@ class Packed(nn.Module):
     weight_scale: Tensor
     weight_zero_point: Tensor
     bias: nn.Parameter | None
+    kernel: nn.Module | None
 
     def take_over(self, layer: Any, description: LayerDescription, tables: Tables) -> None:
         """Become a packed ``layer``, whose bias is kept and whose weight is left."""
@@ -162,7 +162,7 @@ class Packed(nn.Module):
         grids = [ActivationGrid(site, tables) for site in description.input]
         at = description.split_at
         self.input = nn.Identity() if not grids else grids[0] if at is None else SplitGrid(grids, at)
-        self.kernel: Callable[[Tensor], Tensor] | None = None
+        self.register_module("kernel", None)
 
     @property
     def weight(self) -> Tensor:

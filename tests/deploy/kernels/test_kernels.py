@@ -16,9 +16,9 @@ from quest.deploy import kernels
 from quest.deploy.kernels import cpu, reference
 from quest.deploy.kernels import triton as triton_kernels
 from quest.deploy.kernels.integers import RECIPE, Integers, of_layer, why_not
-from quest.deploy.packed.assembly import assemble, packed_layers, take_apart
+from quest.deploy.packed.assembly import TABLES, assemble, packed_layers, take_apart
 from quest.deploy.packed.description import Description
-from quest.deploy.packed.layers import Packed
+from quest.deploy.packed.layers import Packed, Tables
 from quest.quantization.network import QuantizedNetwork
 
 SHAPES = {  # batch, channels, height, width, outputs, kernel, stride, padding, dilation
@@ -234,14 +234,21 @@ def test_a_whole_network(bits: str, kernel: str, make_quantized: Callable[..., Q
 
 
 def test_compiled_with_a_kernel(make_quantized: Callable[..., QuantizedNetwork]) -> None:
-    """One graph without a break, in which the timestep still chooses the scales."""
+    """A layer is one graph without a break, in which the timestep still chooses the scales."""
     unet = packed(make_quantized("w8a8"))
     kernels.use_kernels(unet, "reference")
+    tables, layer = unet.get_submodule(TABLES), unet.get_submodule("conv_in")
+    assert isinstance(tables, Tables)
+
+    def step(x: Tensor, timestep: Tensor) -> Tensor:
+        tables.set(timestep)
+        return layer(x)
+
     x = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
-    compiled: Any = torch.compile(unet, backend="eager", fullgraph=True)
+    compiled: Any = torch.compile(step, backend="eager", fullgraph=True)
     with torch.no_grad():
         for timestep in (torch.tensor(750), torch.tensor(0)):
-            torch.testing.assert_close(compiled(x, timestep).sample, unet(x, timestep).sample)
+            torch.testing.assert_close(compiled(x, timestep), step(x, timestep))
 
 
 def test_what_is_refused_says_why(make_quantized: Callable[..., QuantizedNetwork]) -> None:

@@ -123,14 +123,14 @@ def on_cpu(model: Path, bits: str, batch: int, repeats: int = _REPEATS) -> Itera
             for what, network in ways.items():
                 dtype = torch.bfloat16 if network is half else torch.float32
                 inputs = Inputs(x.to(dtype), timesteps, None if context is None else context.to(dtype))
-                arguments = loaded_arguments(network, inputs)
+                arguments = _arguments(network, inputs)
                 taken[what].append(measuring.seconds(lambda net=network, given=arguments: net(*given), "cpu"))
     for what, network in ways.items():
         size = _mib(network) if network is not simulated else _mib(loaded.network)
         yield Row(what, batch, statistics.median(taken[what][1:]), measuring.peak_mib("cpu"), size)
 
 
-def loaded_arguments(network: nn.Module, inputs: Inputs) -> tuple[Any, ...]:
+def _arguments(network: nn.Module, inputs: Inputs) -> tuple[Any, ...]:
     """What a network is called with."""
     return architectures.of(network).arguments(inputs)
 

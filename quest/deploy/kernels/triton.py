@@ -12,6 +12,7 @@ multiplied as bytes, since the chips meant have no products of 4 bits. Scales, b
 
 from __future__ import annotations
 
+import importlib
 from functools import cache
 from typing import Any
 
@@ -26,7 +27,7 @@ _ALIGN = 16  # channels of a weight are filled up to a multiple of this
 def lacking(device: torch.device) -> str | None:
     """Why it cannot run on ``device``."""
     try:
-        import triton
+        triton: Any = importlib.import_module("triton")
     except ImportError:
         return "Triton is not installed"
     if triton.knobs.runtime.interpret:
@@ -124,10 +125,7 @@ def integer_convolution(
     sums, weight_scale: (O,); bias, rest: (O,), or empty. geometry: stride, padding, dilation, each twice.
     narrow: two weights to a byte, each less ``shift``.
     """
-    import triton
-
-    from quest.deploy.kernels import _triton_kernel as kernels
-
+    kernels: Any = importlib.import_module("quest.deploy.kernels._triton_kernel")
     codes = codes.contiguous(memory_format=torch.channels_last)
     if codes.numel() >= 2**31:
         raise ValueError(f"codes of shape {tuple(codes.shape)}: more than 2^31 of them; draw fewer images at once")
@@ -137,7 +135,7 @@ def integer_convolution(
         residual = residual.contiguous(memory_format=torch.channels_last)
     rows = count * height * width
     block = kernels.block(rows, outputs, weight.shape[-1])
-    grid = (triton.cdiv(rows, block["BLOCK_M"]) * triton.cdiv(outputs, block["BLOCK_N"]),)
+    grid = (-(-rows // block["BLOCK_M"]) * -(-outputs // block["BLOCK_N"]),)
     with torch.cuda.device_of(codes):
         kernels.convolution[grid](
             codes, scale, zero_point, weight, sums, weight_scale, bias, rest, codes if residual is None else residual,

@@ -19,7 +19,7 @@ from quest.quantization.attention import QuantizedAttention
 from quest.quantization.granularity import PerGroup
 from quest.quantization.layers import QuantizedLayer, Switches
 from quest.quantization.network import QuantizedNetwork
-from quest.quantization.quantizers import ActivationQuantizer, Split, Widths
+from quest.quantization.quantizers import Split, Widths
 from quest.quantization.steps import Step
 
 TABLES, CORRECTION = "quest_tables", "quest_correction"
@@ -37,9 +37,8 @@ class _Columns:
     def add(self, name: str, site: nn.Module) -> SiteDescription:
         """Take the scales of one activation quantizer, or of one for each width, whose rows follow one another.
         Raises ValueError where a set was never calibrated."""
-        quantizers = list(site) if isinstance(site, Widths) else [site]
+        quantizers: list[Any] = list(site) if isinstance(site, Widths) else [site]
         for each in quantizers:
-            assert isinstance(each, ActivationQuantizer)
             if not bool(each.calibrated.all()):
                 missing = (~each.calibrated).nonzero().flatten().tolist()
                 raise ValueError(f"{name}: activation scales of sets {missing} were never calibrated")

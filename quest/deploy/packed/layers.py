@@ -115,7 +115,8 @@ class ActivationGrid(nn.Module):
         if bounds is None:
             return self.grid.low, self.grid.high
         row = self._shared.tables.row.to(bounds.device)
-        return bounds.index_select(0, row)[0].to(device).unbind()
+        low, high = bounds.index_select(0, row)[0].to(device).unbind()
+        return low, high
 
     def extra_repr(self) -> str:
         return f"{self.site.bits} bits, {self.site.kind}, scales {self.site.layout}"
@@ -158,7 +159,8 @@ class Packed(nn.Module):
         scales = description.shape[0], description.scales
         self.register_buffer("weight_scale", torch.empty(scales))
         self.register_buffer("weight_zero_point", torch.empty(scales, dtype=getattr(torch, description.zero_point)))
-        self.register_parameter("bias", layer.bias)
+        bias: Any = layer.bias
+        self.register_parameter("bias", bias)
         grids = [ActivationGrid(site, tables) for site in description.input]
         at = description.split_at
         self.input = nn.Identity() if not grids else grids[0] if at is None else SplitGrid(grids, at)
@@ -203,7 +205,7 @@ class Packed(nn.Module):
         return f"{tuple(self.description.shape)}, {self.description.bits} bits"
 
 
-class PackedLinear(Packed, nn.Linear):
+class PackedLinear(Packed, nn.Linear):  # type: ignore[misc]
     """A linear layer of integer codes. Called like nn.Linear it makes a plain one, as libraries that wrap layers
     expect of a layer's class."""
 
@@ -211,14 +213,14 @@ class PackedLinear(Packed, nn.Linear):
         return nn.Linear(*args, **named) if args or named else super().__new__(cls)
 
 
-class PackedConv2d(Packed, nn.Conv2d):
+class PackedConv2d(Packed, nn.Conv2d):  # type: ignore[misc]
     """A convolution of images of integer codes; see `PackedLinear`."""
 
     def __new__(cls, *args: Any, **named: Any) -> Any:
         return nn.Conv2d(*args, **named) if args or named else super().__new__(cls)
 
 
-class PackedConv1d(Packed, nn.Conv1d):
+class PackedConv1d(Packed, nn.Conv1d):  # type: ignore[misc]
     """A convolution of sequences of integer codes; see `PackedLinear`."""
 
     def __new__(cls, *args: Any, **named: Any) -> Any:

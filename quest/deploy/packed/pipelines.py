@@ -74,7 +74,8 @@ class QuestLatentPipeline(DiffusionPipeline):
         x = latents.to(device, self.unet.dtype) * self.scheduler.init_noise_sigma
         context = self._context(labels, guidance_scale, device)
         more = self._more(eta)
-        for t in self.progress_bar(self.scheduler.timesteps):
+        bar: Any = self.progress_bar
+        for t in bar(self.scheduler.timesteps):
             given = self.scheduler.scale_model_input(x, t)
             x = self.scheduler.step(self._predict(given, t, context, guidance_scale), t, x, **more).prev_sample
         images = x if output_type == "latent" else self._decoded(x, output_type)

@@ -120,11 +120,11 @@ class QuestQuantizer(DiffusersQuantizer):
         return state_dict, {seal.KEY: seal.digest(state_dict, self.quantization_config.to_dict())}
 
     @property
-    def is_serializable(self) -> bool:
+    def is_serializable(self) -> bool:  # type: ignore[override]
         return True
 
     @property
-    def is_trainable(self) -> bool:
+    def is_trainable(self) -> bool:  # type: ignore[override]
         """Adapters on top of it are."""
         return True
 

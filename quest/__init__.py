@@ -4,8 +4,9 @@
     images = model.sample(16, seed=0)
     quest.save(model, "w4a4.safetensors")
     model = quest.load("w4a4.safetensors")
+    quest.export(model, "w4a4")  # a folder for DiffusionPipeline.from_pretrained
 
-Importing this costs nothing: what it offers is imported when it is used.
+Importing this costs nothing: what it offers is imported when it is used. It lets diffusers load exported folders.
 """
 
 from __future__ import annotations
@@ -13,12 +14,16 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING
 
+from quest.deploy import registration
+
 if TYPE_CHECKING:
     from quest.artifacts import ArtifactError
     from quest.config.learning import CalibrationSettings, ReconstructionSettings
     from quest.config.quantizer import QuantizerSettings
     from quest.config.sampling import SamplerSettings
     from quest.config.values import ConfigError
+    from quest.deploy.export import export
+    from quest.deploy.kernels import use_kernels
     from quest.deploy.quantize import quantize
     from quest.deploy.quantized import QuantizedModel, load, save
 
@@ -30,9 +35,11 @@ __all__ = [
     "QuantizerSettings",
     "ReconstructionSettings",
     "SamplerSettings",
+    "export",
     "load",
     "quantize",
     "save",
+    "use_kernels",
 ]
 
 if not TYPE_CHECKING:
@@ -44,9 +51,11 @@ if not TYPE_CHECKING:
         "QuantizerSettings": "quest.config.quantizer",
         "ReconstructionSettings": "quest.config.learning",
         "SamplerSettings": "quest.config.sampling",
+        "export": "quest.deploy.export",
         "load": "quest.deploy.quantized",
         "quantize": "quest.deploy.quantize",
         "save": "quest.deploy.quantized",
+        "use_kernels": "quest.deploy.kernels",
     }
 
     def __getattr__(name: str) -> object:
@@ -56,3 +65,6 @@ if not TYPE_CHECKING:
 
     def __dir__() -> list[str]:
         return sorted({*globals(), *__all__})
+
+
+registration.register()

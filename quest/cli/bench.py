@@ -118,6 +118,34 @@ def bench_embedded(
     click.echo(embedded.run(protocol(dataset, settings), images, seed, grid, device))
 
 
+@bench.command("deploy", params=[DEVICE])
+@click.option("--network", type=_network, default="bedrooms", show_default=True, help="Which LDM-4 U-Net, on a GPU.")
+@click.option("--batch", "batches", type=click.IntRange(min=1), multiple=True, default=(1, 8, 50), show_default=True)
+@click.option("--minutes", type=float, default=4.5, show_default=True, help="After these nothing new begins.")
+@click.option("--model", type=FILE, help="On a CPU: a model artifact, whose denoiser is taken.")
+@click.option("--bits", default="w8a8", show_default=True, help="On a CPU.")
+def bench_deploy(
+    network: str, batches: tuple[int, ...], minutes: float, model: Path | None, bits: str, device: torch.device
+) -> None:
+    """Time a step in full precision, simulated, and with integers multiplied; memory and size beside it.
+
+    On a GPU one of the papers' U-Nets with random weights, on a CPU the denoiser of a model artifact.
+    """
+    from quest.bench import deploy, measuring
+
+    click.echo(measuring.machine(device))
+    click.echo(deploy.HEADER)
+    if device.type == "cuda":
+        for row in deploy.on_gpu(network, batches, minutes, device):
+            click.echo(str(row))
+        return
+    if model is None:
+        raise click.UsageError("on a CPU: --model is missing; for example data/models/digits/denoiser.safetensors")
+    for batch in batches:
+        for row in deploy.on_cpu(model, bits, batch):
+            click.echo(str(row))
+
+
 @click.group()
 def testkit() -> None:
     """Try models of the papers' sizes with random weights."""

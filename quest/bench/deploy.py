@@ -1,0 +1,235 @@
+"""What a step of a network costs in full precision, simulated, and with its integers multiplied: time, memory, size.
+
+Weights are random, at a published U-Net's real size: speed does not depend on them. All of a run is measured in one
+process, medians of repeats that take turns where they are short, so that its numbers can be compared with each other.
+"""
+
+from __future__ import annotations
+
+import copy
+import gc
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from quest import architectures
+from quest.architectures import Inputs
+from quest.bench import measuring, networks
+from quest.config.quantizer import QuantizerSettings
+from quest.config.values import Bits
+from quest.deploy import kernels
+from quest.deploy.packed.assembly import assemble, packed_layers, take_apart
+from quest.deploy.packed.description import Description
+from quest.diffusion import denoiser as denoisers
+from quest.quantization.network import QuantizedNetwork
+from quest.quantization.quantizers import calibrating
+from quest.quantization.recipe import Recipe
+
+_REPEATS = 10
+_CONTEXT = (1, 512)  # of the class-conditional network: tokens and channels
+
+
+class Row(NamedTuple):
+    """One measurement. seconds: of one call of the network."""
+
+    what: str
+    batch: int
+    seconds: float
+    memory_mib: float
+    weights_mib: float
+
+    def __str__(self) -> str:
+        return (
+            f"| {self.what} | {self.batch} | {self.seconds * 1e3:.2f} | {self.batch / self.seconds:.1f} "
+            f"| {self.memory_mib:,.0f} | {self.weights_mib:,.1f} |"
+        )
+
+
+HEADER = "| what | batch | ms a step | samples a second, one step | peak MiB | weights MiB |\n|---|---|---|---|---|---|"
+
+
+def on_gpu(name: str, batches: Sequence[int], minutes: float, device: torch.device) -> Iterator[Row | str]:
+    """Rows of a network of `networks.NETWORKS`, those that matter most first; what does not fit into the time is named.
+
+    Compiled rows are replayed as CUDA graphs, the timestep a tensor on the device.
+    """
+    end = time.monotonic() + 60 * minutes
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+    makers: dict[str, Callable[[], nn.Module]] = {
+        "bf16, channels-last": lambda: _half(networks.make(name, device)),
+        **{f"{bits} integers, bf16": lambda bits=bits: _integers(name, bits, device) for bits in ("w8a8", "w4a4")},
+    }
+    for what, make in makers.items():
+        network = make()
+        size = _mib(network)
+        if packed_layers(network):
+            yield kernels.summary(kernels.use_kernels(network, "auto"))
+        for batch in sorted(batches, reverse=True):
+            if "bf16, channels" in what:
+                yield _row(f"{what}, eager", network, batch, size, device)
+            if time.monotonic() > end:
+                yield f"{what}, compiled, batch {batch}: not measured, the time was over"
+                continue
+            begun = time.monotonic()
+            try:
+                yield _graphed(f"{what}, compiled, graph", network, batch, size, device)
+            except Exception as error:  # whatever a compiler or a capture raises: the other rows are still wanted
+                yield f"{what}, compiled, batch {batch}: failed, {type(error).__name__}: {str(error)[:500]}"
+            yield f"batch {batch}: {time.monotonic() - begun:.0f} s with compiling"
+        del network
+        _forget()
+    for what, make in {
+        "float32 (TF32)": lambda: networks.make(name, device),
+        "w4a4, simulated, float32": lambda: _simulated(name, "w4a4", device),
+    }.items():
+        network = make()
+        for batch in sorted(batches, reverse=True):
+            if time.monotonic() < end:
+                yield _row(what, network, batch, _mib(network), device)
+            else:
+                yield f"{what}, batch {batch}: not measured, the time was over"
+        del network
+        _forget()
+
+
+def on_cpu(model: Path, bits: str, batch: int, repeats: int = _REPEATS) -> Iterator[Row | str]:
+    """Rows of the denoiser in a model artifact on the CPU; repeats of all of them take turns."""
+    loaded = denoisers.load(model)
+    example = loaded.example()
+    x = torch.randn(batch, *loaded.shape, generator=torch.Generator().manual_seed(0))
+    timesteps = torch.full((batch,), 500)
+    context = None if len(example) < 3 else example[2].expand(batch, -1, -1).contiguous()
+    simulated = _quantized(copy.deepcopy(loaded.network), bits, example, x, context)
+    floats, fast = _packed(simulated), _packed(simulated)
+    report = kernels.use_kernels(fast, "auto")
+    yield kernels.summary(report)
+    half = copy.deepcopy(loaded.network).to(torch.bfloat16)
+    ways: dict[str, nn.Module] = {
+        "float32": loaded.network,
+        "bf16": half,
+        f"{bits}, simulated": simulated,
+        f"{bits} packed, floats": floats,
+        f"{bits} packed, integers": fast,
+    }
+    taken: dict[str, list[float]] = {what: [] for what in ways}
+    with torch.no_grad(), simulated.frozen():
+        simulated.set_step(0)
+        for _ in range(repeats + 1):
+            for what, network in ways.items():
+                dtype = torch.bfloat16 if network is half else torch.float32
+                inputs = Inputs(x.to(dtype), timesteps, None if context is None else context.to(dtype))
+                arguments = _arguments(network, inputs)
+                taken[what].append(measuring.seconds(lambda net=network, given=arguments: net(*given), "cpu"))
+    for what, network in ways.items():
+        size = _mib(network) if network is not simulated else _mib(loaded.network)
+        yield Row(what, batch, statistics.median(taken[what][1:]), measuring.peak_mib("cpu"), size)
+
+
+def _arguments(network: nn.Module, inputs: Inputs) -> tuple[Any, ...]:
+    """What a network is called with."""
+    return architectures.of(network).arguments(inputs)
+
+
+def _quantized(
+    network: nn.Module, bits: str, example: tuple[Any, ...], x: Tensor, context: Tensor | None = None
+) -> QuantizedNetwork:
+    """On grids that integers factor out of, calibrated on one call."""
+    per_tensor: Any = {"4": "per_tensor", "8": "per_tensor"}
+    settings = QuantizerSettings(weight_search="max", activation_search="max", activation_granularity=per_tensor)
+    quantized = QuantizedNetwork(network, Recipe(Bits.parse(bits), settings, 1, 1), example)
+    quantized.set_step(0)
+    arguments = architectures.of(quantized).arguments(Inputs(x, torch.full((len(x),), 500, device=x.device), context))
+    with torch.no_grad(), calibrating(quantized.network):
+        quantized(*arguments)
+    return quantized
+
+
+def _packed(quantized: QuantizedNetwork) -> Any:
+    """The packed form of a quantized network, on its device."""
+    source: Any = quantized.network
+    fields, tensors = take_apart(quantized, [500], None)
+    heads = quantized.architecture.heads()
+    made = type(source).from_config(source.config).eval().requires_grad_(False)
+    assemble(made, Description(bits=str(quantized.recipe.bits), method="nearest", heads=heads, **fields))
+    made.load_state_dict(tensors)
+    return made.to(next(source.parameters()).device)
+
+
+def _simulated(name: str, bits: str, device: torch.device) -> Any:
+    network = networks.make(name, device)
+    x = torch.randn(1, *networks.SHAPE, device=device)
+    quantized = _quantized(network, bits, (x, torch.zeros(1, dtype=torch.long, device=device)), x)
+    for layer in quantized.layers().values():
+        layer.freeze()
+    return quantized
+
+
+def _integers(name: str, bits: str, device: torch.device) -> nn.Module:
+    """A packed network, what is not packed in bf16."""
+    simulated = _simulated(name, bits, device)
+    packed = _packed(simulated)
+    if name == "imagenet":
+        packed = networks.conditioned(packed, _CONTEXT[1])
+    for parameter in packed.parameters():
+        if parameter.is_floating_point():
+            parameter.data = parameter.data.to(torch.bfloat16)
+    return packed
+
+
+def _half(network: nn.Module) -> nn.Module:
+    return network.to(torch.bfloat16).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+def _inputs(network: nn.Module, batch: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    dtype = next(p.dtype for p in network.parameters() if p.is_floating_point())
+    x = torch.randn(batch, *networks.SHAPE, device=device, dtype=dtype)
+    return x.contiguous(memory_format=torch.channels_last), torch.full((batch,), 500, device=device)
+
+
+@torch.no_grad()
+def _row(what: str, network: nn.Module, batch: int, size: float, device: torch.device) -> Row:
+    if isinstance(network, QuantizedNetwork):
+        network.set_step(0)
+    given = _inputs(network, batch, device)
+    measuring.reset_peak(device)
+    return Row(what, batch, _median(lambda: network(*given), device), measuring.peak_mib(device), size)
+
+
+@torch.no_grad()
+def _graphed(what: str, network: nn.Module, batch: int, size: float, device: torch.device) -> Row:
+    """Compiled, and replayed as one CUDA graph."""
+    given = _inputs(network, batch, device)
+    torch._dynamo.reset()
+    compiled: Any = torch.compile(network)
+    measuring.reset_peak(device)
+    stream = torch.cuda.Stream(device)
+    stream.wait_stream(torch.cuda.current_stream(device))
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            compiled(*given)
+    torch.cuda.current_stream(device).wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        compiled(*given)
+    return Row(what, batch, _median(graph.replay, device), measuring.peak_mib(device), size)
+
+
+def _median(call: Callable[[], Any], device: torch.device) -> float:
+    call()
+    return statistics.median(measuring.seconds(call, device) for _ in range(_REPEATS))
+
+
+def _mib(network: nn.Module) -> float:
+    """Bytes of parameters and stored buffers."""
+    return sum(tensor.nbytes for tensor in network.state_dict().values()) / 2**20
+
+
+def _forget() -> None:
+    gc.collect()
+    torch._dynamo.reset()
+    torch.cuda.empty_cache()

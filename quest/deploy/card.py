@@ -1,0 +1,116 @@
+"""The model card of a packed folder: what it is, how to load it, how it was made, and what of it is not quantized."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+import yaml
+
+from quest.deploy.packed.description import Description
+from quest.deploy.quantized import QuantizedModel
+from quest.diffusion.conditioners import TextEncoder
+from quest.quantization.roles import is_layer
+
+_CALLS = {
+    "text": 'prompt="{prompt}", guidance_scale={guidance}, num_inference_steps={steps}',
+    "class": "class_labels=[0, 1, 2, 3], guidance_scale={guidance}, eta={eta}, num_inference_steps={steps}",
+    None: "batch_size=4, eta={eta}, num_inference_steps={steps}",
+}
+
+
+def text(
+    model: QuantizedModel,
+    description: Description,
+    account: Mapping[str, Any],
+    base_model: str | None,
+    metrics: Mapping[str, Any] | None,
+    size: int,
+) -> str:
+    """The card, Markdown with its header. account: the model's bit account; size: bytes of the packed weights."""
+    name = base_model or f"sha256:{model.checkpoint.inputs['model']}"
+    header = {
+        "library_name": "diffusers",
+        "tags": list(dict.fromkeys(["quest", description.method, description.bits, "quantized"])),
+        "base_model": name,
+        "base_model_relation": "quantized",
+    }
+    paragraphs = [
+        f"---\n{yaml.safe_dump(header, sort_keys=False)}---",
+        f"# {description.bits.upper()} of {name}",
+        f"The denoiser of this pipeline has {account['mean_weight_bits']:.2f}-bit weights and "
+        f"{account['mean_activation_bits']:.2f}-bit activations on average, and takes {size / 2**20:.2f} MiB instead "
+        f"of {account['full_precision_mib']:.2f} MiB. The method is {description.method}.",
+        _loading(model),
+        _steps(model),
+        _made(model),
+        _closeness(metrics),
+        _unquantized(model),
+        "Without `import quest` diffusers says `Unknown quantization type, got quest`.",
+    ]
+    return "\n\n".join(paragraphs) + "\n"
+
+
+def _loading(model: QuantizedModel) -> str:
+    sampler, conditioner = model.sampler, model.around.conditioner
+    kind = None if conditioner is None else conditioner.kind
+    values = {"guidance": sampler.guidance_scale, "eta": sampler.eta, "steps": sampler.steps, "prompt": "…"}
+    call = _CALLS[kind].format(**values)
+    return (
+        "```python\nimport quest  # lets diffusers read it; pip install quest-diffusion\n"
+        "from diffusers import DiffusionPipeline\n\n"
+        f'pipeline = DiffusionPipeline.from_pretrained("this folder")\nimages = pipeline({call}).images\n```'
+    )
+
+
+def _steps(model: QuantizedModel) -> str:
+    recipe = model.network.recipe
+    timesteps = model.around.sampler(model.sampler).timesteps.tolist()
+    return (
+        f"Activation scales were calibrated at {recipe.steps} timesteps, {timesteps[0]} to {timesteps[-1]}, in "
+        f"{recipe.sets} sets. The pipeline takes the set of the nearest of these timesteps by itself, whatever its "
+        "scheduler and number of steps."
+    )
+
+
+def _made(model: QuantizedModel) -> str:
+    checkpoint = model.checkpoint
+    sampler = f"{model.sampler.kind.upper()} with {model.sampler.steps} steps and η = {model.sampler.eta:g}"
+    words = f"Made by quest ({checkpoint.method}, seed {checkpoint.seed}) for {sampler}"
+    if model.sampler.guidance_scale != 1:
+        words += f" and a guidance scale of {model.sampler.guidance_scale:g}"
+    words += f", from the model with sha256 `{checkpoint.inputs['model']}`."
+    if checkpoint.correction is not None:
+        words += (
+            " The mean of the correction of PTQD's sampler is part of the network; what it takes off the variance of a "
+            "noisy sampler (η > 0) is not."
+        )
+    return words
+
+
+def _closeness(metrics: Mapping[str, Any] | None) -> str:
+    if metrics is None or metrics.get("psnr") is None:
+        return "How close its images are to those of full precision was not measured for this card."
+    words = (
+        f"Closeness to full precision, {metrics['images']:,} images from the same noise: PSNR {metrics['psnr']:.2f} "
+        f"dB, mean squared error {metrics['mse']:.2e} of values in [0, 1]."
+    )
+    if metrics.get("fid") is not None:
+        words += f" FID {metrics['fid']:.2f} by the features of {metrics['extractor']}."
+    return words
+
+
+def _unquantized(model: QuantizedModel) -> str:
+    network = model.network.network
+    left = [name for name, module in network.named_modules() if is_layer(module)]
+    kinds = Counter(type(module).__name__ for module in network.modules() if "Norm" in type(module).__name__)
+    norms = " and ".join(f"{count} {kind}" for kind, count in kinds.items())
+    words = ["biases", norms or "no norms"]
+    words.append(f"{len(left)} layers ({', '.join(left[:8])}{', …' if len(left) > 8 else ''})" if left else "")
+    if model.around.first_stage is not None:
+        words.append("the first stage")
+    if model.around.conditioner is not None:
+        words.append("the text encoder" if isinstance(model.around.conditioner, TextEncoder) else "the class embedding")
+    attention = "" if model.network.recipe.policy.attention else " The operands of attention are not quantized."
+    return f"Not quantized: {', '.join(word for word in words if word)}.{attention}"

@@ -1,0 +1,107 @@
+"""Kernels that multiply the integer codes of packed layers, chosen by what a machine and a layer allow.
+
+A kernel is a module here with three functions:
+    lacking(device)      why it cannot run on a device, or None
+    refuses(integers)    why it cannot compute a layer, or None
+    make(integers)       a module: codes, their scale and zero point and the dtype of the output, to the output
+`reference` computes in exact arithmetic everywhere and is what the others are tested against; it is not fast.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections import Counter
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from quest.config.reading import unknown
+from quest.deploy.kernels.integers import of_layer, why_not
+from quest.deploy.packed.assembly import packed_layers
+from quest.deploy.packed.layers import ActivationGrid, Packed
+
+KERNELS = ("triton", "cpu", "reference")
+"""Fastest first. "auto" takes the first of them but `reference` that can be used."""
+FLOATS = "floats"
+"""What a layer without a kernel computes in: its integers as floating-point numbers, as in training."""
+
+
+def use_kernels(model: Any, kernel: str = "auto") -> dict[str, str]:
+    """Have a packed model, or a pipeline with one, multiply integers, on the device that it is on.
+
+    kernel: "auto", one of `KERNELS`, or "floats" to go back. Returns, for each packed layer, the kernel it has or why
+    it has none and computes in floats, which is as right but no faster. Layers keep their kernels until they move to
+    another device. Raises ValueError for a model that is not packed, or a kernel that this machine lacks.
+    """
+    network = getattr(model, "unet", model)
+    layers = packed_layers(network) if isinstance(network, nn.Module) else {}
+    if not layers:
+        raise ValueError(f"{type(model).__name__}: holds no packed layer; load a folder that quest.export wrote")
+    if kernel not in ("auto", FLOATS, *KERNELS):
+        raise ValueError(f"kernel: {unknown(kernel, ('auto', FLOATS, *KERNELS))}")
+    for layer in layers.values():
+        layer.kernel = None
+    if kernel == FLOATS:
+        return dict.fromkeys(layers, FLOATS)
+    device = next(iter(layers.values())).codes.device
+    found, lacking = _usable(kernel, device)
+    if found is None:
+        if kernel != "auto":
+            raise ValueError(f"kernel {kernel!r} on {device}: {lacking[kernel]}; choose another, or auto")
+        reason = "; ".join(f"{name}: {why}" for name, why in lacking.items())
+        return dict.fromkeys(layers, reason)
+    return {name: _give(found, layer) for name, layer in layers.items()}
+
+
+def summary(report: dict[str, str]) -> str:
+    """How many layers have which kernel, or lack one for which reason; a line each."""
+    return "\n".join(f"{count} layers: {what}" for what, count in Counter(report.values()).most_common())
+
+
+def lacking(name: str, device: torch.device) -> str | None:
+    """Why a kernel cannot run on a device; None if it can."""
+    return _module(name).lacking(device)
+
+
+def _usable(kernel: str, device: torch.device) -> tuple[str | None, dict[str, str]]:
+    reasons: dict[str, str] = {}
+    for name in KERNELS[:-1] if kernel == "auto" else (kernel,):
+        why = lacking(name, device)
+        if why is None:
+            return name, reasons
+        reasons[name] = why
+    return None, reasons
+
+
+def _give(name: str, layer: Packed) -> str:
+    """Give a layer a kernel; returns its name, or why the layer has none."""
+    module, reason = _module(name), why_not(layer)
+    if reason is not None:
+        return reason
+    integers = of_layer(layer)
+    reason = module.refuses(integers)
+    if reason is not None:
+        return f"{name}: {reason}"
+    assert isinstance(layer.input, ActivationGrid)
+    layer.kernel = _Fed(layer.input, module.make(integers))
+    return name
+
+
+class _Fed(nn.Module):
+    """A layer that quantizes its input and has a kernel multiply the codes; a module, so that it can be traced."""
+
+    def __init__(self, grid: ActivationGrid, product: nn.Module):
+        super().__init__()
+        self.grid, self.product = grid, product
+
+    def forward(self, x: Tensor) -> Tensor:
+        scale, zero_point = self.grid.now(x.device)
+        codes, offset = self.grid.codes(x), self.grid.grid.low
+        if offset:
+            codes, zero_point = codes - offset, zero_point - offset
+        return self.product(codes.to(torch.uint8), scale.view(1), zero_point.view(1), x.dtype)
+
+
+def _module(name: str) -> Any:
+    return importlib.import_module(f"{__name__}.{name}")

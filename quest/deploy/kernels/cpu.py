@@ -1,0 +1,85 @@
+"""Integer products on a CPU by PyTorch's oneDNN operators, which take unsigned inputs and signed weights.
+
+A weight of 8 bits and any zero point does not fit a signed byte. Its rest is a rank-one term, Σ (q_x - z_x) of the
+window times r[o], and the sum of the window is one more output channel, whose weights are all one.
+
+Without VNNI or AMX a CPU adds pairs of products in 16 bits, where those of 8-bit weights do not fit. `refuses` asks the
+machine with the largest that there are, and leaves such layers alone.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from quest.deploy.kernels.integers import Integers
+
+_NARROW = 64  # two products of 255 and 64 fit into 16 bits
+
+
+def lacking(device: torch.device) -> str | None:
+    """Why it cannot run on ``device``."""
+    if device.type != "cpu":
+        return f"the model is on {device}"
+    if not torch.backends.mkldnn.is_available() or not hasattr(torch.ops.onednn, "qconv2d_pointwise"):
+        return "this build of PyTorch has no oneDNN"
+    return None
+
+
+def refuses(integers: Integers) -> str | None:
+    """Why a layer cannot be computed exactly on this machine."""
+    wide = int(integers.weight.int().abs().max()) > _NARROW
+    return None if not wide or _exact() else "this CPU has no VNNI or AMX: sums of 8-bit products would saturate"
+
+
+class Product(nn.Module):
+    """A layer as a function of codes, their scale (1,), zero point (1,) and the dtype of the output."""
+
+    def __init__(self, integers: Integers):
+        super().__init__()
+        weight, scale, bias, self._rest = integers.weight, integers.scale, integers.bias, None
+        self._outputs, self._axis = len(weight), -1 if integers.linear else 1
+        if integers.rest is not None:
+            weight = torch.cat([weight, torch.ones_like(weight[:1])])
+            self._rest = (integers.rest.float() * scale).view((-1,) if integers.linear else (1, -1, 1, 1))
+            scale = torch.cat([scale, scale.new_ones(1)])
+            bias = None if bias is None else torch.cat([bias, bias.new_zeros(1)])
+        self._scale, self._bias = scale, bias
+        self._no_zero_points = torch.zeros(len(weight), dtype=torch.int32)
+        self._geometry: tuple[Any, ...] = ()
+        if integers.linear:
+            self._packed = torch.ops.onednn.qlinear_prepack(weight, None)
+        else:
+            place = [list(each) for each in integers.geometry]
+            self._geometry = (*place, 1)
+            # A zero point that is not zero makes the operator expect one; its value is given with each call.
+            self._packed = torch.ops.onednn.qconv_prepack(weight, scale, 1.0, 1, *self._geometry, None)
+
+    def forward(self, codes: Tensor, scale: Tensor, zero_point: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+        form = torch.channels_last if self._geometry else torch.contiguous_format
+        operator = torch.ops.onednn.qconv2d_pointwise if self._geometry else torch.ops.onednn.qlinear_pointwise
+        codes, zero_point = codes.contiguous(memory_format=form), zero_point.to(torch.int32)
+        weight = self._packed, self._scale, self._no_zero_points, self._bias
+        y = operator.tensor(codes, scale, zero_point, *weight, *self._geometry, *_TO_FLOATS)
+        if self._rest is not None:
+            own, window = y.narrow(self._axis, 0, self._outputs), y.narrow(self._axis, self._outputs, 1)
+            y = torch.addcmul(own, window, self._rest, value=-1)
+        return y.to(dtype)
+
+
+make = Product
+_TO_FLOATS = (1.0, 0, torch.float32, "none", [], "")
+"""Scale, zero point and type of the output, and nothing that is computed of it afterwards."""
+
+
+@cache
+def _exact() -> bool:
+    """Whether this machine adds the largest products of bytes without loss."""
+    weight = torch.full((16, 32, 3, 3), -128, dtype=torch.int8)
+    integers = Integers(weight, None, torch.ones(16), None, ((1, 1), (1, 1), (1, 1)), 8)
+    codes = torch.full((1, 32, 8, 8), 255, dtype=torch.uint8)
+    found = make(integers)(codes, torch.ones(1), torch.zeros(1))
+    return float(found.min()) == -128.0 * 255 * 32 * 9

@@ -1,0 +1,81 @@
+"""A packed layer as what a kernel multiplies: signed bytes, with all that is not whole kept apart.
+
+With q_x in 0 … 255 and w = q_w - z_w a whole number, a layer is
+    y[o] = D_x · D_w[o] · (Σ (q_x - z_x)·(w - r[o])) + bias[o],
+where r[o] is zero unless w does not fit into a signed byte: then w = q_w - 128 and r[o] = z_w[o] - 128.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from quest.deploy.packed.layers import ActivationGrid, Packed, PackedConv2d, PackedLinear, SplitGrid
+
+RECIPE = (
+    "activation scales per channel do not factor out of an integer product; quantize with "
+    "quantizer.activation_granularity {'4': per_tensor, '8': per_tensor} and more sets (a scale per tensor and step)"
+)
+
+
+@dataclass(frozen=True)
+class Integers:
+    """weight: (O, C, R, S) int8, or (O, C) of a linear layer. rest: (O,) int32, or None where it is zero.
+    scale: (O,) float32. bias: (O,) float32 or None. geometry: stride, padding, dilation, each (vertical, horizontal).
+    bits: of the weight as it is stored.
+    """
+
+    weight: Tensor
+    rest: Tensor | None
+    scale: Tensor
+    bias: Tensor | None
+    geometry: tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
+    bits: int
+
+    @property
+    def linear(self) -> bool:
+        return self.weight.ndim == 2
+
+
+def why_not(layer: Packed) -> str | None:
+    """Why no kernel of integers can compute a layer; None if one can."""
+    grid = layer.input
+    if isinstance(grid, SplitGrid):
+        return "its input is split into two parts of scales of their own"
+    if not isinstance(grid, ActivationGrid):
+        return "its input is not quantized"
+    if grid.site.places > 1:
+        return RECIPE
+    if grid.grid.high - grid.grid.low > 255:
+        return f"its input has {grid.grid.levels} levels, more than a byte holds"
+    zero_points = grid.all_zero_points()
+    if int(zero_points.min()) < grid.grid.low or int(zero_points.max()) > grid.grid.high:
+        return "zero is not on the grid of its input at every timestep, so that a padded border has no code"
+    if layer.description.scales > 1:
+        return "groups of its inputs have weight scales of their own"
+    if isinstance(layer, PackedLinear):
+        return None
+    if not isinstance(layer, PackedConv2d):
+        return "it is no convolution of images and no linear layer"
+    if layer.groups != 1 or isinstance(layer.padding, str):
+        return f"it has {layer.groups} groups and padding {layer.padding!r}"
+    return None
+
+
+def of_layer(layer: Packed) -> Integers:
+    """What a kernel multiplies, of a layer that `why_not` has nothing against; on the layer's device."""
+    codes = layer.whole_codes()
+    zero_point = layer.weight_zero_point.flatten().to(torch.int32)
+    shift = zero_point.view(-1, *(1,) * (codes.ndim - 1))
+    weight, rest = codes - shift, None
+    if int(weight.min()) < -128 or int(weight.max()) > 127:
+        weight, rest = codes - 128, zero_point - 128
+    bias = None if layer.bias is None else layer.bias.detach().float()
+    any_layer: Any = layer
+    geometry = ((1, 1), (0, 0), (1, 1))
+    if isinstance(layer, PackedConv2d):
+        geometry = (any_layer.stride, any_layer.padding, any_layer.dilation)
+    return Integers(weight.to(torch.int8), rest, layer.weight_scale.flatten(), bias, geometry, layer.description.bits)

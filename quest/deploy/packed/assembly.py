@@ -1,0 +1,204 @@
+"""A quantized network taken apart into a description and tensors, and a packed one put together from a description."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from quest import architectures
+from quest.artifacts import ArtifactError
+from quest.deploy.packed.description import Description, LayerDescription, SiteDescription, TablesDescription
+from quest.deploy.packed.layers import ActivationGrid, Correction, Packed, Tables, pack_layer
+from quest.diffusion.correction import Correction as SamplerCorrection
+from quest.quantization import packing
+from quest.quantization.attention import QuantizedAttention
+from quest.quantization.granularity import PerGroup
+from quest.quantization.layers import QuantizedLayer, Switches
+from quest.quantization.network import QuantizedNetwork
+from quest.quantization.quantizers import Split, Widths
+from quest.quantization.steps import Step
+
+TABLES, CORRECTION = "quest_tables", "quest_correction"
+"""Names of the modules that a packed network has beside its own."""
+
+
+class _Columns:
+    """The activation tables while they are gathered: the scales of one place after another."""
+
+    def __init__(self) -> None:
+        self._scales: list[Tensor] = []
+        self._zero_points: list[Tensor] = []
+        self._places = 0
+
+    def add(self, name: str, site: nn.Module) -> SiteDescription:
+        """Take the scales of one activation quantizer, or of one for each width, whose rows follow one another.
+        Raises ValueError where a set was never calibrated."""
+        quantizers: list[Any] = list(site) if isinstance(site, Widths) else [site]
+        for each in quantizers:
+            if not bool(each.calibrated.all()):
+                missing = (~each.calibrated).nonzero().flatten().tolist()
+                raise ValueError(f"{name}: activation scales of sets {missing} were never calibrated")
+        layout = torch.broadcast_shapes(*(each.scale.shape for each in quantizers))
+        self._scales.append(torch.cat([each.scale.detach().expand(layout).flatten(1) for each in quantizers]))
+        self._zero_points.append(torch.cat([each.zero_point.expand(layout).flatten(1) for each in quantizers]))
+        described = SiteDescription(
+            bits=tuple(each.grid.bits for each in quantizers),
+            kind=quantizers[0].grid.kind,
+            layout=tuple(layout[1:]),
+            at=self._places,
+        )
+        self._places += described.places
+        return described
+
+    def done(self, step: Step, timesteps: Sequence[int]) -> tuple[TablesDescription, dict[str, Tensor]]:
+        """What was gathered; step: which row each sampling step has, timesteps: that they are at."""
+        rows = step.widths.cpu() * step.sets + step.set_of(torch.arange(step.steps))
+        scales, zero_points = (torch.cat(each, 1) for each in (self._scales, self._zero_points))
+        zero_points = _smallest(zero_points)
+        tensors = {"timesteps": torch.tensor(list(timesteps)), "rows": rows, "scales": scales}
+        described = TablesDescription(
+            steps=step.steps, rows=len(scales), places=self._places, zero_point=_name(zero_points)
+        )
+        return described, tensors | {"zero_points": zero_points}
+
+
+def take_apart(
+    network: QuantizedNetwork, timesteps: Sequence[int], correction: SamplerCorrection | None
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The fields of a Description that a network decides, and the tensors of the packed one, on the CPU.
+
+    timesteps: that its sampling steps are at. Raises ValueError where an activation set was never calibrated.
+    """
+    layers, attention, tensors, columns = {}, {}, {}, _Columns()
+    for name, layer in network.layers().items():
+        layers[name], own = _layer(name, layer, columns)
+        tensors |= {f"{name}.{key}": tensor for key, tensor in own.items()}
+    for name, module in network.network.named_modules():
+        if isinstance(module, QuantizedAttention):
+            sites = {operand: columns.add(f"{name}.{operand}", site) for operand, site in module.named_children()}
+            attention |= {name: sites} if sites else {}
+    tables, own = columns.done(network.step, timesteps)
+    tensors |= {f"{TABLES}.{key}": tensor for key, tensor in own.items()}
+    fields: dict[str, Any] = {"tables": tables, "layers": layers, "attention": attention}
+    if correction is not None:
+        tensors |= {f"{CORRECTION}.slope": correction.slope, f"{CORRECTION}.bias": correction.bias}
+        fields["correction"] = correction.bias.shape[1]
+    tensors |= _unquantized(network)
+    return fields, {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+
+
+def assemble(network: nn.Module, description: Description) -> None:
+    """Make a diffusers model a packed one, in place; its tensors are still to be loaded. Raises ArtifactError where the
+    model has not what the description names."""
+    tables = Tables(description.tables)
+    architecture = architectures.of(network)
+    for name, heads in description.heads.items():
+        if heads != architecture.heads().get(name):
+            architecture.set_heads(name, heads)
+    for name in architecture.attentions():
+        products = architecture.quantize_products(name, Switches())
+        path = next(path for path, module in network.named_modules() if module is products)
+        for operand, site in description.attention.get(path, {}).items():
+            products.add_module(operand, ActivationGrid(site, tables))
+    for name, layer in description.layers.items():
+        parent, _, child = name.rpartition(".")
+        try:
+            packed = pack_layer(network.get_submodule(name), layer, tables)
+        except (AttributeError, ValueError) as error:
+            raise ArtifactError(
+                f"quantization_config.layers.{name}: {error}; the model is not the one that was packed"
+            ) from error
+        network.get_submodule(parent).add_module(child, packed)
+    network.add_module(TABLES, tables)
+    network.register_forward_pre_hook(_set_tables, with_kwargs=True)
+    if description.correction is not None:
+        network.add_module(CORRECTION, Correction(description.tables.steps, description.correction, tables))
+        network.register_forward_hook(_correct)
+
+
+def own_tensors(network: nn.Module) -> set[str]:
+    """Names of the tensors that keep their dtype whatever the model is loaded as: codes, scales, tables."""
+    names = set()
+    for path, module in network.named_modules():
+        if isinstance(module, Packed):
+            names |= {f"{path}.{name}" for name in ("codes", "weight_scale", "weight_zero_point")}
+        elif isinstance(module, Tables | Correction):
+            names |= {f"{path}.{name}" for name in module.state_dict()}
+    return names
+
+
+def packed_layers(network: nn.Module) -> dict[str, Packed]:
+    """The packed layers of a network by name."""
+    return {name: module for name, module in network.named_modules() if isinstance(module, Packed)}
+
+
+def _set_tables(network: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:
+    tables = network.get_submodule(TABLES)
+    assert isinstance(tables, Tables)
+    tables.set(named["timestep"] if "timestep" in named else args[1])
+
+
+def _correct(network: nn.Module, _args: tuple[Any, ...], output: Any) -> Any:
+    correction = network.get_submodule(CORRECTION)
+    if isinstance(output, tuple):
+        return (correction(output[0]), *output[1:])
+    output.sample = correction(output.sample)
+    return output
+
+
+def _layer(name: str, layer: QuantizedLayer, columns: _Columns) -> tuple[LayerDescription, dict[str, Tensor]]:
+    parts = layer.weight_parts()
+    codes = torch.cat([quantizer.codes(weight) for quantizer, weight in parts], 1)
+    quantizers = [quantizer for quantizer, _ in parts]
+    scale, zero_point = (
+        torch.cat([getattr(each, of).reshape(len(codes), -1) for each in quantizers], 1)
+        for of in ("scale", "zero_point")
+    )
+    zero_point = _smallest(zero_point)
+    groups, layout = None, quantizers[0].granularity
+    if len(parts) > 1 and not isinstance(layout, PerGroup):
+        groups = tuple(math.prod(weight.shape[1:]) for _, weight in parts)
+    inputs = layer.input_quantizer
+    split = isinstance(inputs, Split)
+    sites = [inputs.first, inputs.second] if split else [inputs]
+    description = LayerDescription(
+        bits=quantizers[0].grid.bits,
+        shape=tuple(codes.shape),
+        groups=groups,
+        group=layout.size if isinstance(layout, PerGroup) else None,
+        zero_point=_name(zero_point),
+        input=tuple(columns.add(f"{name}, its input", site) for site in sites if not isinstance(site, nn.Identity)),
+        split_at=inputs.at if split else None,
+    )
+    packed = packing.pack(codes, quantizers[0].grid, f"{name}.codes")
+    return description, {"codes": packed, "weight_scale": scale, "weight_zero_point": zero_point}
+
+
+def _smallest(zero_point: Tensor) -> Tensor:
+    """Whole numbers in the smallest type that holds them all."""
+    low, high = (float(bound) for bound in zero_point.aminmax())
+    if not math.isfinite(low) or not math.isfinite(high):
+        raise ValueError(f"zero points from {low} to {high}; expected finite numbers")
+    kinds = (torch.uint8, torch.int16, torch.int32)
+    return zero_point.round().to(
+        next(kind for kind in kinds if torch.iinfo(kind).min <= low <= high <= torch.iinfo(kind).max)
+    )
+
+
+def _name(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
+
+
+def _unquantized(network: QuantizedNetwork) -> Mapping[str, Tensor]:
+    """Parameters and buffers that stay in full precision: biases, norms, embeddings, layers that are not quantized."""
+    owned = tuple(f"{name}." for name, module in network.network.named_modules() if isinstance(module, QuantizedLayer))
+    owned += tuple(
+        f"{name}." for name, module in network.network.named_modules() if isinstance(module, QuantizedAttention)
+    )
+    tensors = network.network.state_dict()
+    biases = {f"{name}.bias": layer.bias for name, layer in network.layers().items() if layer.bias is not None}
+    return {name: tensor for name, tensor in tensors.items() if not name.startswith(owned)} | biases

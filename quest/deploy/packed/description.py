@@ -1,0 +1,131 @@
+"""What a packed network consists of, as JSON: the ``quantization_config`` of its config.json. Needs no torch."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from quest.artifacts import ArtifactError
+
+FORMAT = 1
+"""Of the folder; another number means that its tensors or its description are other ones."""
+METHOD = "quest"
+"""``quant_method``, by which diffusers finds who reads it."""
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class SiteDescription(_Part):
+    """A place where activations are quantized.
+
+    bits: of each activation bit-width that a sampling step may use, each with as many rows of the tables. kind: of the
+    grid. layout: of its scales, which broadcasts to an activation. at: their first place in the tables.
+    """
+
+    bits: tuple[int, ...]
+    kind: Literal["asymmetric", "symmetric", "legacy_symmetric", "positive"] = "asymmetric"
+    layout: tuple[int, ...]
+    at: int
+
+    @property
+    def places(self) -> int:
+        """How many scales it has at a timestep."""
+        return math.prod(self.layout)
+
+
+class TablesDescription(_Part):
+    """Activation scales of the whole network. steps: sampling steps that it was calibrated at. rows, places: the shape
+    of the tables. zero_point: dtype of the zero points."""
+
+    steps: int
+    rows: int
+    places: int
+    zero_point: str = "uint8"
+
+
+class LayerDescription(_Part):
+    """A layer. bits: of its weight, (out, in, …) ``shape``.
+
+    groups, or group where they are equal: lengths of the runs of consecutive inputs of an output channel that share a
+    scale; all of them share one without. zero_point: dtype of the weight's zero points. input: where its input is
+    quantized, two places where axis 1 is split at ``split_at``.
+    """
+
+    bits: int = Field(ge=2, le=8)
+    shape: tuple[int, ...]
+    groups: tuple[int, ...] | None = None
+    group: int | None = None
+    zero_point: str = "uint8"
+    input: tuple[SiteDescription, ...] = ()
+    split_at: int | None = None
+
+    @property
+    def inputs(self) -> int:
+        """Inputs of an output channel."""
+        return math.prod(self.shape[1:])
+
+    @property
+    def runs(self) -> tuple[int, ...]:
+        """Lengths of the runs of consecutive inputs that share a scale."""
+        if self.group is not None:
+            return (self.group,) * (self.inputs // self.group)
+        return self.groups or (self.inputs,)
+
+    @property
+    def scales(self) -> int:
+        """Scales of an output channel."""
+        return len(self.runs)
+
+    @property
+    def packed_bytes(self) -> int:
+        """Bytes of all codes: two to a byte up to 4 bits."""
+        codes = self.shape[0] * self.inputs
+        return codes if self.bits > 4 else (codes + 1) // 2
+
+
+class Description(_Part):
+    """A packed network. Raises ValueError (pydantic's) for keys that it does not know.
+
+    bits, method: of the whole, as the checkpoint had them. heads: of each attention, by name, where the network's own
+    config does not say them. attention: places in the products of an attention, by the names of both.
+    correction: channels of the sampler's correction, where there is one. sampler: the settings of the sampler it was
+    quantized for. made: what else is known of how it was made.
+    """
+
+    quant_method: Literal["quest"] = METHOD
+    format: Literal[1] = FORMAT
+    bits: str
+    method: str
+    tables: TablesDescription
+    layers: dict[str, LayerDescription]
+    attention: dict[str, dict[str, SiteDescription]] = {}
+    heads: dict[str, int] = {}
+    correction: int | None = None
+    sampler: dict[str, Any] = {}
+    made: dict[str, Any] = {}
+
+    def plain(self) -> dict[str, Any]:
+        """As JSON, what is at its default left out; inverse of `read`."""
+        fixed = {"quant_method": self.quant_method, "format": self.format}
+        return fixed | self.model_dump(mode="json", exclude_defaults=True)
+
+
+def read(content: dict[str, Any]) -> Description:
+    """A description from the ``quantization_config`` of a config.json. Raises ArtifactError for what does not fit."""
+    found = content.get("format")
+    if isinstance(found, int) and found > FORMAT:
+        raise ArtifactError(
+            f"quantization_config.format: found {found}, this quest reads up to {FORMAT}; install a newer quest"
+        )
+    try:
+        return Description.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise ArtifactError(
+            f"quantization_config.{where}: {first['msg']}; the folder is damaged, fetch or export it again"
+        ) from error

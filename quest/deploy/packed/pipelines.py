@@ -1,0 +1,132 @@
+"""The pipeline of latent models that diffusers has none for: unconditional ones of any first stage, and of classes."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.modeling_utils import ModelMixin
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline, ImagePipelineOutput
+from diffusers.utils.torch_utils import randn_tensor
+from torch import Tensor, nn
+
+NAME = "QuestLatentPipeline"
+
+
+class QuestClassEmbedding(ModelMixin, ConfigMixin):
+    """A context for cross-attention from a class: one vector each, the last of which stands for no class."""
+
+    @register_to_config
+    def __init__(self, classes: int, channels: int):
+        super().__init__()
+        self.embedding = nn.Embedding(classes + 1, channels)
+
+    def forward(self, labels: Tensor) -> Tensor:
+        """labels: (n,) int64, from 0; ``classes`` is none. Returns (n, 1, channels)."""
+        return self.embedding(labels).unsqueeze(1)
+
+
+class QuestLatentPipeline(DiffusionPipeline):
+    """Images of a latent diffusion model without condition, or of classes where it has a class embedding.
+
+    vqvae: diffusers' VQModel or AutoencoderKL, whose scaling factor its configuration says. scheduler: any of
+    diffusers' that goes by the network's prediction.
+    """
+
+    model_cpu_offload_seq = "class_embedding->unet->vqvae"
+    _optional_components = ["class_embedding"]  # noqa: RUF012 (diffusers' name and kind)
+
+    def __init__(self, unet: Any, vqvae: Any, scheduler: Any, class_embedding: Any = None):
+        super().__init__()
+        self.register_modules(unet=unet, vqvae=vqvae, scheduler=scheduler, class_embedding=class_embedding)
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        batch_size: int = 1,
+        class_labels: Sequence[int] | None = None,
+        num_inference_steps: int = 50,
+        guidance_scale: float = 1.0,
+        eta: float = 0.0,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        latents: Tensor | None = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+    ) -> ImagePipelineOutput | tuple[Any]:
+        """Draw images.
+
+        batch_size: how many, of an unconditional model. class_labels: the class of each, of one of classes.
+        guidance_scale: of classifier-free guidance; 1 is without. eta: of DDIM. latents: (N, C, h, w), the noise to
+        begin with. output_type: "pil", "np" (N, H, W, C) or "pt" (N, C, H, W), values in [0, 1], or "latent".
+        Raises ValueError for classes that the model has not, or where it takes none.
+        """
+        labels = self._labels(class_labels)
+        count = batch_size if labels is None else len(labels)
+        config, device = self.unet.config, self._execution_device
+        shape = (count, config.in_channels, config.sample_size, config.sample_size)
+        if latents is None:
+            latents = randn_tensor(shape, generator=generator, device=device, dtype=self.unet.dtype)
+        self.scheduler.set_timesteps(num_inference_steps)
+        x = latents.to(device, self.unet.dtype) * self.scheduler.init_noise_sigma
+        context = self._context(labels, guidance_scale, device)
+        more = self._more(eta)
+        bar: Any = self.progress_bar
+        for t in bar(self.scheduler.timesteps):
+            given = self.scheduler.scale_model_input(x, t)
+            x = self.scheduler.step(self._predict(given, t, context, guidance_scale), t, x, **more).prev_sample
+        images = x if output_type == "latent" else self._decoded(x, output_type)
+        self.maybe_free_model_hooks()
+        return ImagePipelineOutput(images=images) if return_dict else (images,)  # type: ignore[arg-type]
+
+    def _more(self, eta: float) -> dict[str, float]:
+        """What a step of this scheduler takes beside the prediction."""
+        return {"eta": eta} if "eta" in inspect.signature(self.scheduler.step).parameters else {}
+
+    def _labels(self, labels: Sequence[int] | None) -> list[int] | None:
+        embedding = self.class_embedding
+        if (labels is None) != (embedding is None):
+            what = "none, and expected one for each image" if labels is None else "some, but the model takes none"
+            raise ValueError(f"class_labels: found {what}")
+        if labels is None:
+            return None
+        classes = embedding.config.classes
+        for label in labels:
+            if not 0 <= label < classes:
+                raise ValueError(f"class_labels: found {label}; the model has classes 0 to {classes - 1}")
+        return list(labels)
+
+    def _context(self, labels: list[int] | None, scale: float, device: Any) -> Tensor | None:
+        if labels is None:
+            return None
+        null = self.class_embedding.config.classes
+        both = labels if scale == 1 else [null] * len(labels) + labels
+        return self.class_embedding(torch.tensor(both, device=device)).to(self.unet.dtype)
+
+    def _predict(self, x: Tensor, t: Tensor, context: Tensor | None, scale: float) -> Tensor:
+        if context is None:
+            return self.unet(x, t).sample
+        if scale == 1:
+            return self.unet(x, t, encoder_hidden_states=context).sample
+        null, conditional = self.unet(torch.cat([x, x]), t, encoder_hidden_states=context).sample.chunk(2)
+        return null + scale * (conditional - null)
+
+    def _decoded(self, x: Tensor, output_type: str) -> Any:
+        config = self.vqvae.config
+        mean, deviation = config.get("latents_mean"), config.get("latents_std")
+        if mean is not None and deviation is not None:
+            x = x * x.new_tensor(deviation).view(-1, 1, 1) / config.scaling_factor + x.new_tensor(mean).view(-1, 1, 1)
+        else:
+            x = x / config.scaling_factor + (config.get("shift_factor") or 0.0)
+        images = (self.vqvae.decode(x.to(self.vqvae.dtype)).sample / 2 + 0.5).clamp(0, 1)
+        if output_type == "pt":
+            return images
+        arrays = images.cpu().permute(0, 2, 3, 1).float().numpy()
+        return self.numpy_to_pil(arrays) if output_type == "pil" else arrays
+
+
+# ``DiffusionPipeline.from_pretrained`` looks for the class of a pipeline by its name in diffusers.
+setattr(sys.modules["diffusers"], NAME, QuestLatentPipeline)

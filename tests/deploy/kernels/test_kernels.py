@@ -1,0 +1,287 @@
+"""Every kernel against whole numbers: integers exactly, outputs closely, for odd sizes, strides and borders."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+import quest
+from quest.deploy import kernels
+from quest.deploy.kernels import cpu, reference
+from quest.deploy.kernels import triton as triton_kernels
+from quest.deploy.kernels.integers import RECIPE, Integers, of_layer, why_not
+from quest.deploy.packed.assembly import TABLES, assemble, packed_layers, take_apart
+from quest.deploy.packed.description import Description
+from quest.deploy.packed.layers import Packed, Tables
+from quest.quantization.network import QuantizedNetwork
+
+SHAPES = {  # batch, channels, height, width, outputs, kernel, stride, padding, dilation
+    "3x3": (2, 32, 8, 8, 32, 3, 1, 1, 1),
+    "one channel": (1, 1, 7, 5, 3, 3, 1, 1, 1),
+    "odd, strided": (3, 17, 9, 6, 5, 3, 2, 1, 1),
+    "1x1": (2, 40, 4, 4, 24, 1, 1, 0, 1),
+    "wide border": (1, 8, 3, 3, 4, 3, 1, 2, 1),
+    "dilated": (1, 20, 9, 9, 4, 3, 1, 2, 2),
+    "linear": (5, 33, 0, 0, 7, 0, 0, 0, 0),
+}
+KINDS = {"4 bits": (4, False), "8 bits": (8, False), "8 bits with a rest": (8, True)}
+
+
+def layer(shape: tuple[int, ...], bits: int, rest: bool, device: str = "cpu", largest: int = 127) -> Integers:
+    _, channels, _, _, outputs, kernel, stride, padding, dilation = shape
+    generator = torch.Generator().manual_seed(0)
+    size = (outputs, channels) if kernel == 0 else (outputs, channels, kernel, kernel)
+    low, high = (-9, 6) if bits == 4 else (-largest - 1 if largest == 127 else -largest, largest)
+    weight = torch.randint(low, high + 1, size, generator=generator, dtype=torch.int8)
+    integers = Integers(
+        weight,
+        torch.randint(-30, 30, (outputs,), generator=generator, dtype=torch.int32) if rest else None,
+        torch.rand(outputs, generator=generator) + 0.1,
+        torch.randn(outputs, generator=generator),
+        ((stride or 1,) * 2, (padding, padding), (dilation or 1,) * 2),
+        bits,
+    )
+    moved = {key: value.to(device) for key, value in vars(integers).items() if isinstance(value, Tensor)}
+    return Integers(**(vars(integers) | moved))
+
+
+def codes(shape: tuple[int, ...], device: str = "cpu") -> Tensor:
+    batch, channels, height, width, *_ = shape
+    size = (batch, channels, height, width) if height else (batch, 3, channels)
+    return torch.randint(0, 256, size, generator=torch.Generator().manual_seed(1), dtype=torch.uint8).to(device)
+
+
+def assert_exact(kernel: Any, shape: tuple[int, ...], integers: Integers, device: str = "cpu") -> None:
+    """Integers exactly (scales of one, no bias), and outputs within float32's rounding."""
+    x, one = codes(shape, device), torch.ones(1, device=device)
+    plain = Integers(**(vars(integers) | {"scale": torch.ones_like(integers.scale), "bias": None}))
+    for zero_point in (0.0, 77.0, 255.0):
+        z = torch.full((1,), zero_point, device=device)
+        found, expected = kernel.make(plain)(x, one, z), reference.sums(x, z, plain)
+        assert float(expected.abs().max()) < 2**24, "float32 holds the sums"
+        assert torch.equal(found.double(), expected)
+        scaled = one * 0.037
+        torch.testing.assert_close(
+            kernel.make(integers)(x, scaled, z), reference.make(integers)(x, scaled, z), rtol=1e-5, atol=1e-3
+        )
+
+
+@pytest.mark.parametrize(("shape", "kind"), itertools.product(SHAPES, KINDS))
+def test_reference_is_what_was_quantized(shape: str, kind: str) -> None:
+    """Against floating-point convolution of dequantized operands, padded with real zeros."""
+    integers, x = layer(SHAPES[shape], *KINDS[kind]), codes(SHAPES[shape])
+    weight = integers.weight.double()
+    if integers.rest is not None:
+        weight = weight - integers.rest.double().view(-1, *(1,) * (weight.ndim - 1))
+    weight = weight * integers.scale.double().view(-1, *(1,) * (weight.ndim - 1))
+    real = (x.double() - 77) * 0.037
+    assert integers.bias is not None
+    bias = integers.bias.double()
+    expected = (
+        functional.linear(real, weight, bias)
+        if integers.linear
+        else functional.conv2d(real, weight, bias, *integers.geometry)
+    )
+    found = reference.make(integers)(x, torch.full((1,), 0.037), torch.full((1,), 77.0))
+    torch.testing.assert_close(found, expected.float(), rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize(("shape", "kind"), itertools.product(SHAPES, KINDS))
+def test_cpu(shape: str, kind: str) -> None:
+    if (why := cpu.lacking(torch.device("cpu"))) is not None:
+        pytest.skip(why)
+    integers = layer(SHAPES[shape], *KINDS[kind])
+    if cpu.refuses(integers) is not None:  # a CPU that saturates: what it is still given
+        integers = layer(SHAPES[shape], *KINDS[kind], largest=63)
+    assert cpu.refuses(integers) is None
+    assert_exact(cpu, SHAPES[shape], integers)
+
+
+def test_a_cpu_is_asked_whether_it_saturates(monkeypatch: pytest.MonkeyPatch) -> None:
+    wide, narrow = (layer(SHAPES["3x3"], 8, False, largest=largest) for largest in (127, 63))
+    monkeypatch.setattr(cpu, "_exact", lambda: False)
+    assert cpu.refuses(narrow) is None
+    assert "no VNNI or AMX" in str(cpu.refuses(wide))
+    monkeypatch.setattr(cpu, "_exact", lambda: True)
+    assert cpu.refuses(wide) is None
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("shape", "kind"), itertools.product(SHAPES, KINDS))
+def test_triton_on_a_gpu(shape: str, kind: str) -> None:
+    assert triton_kernels.lacking(torch.device("cuda")) is None
+    assert_exact(triton_kernels, SHAPES[shape], layer(SHAPES[shape], *KINDS[kind], device="cuda"), "cuda")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("batch", [1, 50])
+@pytest.mark.parametrize("name", ["bedrooms", "imagenet"])
+def test_triton_on_the_layers_of_the_papers(name: str, batch: int) -> None:
+    """Every shape of layer of the two latent models, at true size: outputs within 1e-3 of exact arithmetic."""
+    from quest.bench import networks
+
+    shapes: dict[tuple[Any, ...], tuple[nn.Module, tuple[int, ...]]] = {}
+    network = networks.make(name, "cuda")
+
+    def note(module: nn.Module, args: tuple[Any, ...], _output: Any) -> None:
+        assert isinstance(module.weight, Tensor)
+        geometry = (getattr(module, "stride", 0), getattr(module, "padding", 0))
+        shapes[(tuple(module.weight.shape), geometry, args[0].shape[1:])] = module, tuple(args[0].shape[1:])
+
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            module.register_forward_hook(note)
+    with torch.no_grad():
+        network(torch.zeros(1, *networks.SHAPE, device="cuda"), torch.zeros(1, device="cuda"))
+    for module, size in shapes.values():
+        assert isinstance(module.weight, Tensor)
+        weight = torch.randint(-128, 128, module.weight.shape, device="cuda", dtype=torch.int8)
+        geometry = ((1, 1), (0, 0), (1, 1))
+        if isinstance(module, nn.Conv2d):
+            geometry = (module.stride, module.padding, module.dilation)  # type: ignore[assignment]
+        outputs = len(weight)
+        rest = torch.randint(-30, 30, (outputs,), device="cuda", dtype=torch.int32)
+        for bits, extra in ((8, None), (8, rest), (4, None)):
+            values = weight if bits == 8 else weight.clamp(-8, 7)
+            one = torch.ones(outputs, device="cuda")
+            integers = Integers(values, extra, one, None, geometry, bits)  # type: ignore[arg-type]
+            x = torch.randint(0, 256, (batch, *size), device="cuda", dtype=torch.uint8)
+            z, scale = torch.full((1,), 117.0, device="cuda"), torch.full((1,), 0.02, device="cuda")
+            found = triton_kernels.make(integers)(x, scale, z)[:2]
+            expected = reference.make(integers)(x[:2], scale, z)
+            assert float((found - expected).norm() / expected.norm()) < 1e-3, (weight.shape, geometry, size, bits)
+
+
+def test_triton_in_its_interpreter() -> None:
+    """In a process of its own, since the interpreter is chosen when a kernel is defined."""
+    pytest.importorskip("triton")
+    import os
+    import subprocess
+    import sys
+    from pathlib import Path
+
+    program = (
+        "import sys; sys.path.insert(0, sys.argv[1])\n"
+        "import torch\n"
+        "import test_kernels as t\n"
+        "assert t.triton_kernels.lacking(torch.device('cpu')) is None\n"
+        "some = {'one channel': '4 bits', 'odd, strided': '8 bits with a rest', 'linear': '4 bits'}\n"
+        "for shape, kind in some.items():\n"
+        "    t.assert_exact(t.triton_kernels, t.SHAPES[shape], t.layer(t.SHAPES[shape], *t.KINDS[kind]))\n"
+        "integers, x = t.layer(t.SHAPES['3x3'], 8, True), t.codes(t.SHAPES['3x3'])\n"
+        "one = torch.ones(1); product = t.triton_kernels.make(integers); plain = product(x, one, one)\n"
+        "added = torch.randn_like(plain)\n"
+        "torch.testing.assert_close(product(x, one, one, residual=added), plain + added)\n"
+        "print('as it should be')"
+    )
+    environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(Path(__file__).parent)],
+        capture_output=True, text=True, env=environment, check=False,
+    )  # fmt: skip
+    assert done.stdout.strip() == "as it should be", done.stderr[-3000:]
+
+
+def test_triton_says_what_it_lacks() -> None:
+    assert "the model is on cpu" in str(triton_kernels.lacking(torch.device("cpu"))) or "not installed" in str(
+        triton_kernels.lacking(torch.device("cpu"))
+    )
+
+
+def packed(network: QuantizedNetwork) -> nn.Module:
+    """The packed form of a quantized network, in memory."""
+    fields, tensors = take_apart(network, [750, 500, 250, 0], None)
+    source: Any = network.network
+    made = type(source).from_config(source.config).eval().requires_grad_(False)
+    assemble(made, Description(bits="", method="nearest", **fields))
+    made.load_state_dict(tensors)
+    return made
+
+
+PER_TENSOR = {"activation_granularity": {"4": "per_tensor", "8": "per_tensor"}}
+
+
+@pytest.mark.parametrize("bits", ["w4a4", "w4a8", "w8a8"])
+@pytest.mark.parametrize("kernel", ["reference", "cpu"])
+def test_a_whole_network(bits: str, kernel: str, make_quantized: Callable[..., QuantizedNetwork]) -> None:
+    unet = packed(make_quantized(bits, **PER_TENSOR))
+    report = kernels.use_kernels(unet, kernel)
+    if bits.startswith("w4") or kernel == "reference":
+        assert set(report.values()) == {kernel}
+    inputs: dict[str, Tensor] = {}
+    for name, module in packed_layers(unet).items():
+        module.register_forward_pre_hook(lambda _module, args, name=name: inputs.update({name: args[0]}))
+    x = torch.randn(3, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        unet(x, 400)
+        for name, module in packed_layers(unet).items():
+            with_integers = module(inputs[name])
+            module_kernel, module.kernel = module.kernel, None
+            expected = module(inputs[name])
+            module.kernel = module_kernel
+            assert float((with_integers - expected).norm() / expected.norm()) < 1e-5, name
+        predicted = unet(x, 400).sample
+        kernels.use_kernels(unet, "floats")
+        expected = unet(x, 400).sample
+    # Layer by layer the same; through a network a rounding of sums may move an activation to the next of its codes.
+    assert float((predicted - expected).norm() / expected.norm()) < 5e-2
+
+
+def test_compiled_with_a_kernel(make_quantized: Callable[..., QuantizedNetwork]) -> None:
+    """A layer is one graph without a break, in which the timestep still chooses the scales."""
+    unet = packed(make_quantized("w8a8"))
+    kernels.use_kernels(unet, "reference")
+    tables, layer = unet.get_submodule(TABLES), unet.get_submodule("conv_in")
+    assert isinstance(tables, Tables)
+
+    def step(x: Tensor, timestep: Tensor) -> Tensor:
+        tables.set(timestep)
+        return layer(x)
+
+    x = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    compiled: Any = torch.compile(step, backend="eager", fullgraph=True)
+    with torch.no_grad():
+        for timestep in (torch.tensor(750), torch.tensor(0)):
+            torch.testing.assert_close(compiled(x, timestep), step(x, timestep))
+
+
+def test_what_is_refused_says_why(make_quantized: Callable[..., QuantizedNetwork]) -> None:
+    unet = packed(make_quantized("w4a4"))
+    report = kernels.use_kernels(unet, "reference")
+    assert RECIPE in report.values()
+    assert "per_tensor" in RECIPE
+    assert RECIPE in kernels.summary(report)
+    reasons = {"weight_group": (4, "groups of its inputs"), "split_shortcuts": (True, "is split into")}
+    for key, (value, reason) in reasons.items():
+        report = kernels.use_kernels(packed(make_quantized("w4a4", **PER_TENSOR, **{key: value})), "reference")
+        assert any(reason in why for why in report.values())
+
+
+def test_a_kernel_that_is_not_there(make_quantized: Callable[..., QuantizedNetwork]) -> None:
+    unet = packed(make_quantized("w4a4", **PER_TENSOR))
+    with pytest.raises(ValueError, match=r"kernel 'triton' on cpu: .*; choose another, or auto"):
+        kernels.use_kernels(unet, "triton")
+    with pytest.raises(ValueError, match=r"kernel: .*tritn"):
+        kernels.use_kernels(unet, "tritn")
+    with pytest.raises(ValueError, match=r"Linear: holds no packed layer; load a folder that quest.export wrote"):
+        quest.use_kernels(nn.Linear(1, 1))
+
+
+def test_weights_that_fit_no_signed_byte(make_quantized: Callable[..., QuantizedNetwork]) -> None:
+    """Of 8 bits and any zero point, which leave a rest; what they are is the packed weight all the same."""
+    layers = packed_layers(packed(make_quantized("w8a8")))
+    found: list[Packed] = [layer for layer in layers.values() if why_not(layer) is None]
+    split = [of_layer(each) for each in found]
+    assert any(integers.rest is not None for integers in split)
+    for each, integers in zip(found, split, strict=True):
+        whole = integers.weight.float()
+        if integers.rest is not None:
+            whole = whole - integers.rest.float().view(-1, *(1,) * (whole.ndim - 1))
+        weight = whole * integers.scale.view(-1, *(1,) * (whole.ndim - 1))
+        torch.testing.assert_close(weight, each.weight, rtol=1e-6, atol=1e-8)

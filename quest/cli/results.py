@@ -31,8 +31,9 @@ def compare(cells: tuple[str, ...], revisions: tuple[str, ...]) -> None:
 
 @click.command()
 @click.option("--port", type=click.IntRange(1, 65535), default=5000, show_default=True)
-def ui(port: int) -> None:
-    """Fill MLflow from the tables in results/ and open its page on loopback."""
-    from quest.report import tracking
+@click.option("--browser/--no-browser", default=True, help="Open the page; default: yes.")
+def ui(port: int, browser: bool) -> None:
+    """Show results/ in MLflow, on this machine only: print the address of the runs table, and open it."""
+    from quest.report.tracking import page
 
-    tracking.ui(port)
+    page.serve(port, browser)

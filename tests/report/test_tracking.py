@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 import torch
-from result_files import CELLS, row, write_all, write_metrics
+from result_files import row, write_all, write_metrics
 
 from quest.artifacts import ArtifactError, Manifest, load_json, save_json, save_tensors
 from quest.config.reading import validate
@@ -30,6 +30,8 @@ os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"  # MLflow reads it when it is im
 
 from mlflow import MlflowClient
 from mlflow.entities import Run, ViewType
+
+CELLS = (("quest", "w4a4"), ("quest", "w8a8"), ("fp", "w32a32"))  # each takes MLflow a moment
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +63,7 @@ def client_of(folder: Path) -> MlflowClient:
 
 def make_table(folder: Path, metrics: list[Path] | None = None, dataset: str = "digits") -> Path:
     output = folder / "results" / "tables" / f"{dataset}.json"
-    metrics = metrics or write_all(folder / "metrics" / dataset, dataset=dataset)
+    metrics = metrics or write_all(folder / "metrics" / dataset, dataset=dataset, cells=CELLS)
     table_stage.run(dataset, metrics, output)
     return output
 
@@ -101,7 +103,7 @@ def paths_in(client: MlflowClient, run: Run, path: str | None = None) -> set[str
 
 
 def test_a_run_for_each_cell_with_its_seeds_under_it(store: MlflowClient, folder: Path):
-    tracking.run([make_table(folder, write_all(folder / "metrics", seeds=2))], [], None)
+    tracking.run([make_table(folder, write_all(folder / "metrics", seeds=2, cells=CELLS))], [], None)
     whole, seeds = cells_of(store), seeds_of(store)
     assert set(whole) == {f"digits/{method}-{bits}" for method, bits in CELLS}
     assert set(seeds) == {f"digits/{method}-{bits}-seed{seed}" for method, bits in CELLS for seed in (0, 1)}
@@ -157,7 +159,7 @@ def test_a_suite_is_one_run_whose_folders_are_datasets(store: MlflowClient, fold
 
 
 def test_a_cell_is_the_mean_over_all_seeds_that_are_here(store: MlflowClient, folder: Path):
-    every = write_all(folder / "results" / "metrics" / "digits", seeds=3)
+    every = write_all(folder / "results" / "metrics" / "digits", seeds=3, cells=CELLS)
     tracking.run([make_table(folder, [file for file in every if "seed0" in file.name])], [], folder / "record.json")
     assert cells_of(store)["digits/quest-w4a4"].data.params["seeds"] == "0, 1, 2"
     record = load_json(folder / "record.json", "tracking").content["runs"]
@@ -181,7 +183,7 @@ def test_the_pictures_and_the_checkpoint_of_a_cell_are_with_it(store: MlflowClie
     assert {metric.key: metric.value for metric in model.metrics}["fid"] == 40
     tracking.run([make_table(folder)], [], None)
     assert cells_of(store)["digits/quest-w4a4"].info.run_id == run.info.run_id
-    assert not cells_of(store)["digits/nearest-w4a4"].outputs.model_outputs
+    assert not cells_of(store)["digits/fp-w32a32"].outputs.model_outputs
 
 
 def test_two_grids_side_by_side(tmp_path: Path):
@@ -430,7 +432,7 @@ def free_port() -> int:
 
 def test_everything_that_was_pulled_is_filled_in_and_a_view_a_width(store: MlflowClient, folder: Path):
     """Also what no table has; the workflow's own records are no results."""
-    write_all(folder / "results" / "metrics" / "digits", seeds=2)
+    write_all(folder / "results" / "metrics" / "digits", seeds=2, cells=CELLS)
     (folder / "results" / "metrics" / "records.json").write_text("{}\n{}\n")
     make_table(folder, dataset="shapes")
     (folder / "results" / "tables" / "records.json").write_text("{}\n{}\n")
@@ -479,7 +481,7 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shuti
 @pytest.mark.skipif(CHROMIUM is None, reason="no chromium here; `apt-get install chromium` brings it")
 def test_the_printed_address_shows_numbers_of_the_table(store: MlflowClient, folder: Path):
     """In a fresh browser, from results alone."""
-    write_all(folder / "results" / "metrics" / "digits", seeds=2)
+    write_all(folder / "results" / "metrics" / "digits", seeds=2, cells=CELLS)
     command = [sys.executable, "-c", "from quest.cli import main; main()", "ui", "--no-browser"]
     server = subprocess.Popen([*command, "--port", str(free_port())], stdout=subprocess.PIPE, text=True, cwd=folder)
     try:

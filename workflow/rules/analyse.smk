@@ -31,6 +31,8 @@ rule analyse:
         code=CELLS.code("analyse", STUDY),
         seed=RUN.seeds[0],
         files=study_options,
+    message:
+        "study {wildcards.study} of {wildcards.dataset}"
     shell:
         "quest analyse {wildcards.study:q} {wildcards.dataset:q} --settings {params.settings:q} --seed {params.seed:q}"
         " {params.files} --csv {output.csv:q} --png {output.png:q} --svg {output.svg:q} > {log:q} 2>&1"

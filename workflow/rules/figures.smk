@@ -27,6 +27,8 @@ rule figures:
         runtime=10,
     params:
         code=CELLS.code("figures", *TITLES),
+    message:
+        "pictures of {wildcards.dataset}{wildcards.of_suite}"
     shell:
         "quest figures {wildcards.dataset:q} {input.previews:q} --table {input.table:q}"
         " --grid {output.grid:q} --comparison {output.comparison:q} > {log:q} 2>&1"

@@ -20,6 +20,8 @@ rule write_table:
         runtime=10,
     params:
         code=CELLS.code("write_table", *TITLES),
+    message:
+        "table of {wildcards.dataset}{wildcards.of_suite} for reading"
     shell:
         "quest write-table {input:q} --csv {output.csv:q} --markdown {output.markdown:q} > {log:q} 2>&1"
 

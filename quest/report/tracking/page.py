@@ -43,7 +43,7 @@ def serve(port: int, browser: bool) -> None:
     command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", uri, "--host", HOST, "--port", str(port)]
     command += ["--workers", "1", "--uvicorn-opts", "--log-level error"]
     # A group of its own: its workers would outlive it.
-    server = subprocess.Popen(command, env=os.environ | _QUIET, start_new_session=True)
+    server = subprocess.Popen(command, env=os.environ | _QUIET, stdout=sys.stderr, start_new_session=True)
     try:
         _wait_until_ready(server, port)
         click.echo(address)

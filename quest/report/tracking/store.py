@@ -10,10 +10,11 @@ import hashlib
 import json
 import logging
 import os
+import sqlite3
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -273,7 +274,8 @@ def _unhurried() -> Iterator[None]:
 
     def relax(connection: Any, _: Any) -> None:
         if type(connection).__module__ == "sqlite3":
-            connection.execute("PRAGMA synchronous = OFF")
+            with suppress(sqlite3.Error):  # of a file that is no database it is said where the store is read
+                connection.execute("PRAGMA synchronous = OFF")
 
     event.listen(Engine, "connect", relax)
     try:

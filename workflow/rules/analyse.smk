@@ -10,13 +10,7 @@ rule analyse:
         previews=CELLS.studied("previews"),
     output:
         csv=f"{paths.ANALYSIS}.csv",
-        png=report(
-            f"{paths.ANALYSIS}.png",
-            category="{dataset}",
-            subcategory="Studies",
-            labels={"result": "{study}"},
-            caption="../report/analysis.rst",
-        ),
+        png=f"{paths.ANALYSIS}.png",
         svg=f"{paths.ANALYSIS}.svg",
     log:
         "logs/analyse/{dataset}/{study}.log",

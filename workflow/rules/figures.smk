@@ -4,20 +4,8 @@ rule figures:
         previews=lambda wildcards: CELLS.previews(wildcards.dataset),
         table=paths.TABLE,
     output:
-        grid=report(
-            paths.SAMPLE_GRID,
-            category="{dataset}",
-            subcategory="Every method and bit-width",
-            labels={"result": "samples"},
-            caption="../report/samples.rst",
-        ),
-        comparison=report(
-            paths.COMPARISON,
-            category="{dataset}",
-            subcategory="Every method and bit-width",
-            labels={"result": "comparison"},
-            caption="../report/comparison.rst",
-        ),
+        grid=paths.SAMPLE_GRID,
+        comparison=paths.COMPARISON,
     log:
         "logs/figures/{dataset}{of_suite}.log",
     benchmark:

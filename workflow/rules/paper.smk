@@ -5,13 +5,7 @@ rule paper:
         published=str(published.PUBLISHED_FILE),
     output:
         json=paths.PAPER,
-        csv=report(
-            paths.PAPER_CSV,
-            category="{dataset}",
-            subcategory="Tables of the paper, and ablations",
-            labels={"result": "{table}"},
-            caption="../report/paper.rst",
-        ),
+        csv=paths.PAPER_CSV,
         markdown=paths.PAPER_MARKDOWN,
     log:
         "logs/paper/{dataset}/{table}.log",

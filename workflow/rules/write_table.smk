@@ -3,13 +3,7 @@ rule write_table:
     input:
         paths.TABLE,
     output:
-        csv=report(
-            paths.TABLE_CSV,
-            category="{dataset}",
-            subcategory="Every method and bit-width",
-            labels={"result": "table"},
-            caption="../report/table.rst",
-        ),
+        csv=paths.TABLE_CSV,
         markdown=paths.TABLE_MARKDOWN,
     log:
         "logs/write_table/{dataset}{of_suite}.log",

@@ -55,7 +55,7 @@ def write_metrics(folder: Path, content: Row, manifest: dict[str, Any] | None = 
     changes = {"settings": {}, "inputs": {}} | (manifest or {})
     file = folder / f"{content['method']}-{content['bits']}-seed{content['seed']}.json"
     settings = {
-        "sampler": {"steps": 20, "eta": 0.0},
+        "sampler": {"kind": "ddim", "steps": 20, "eta": 0.0},
         "evaluation": {"images": 1000, "neighbours": 3},
     }
     if content["method"] != "fp":

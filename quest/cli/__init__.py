@@ -65,6 +65,8 @@ class _Commands(click.Group):
         return super().resolve_command(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:
+        if ctx.params["quiet"]:
+            os.environ["TQDM_DISABLE"] = "1"  # read when tqdm is imported, which a command may do
         try:
             # From before a command is looked up, for importing it takes seconds.
             with ending.heeded(), announced(quiet=ctx.params["quiet"]) as ctx.obj:
@@ -92,8 +94,6 @@ def main(debug: bool, quiet: bool) -> None:
     """Low-bit diffusion models by efficient selective finetuning (QuEST)."""
     level = logging.DEBUG if debug else logging.WARNING if quiet else logging.INFO
     logging.basicConfig(level=level, format="%(name)s: %(message)s", stream=sys.stderr)
-    if quiet:
-        os.environ["TQDM_DISABLE"] = "1"  # read when tqdm is imported
     for name in ("matplotlib", "PIL", "alembic", "mlflow"):
         logging.getLogger(name).setLevel(logging.WARNING)
 

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import click
 import pytest
@@ -87,8 +88,8 @@ def test_a_command_tells_its_device():
 def test_the_innermost_part_of_the_library_is_the_phase():
     """The main thread is in `artifacts`, called by a stage; another thread asks."""
     found: list[str] = []
-    inner = {"__name__": "quest.artifacts", "ask": lambda: found.append(_asked())}
-    outer = {"__name__": "quest.stages.sample"}
+    inner: dict[str, Any] = {"__name__": "quest.artifacts", "ask": lambda: found.append(_asked())}
+    outer: dict[str, Any] = {"__name__": "quest.stages.sample"}
     exec("def write(): ask()", inner)
     exec("def run(write): write()", outer)
     outer["run"](inner["write"])

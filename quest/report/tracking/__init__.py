@@ -47,7 +47,7 @@ def run(table_files: Sequence[Path], figures: Sequence[Path], output: Path | Non
         written = {key: of_rows[key] for key in rows}
         for name, artifact in given.items():
             written |= _write_table(opened, name, artifact, pictures[name])
-        for artifact in paper_tables:
+        for artifact in paper_tables:  # of a job, one
             written |= _write_paper(opened, artifact, published.load())
     if output is not None:
         inputs = {name: artifact.manifest.sha256 for name, artifact in given.items()}
@@ -70,9 +70,10 @@ def fill() -> str:
         _write_cells(opened, groups)
         for name, artifact in found.items():
             _write_table(opened, name, artifact, results_in(FIGURES, f"{name}/*.png"))
-        known = published.load() if published.PUBLISHED_FILE.exists() else None
-        for file in results_in(PAPER, "*/*.json") if known else []:
-            _write_paper(opened, load_json(file, "paper"), known)
+        if papers := results_in(PAPER, "*/*.json"):
+            known = published.load()
+            for file in papers:
+                _write_paper(opened, load_json(file, "paper"), known)
         return _write_views(opened, groups)
 
 

@@ -96,10 +96,10 @@ def entries(cells: Sequence[Cell]) -> Iterator[Entry]:
         full = known.get(((dataset, FULL_PRECISION, str(UNQUANTIZED)), cell.protocol))
         base = known.get(((dataset, base_method(method), bits), cell.protocol))
         common = {"protocol": cell.protocol, "changed": _changed(cell, base) if "+" in method else MISSING}
-        tags = views.tags(shown.get(cell.key, []))
-        yield _cell_entry(cell, common, tags, full)
+        marks = views.tags(shown.get(cell.key, []))
+        yield _cell_entry(cell, common, marks, full)
         for seed in cell.seeds:
-            yield _seed_entry(seed, cell, common, tags)
+            yield _seed_entry(seed, cell, common, marks)
 
 
 def views_of(cells: Sequence[Cell]) -> dict[View, list[Cell]]:
@@ -125,7 +125,7 @@ def views_of(cells: Sequence[Cell]) -> dict[View, list[Cell]]:
     return found
 
 
-def _cell_entry(cell: Cell, common: Mapping[str, str], tags: Mapping[str, str], full: Cell | None) -> Entry:
+def _cell_entry(cell: Cell, common: Mapping[str, str], marks: Mapping[str, str], full: Cell | None) -> Entry:
     (summary,) = tables.summarize(cell.rows)
     _, method, bits = cell.name
     first = next((row for row in cell.rows if _preview(row).exists()), cell.rows[0])
@@ -135,9 +135,10 @@ def _cell_entry(cell: Cell, common: Mapping[str, str], tags: Mapping[str, str], 
     return Entry(
         key=cell.key,
         name=tables.label(method, bits),
-        params=_facts(summary) | common | {"seeds": ", ".join(str(row["seed"]) for row in cell.rows)},
+        params={**_facts(summary), **common, "seeds": ", ".join(str(row["seed"]) for row in cell.rows)},
         metrics=_metrics(summary),
-        tags={"mlflow.note.content": _sentence(summary, full), **tags},
+        tags={"mlflow.note.content": _sentence(summary, full)},
+        marks=marks,
         dataset=_dataset(cell.seeds[0]),
         artifacts={"results.json": _json({"mean": summary, "seeds": cell.rows}), **_made(cell.seeds)},
         pictures=pictures if all(file.exists() for file in pictures) else (),
@@ -145,15 +146,16 @@ def _cell_entry(cell: Cell, common: Mapping[str, str], tags: Mapping[str, str], 
     )
 
 
-def _seed_entry(seed: Measured, cell: Cell, common: Mapping[str, str], tags: Mapping[str, str]) -> Entry:
+def _seed_entry(seed: Measured, cell: Cell, common: Mapping[str, str], marks: Mapping[str, str]) -> Entry:
     """Its files are with its cell."""
     row = seed.row
     return Entry(
         key=row_key(row),
         name=f"{tables.label(row['method'], row['bits'])}, seed {row['seed']}",
-        params=_facts(row) | common | {"seeds": str(row["seed"])},
+        params={**_facts(row), **common, "seeds": str(row["seed"])},
         metrics=_metrics(row),
-        tags=dict(tags),
+        tags={},
+        marks=marks,
         parent=cell.key,
     )
 

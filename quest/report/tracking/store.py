@@ -43,6 +43,7 @@ _log = logging.getLogger(__name__)
 class Entry:
     """What one MLflow run holds.
 
+    marks: tags that say where it is shown; they depend on what else is here, so they are no part of the fingerprint.
     parent: the key of the run that it is nested under. dataset: name and digest of what it was measured against.
     artifacts: content, or the file with it, by path. pictures: two previews, drawn beside each other.
     model: a checkpoint file, registered as the run's model with its metrics.
@@ -53,6 +54,7 @@ class Entry:
     params: dict[str, str]
     metrics: dict[str, float]
     tags: dict[str, str]
+    marks: Mapping[str, str] = field(default_factory=dict)
     parent: str | None = None
     dataset: tuple[str, str] | None = None
     artifacts: Mapping[str, str | Path] = field(default_factory=dict)
@@ -90,16 +92,16 @@ class Store:
         """Make ``entry`` the one active run of its key. Returns False when it is already, as the fingerprint tells."""
         current = self._one(experiment, entry.key)
         parent = self._one(experiment, entry.parent) if entry.parent else None
-        nested = {_PARENT_TAG: parent.info.run_id} if parent else {}
+        marks = {**entry.marks, **({_PARENT_TAG: parent.info.run_id} if parent else {})}
         if current is not None and current.data.tags.get(FINGERPRINT_TAG) == fingerprint:
-            for tag, value in nested.items():
+            for tag, value in marks.items():
                 if current.data.tags.get(tag) != value:
                     self.client.set_tag(current.info.run_id, tag, value)
             return False
         if current is not None and not _can_become(current, entry):
             self.client.delete_run(current.info.run_id)
             current = None
-        tags = {KEY_TAG: entry.key, **entry.tags, **nested, **self._source()}
+        tags = {KEY_TAG: entry.key, **entry.tags, **marks, **self._source()}
         if current is None:
             current = self.client.create_run(experiment, run_name=entry.name, tags=tags)
         else:

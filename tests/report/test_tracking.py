@@ -480,6 +480,15 @@ def test_ui_of_a_server_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch
         page.serve(free_port(), browser=False)
 
 
+def test_a_terminal_without_a_screen_is_left_alone(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(sys, "platform", "linux")
+    for name in ("DISPLAY", "WAYLAND_DISPLAY"):
+        monkeypatch.delenv(name, raising=False)
+    assert not page._has_screen()
+    monkeypatch.setenv("DISPLAY", ":0")
+    assert page._has_screen()
+
+
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 

@@ -47,13 +47,18 @@ def serve(port: int, browser: bool) -> None:
     try:
         _wait_until_ready(server, port)
         click.echo(address)
-        if browser:
+        if browser and _has_screen():
             webbrowser.open(address)
         server.wait()
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(server.pid, signal.SIGTERM)
             server.wait()
+
+
+def _has_screen() -> bool:
+    """Whether a browser of this user has somewhere to open: without, a text browser would take the terminal."""
+    return sys.platform != "linux" or bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
 
 
 def _wait_until_ready(server: subprocess.Popen[bytes], port: int) -> None:

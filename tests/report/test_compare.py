@@ -153,7 +153,7 @@ def test_two_revisions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     assert text.endswith("0 cells the same at HEAD~1 and HEAD, 1 cell changed.")
     assert compare.revisions("HEAD", "HEAD", []) == "1 cell the same at HEAD and HEAD, 0 cells changed."
     here = lines(compare.revisions("HEAD", compare.WORKSPACE, ["digits/quest-w4a4"]))
-    assert here["metric"] == ["HEAD", "workspace", "workspace − HEAD"]
+    assert here["metric"] == ["HEAD", "workspace", "workspace −"], "− HEAD is on the next line"
     plain = compare.revisions_json("HEAD", compare.WORKSPACE, [])
     assert plain["changed"]["digits/quest-w4a4"]["cells"]["workspace"]["fid"] == 31.5
     write_metrics(metrics, row("nearest"))

@@ -19,7 +19,7 @@ help:
 	@echo "make test         check style, workflow and types, then run the tests"
 	@echo "make arithmetic   the numeric tests as other processors would compute them"
 	@echo "make ui           compare results in MLflow, on this machine only"
-	@echo "make report       report.html: tables, pictures and how each was made, in one file"
+	@echo "make report       report.html: the tables and pictures of all runs that are here, in one file; nothing is computed"
 	@echo "make check        compare every file with what was recorded of it"
 	@echo "make environment  build .venv and nothing else"
 
@@ -47,7 +47,8 @@ ui: environment
 	quest ui
 
 report: environment
-	snakemake --report report.html
+	snakemake --snakefile workflow/report/Snakefile --quiet all --force
+	snakemake --snakefile workflow/report/Snakefile --quiet all --report report.html
 
 check: environment
 	python -m workflow.damage

@@ -17,9 +17,6 @@ except ConfigError as error:
 configfile: RUN_FILE
 
 
-report: "workflow/report/workflow.rst"
-
-
 # Jobs run in the environment that runs Snakemake, pinned by constraints.txt. Only `--sdm apptainer` reads this line;
 # quest then has to be installed on the image.
 container: "docker://python:3.11"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,7 @@ def write_metrics(folder: Path, content: Row, manifest: dict[str, Any] | None = 
     changes = {"settings": {}, "inputs": {}} | (manifest or {})
     file = folder / f"{content['method']}-{content['bits']}-seed{content['seed']}.json"
     settings = {
-        "sampler": {"steps": 20, "eta": 0.0},
+        "sampler": {"kind": "ddim", "steps": 20, "eta": 0.0},
         "evaluation": {"images": 1000, "neighbours": 3},
     }
     if content["method"] != "fp":
@@ -73,6 +74,6 @@ def write_metrics(folder: Path, content: Row, manifest: dict[str, Any] | None = 
     return file
 
 
-def write_all(folder: Path, seeds: int = 1, **changes: Any) -> list[Path]:
+def write_all(folder: Path, seeds: int = 1, cells: Sequence[tuple[str, str]] = CELLS, **changes: Any) -> list[Path]:
     """The metrics of every cell on ``seeds`` seeds, in no order."""
-    return [write_metrics(folder, row(*cell, seed, **changes)) for seed in range(seeds) for cell in CELLS]
+    return [write_metrics(folder, row(*cell, seed, **changes)) for seed in range(seeds) for cell in cells]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import importlib
 import logging
+import os
 import pkgutil
 import sys
 from pathlib import Path
@@ -18,6 +19,7 @@ import click
 from quest import stages
 from quest.artifacts import ArtifactError
 from quest.cli import ending, extras
+from quest.cli.announcing import Announcer, announced
 from quest.config.values import ConfigError
 
 # Commands that are no stages, by the module of this package that has them.
@@ -41,10 +43,12 @@ class _Commands(click.Group):
         return [*_stages(), *_OTHERS]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        announcer = ctx.obj or Announcer()
         if cmd_name in _stages():
-            return stages.command(cmd_name)
+            return announcer.telling(stages.command(cmd_name))
         if cmd_name in _OTHERS:
-            return getattr(importlib.import_module(f"quest.cli.{_OTHERS[cmd_name]}"), cmd_name)
+            found = getattr(importlib.import_module(f"quest.cli.{_OTHERS[cmd_name]}"), cmd_name)
+            return found if isinstance(found, click.Group) else announcer.telling(found)
         return None
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -58,11 +62,15 @@ class _Commands(click.Group):
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
         ctx.invoked_subcommand = args[0]  # as click does, but before the command is imported, which may fail
+        ctx.obj.command = args[0]
         return super().resolve_command(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:
+        if ctx.params["quiet"]:
+            os.environ["TQDM_DISABLE"] = "1"  # read when tqdm is imported, which a command may do
         try:
-            with ending.heeded():  # from before a command is looked up, for importing it takes seconds
+            # From before a command is looked up, for importing it takes seconds.
+            with ending.heeded(), announced(quiet=ctx.params["quiet"]) as ctx.obj:
                 return super().invoke(ctx)
         except ModuleNotFoundError as error:
             missing = extras.sentence(str(ctx.invoked_subcommand), error)
@@ -81,12 +89,12 @@ class _Commands(click.Group):
 
 @click.group(cls=_Commands)
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+@click.option("--quiet", is_flag=True, help="Say nothing but errors: for scripts.")
 @click.version_option(package_name="quest-diffusion")
-def main(debug: bool) -> None:
+def main(debug: bool, quiet: bool) -> None:
     """Low-bit diffusion models by efficient selective finetuning (QuEST)."""
-    logging.basicConfig(
-        level=logging.DEBUG if debug else logging.INFO, format="%(name)s: %(message)s", stream=sys.stderr
-    )
+    level = logging.DEBUG if debug else logging.WARNING if quiet else logging.INFO
+    logging.basicConfig(level=level, format="%(name)s: %(message)s", stream=sys.stderr)
     for name in ("matplotlib", "PIL", "alembic", "mlflow"):
         logging.getLogger(name).setLevel(logging.WARNING)
 

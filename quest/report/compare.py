@@ -5,6 +5,7 @@ Never imports torch.
 
 from __future__ import annotations
 
+import difflib
 import math
 import re
 import shutil
@@ -12,19 +13,23 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+import textwrap
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from tabulate import tabulate
 
 from quest.artifacts import JsonArtifact, listed, load_json
-from quest.config.reading import unknown
 from quest.report import tables
 from quest.report.tables import MISSING, Column
 
 METRICS = Path("results/metrics")
 WORKSPACE = "workspace"
+WIDTH, HEADER_WIDTH = 100, 14  # characters
+_OF_ONE = "Of one seed there is neither."
+_FEW = _NEAREST = 3
 _CELL = re.compile(r"(?P<cell>.+-w\d+a\d+)-seed\d+")
 
 Values = Mapping[int, float]
@@ -38,45 +43,58 @@ class Difference(NamedTuple):
     error: float | None
 
 
-def cells(names: Sequence[str], folder: Path = METRICS) -> str:
+class Side(NamedTuple):
+    """A cell, or a revision of it: its name in the table, and its metrics artifacts by file."""
+
+    label: str
+    files: dict[Path, JsonArtifact]
+
+
+def cells(names: Sequence[str], folder: Path = METRICS, every: bool = False) -> str:
     """A text table: a row a metric, a column a cell, and each one's difference from the first.
 
     names: metrics files, or ``<dataset>/<method>-<bits>`` for all seeds of a cell that are in ``folder``, or one with
-    ``-seed<n>``. Files of one cell count as its seeds. Raises ValueError for an unknown name, for fewer than two
-    cells, or for cells that were not measured alike.
+    ``-seed<n>``. Files of one cell count as its seeds. every: all metrics instead of those of `tables.HEADLINE`.
+    Raises ValueError for an unknown name, for fewer than two cells, or for cells that were not measured alike.
     """
-    runs: dict[str, dict[Path, JsonArtifact]] = {}
-    for file in dict.fromkeys(file for name in names for file in _files(name, folder)):
-        artifact = load_json(file, "metrics")
-        runs.setdefault(tables.label(artifact.content["method"], artifact.content["bits"]), {})[file] = artifact
-    if len(runs) < 2:
-        raise ValueError(f"nothing to compare with {next(iter(runs), 'nothing')}; name two cells or more")
-    return _table(runs)
+    sides = _sides(names, folder)
+    _require_alike(sides)
+    return "\n".join([*_tables(sides, _columns(every)), _seeds(sides)])
 
 
-def revisions(old: str, new: str, names: Sequence[str], folder: Path = METRICS) -> str:
-    """The same for each of the named cells, or all that both have, at two revisions of this repository.
+def cells_json(names: Sequence[str], folder: Path = METRICS) -> dict[str, Any]:
+    """The same for programs: {"cells": {label: {metric: mean}}, "differences": {label: {metric: [value, error]}}}."""
+    sides = _sides(names, folder)
+    _require_alike(sides)
+    return _plain(sides)
 
-    old, new: what git takes for a commit, or "workspace" for the files that are here. Raises ValueError as `cells`
-    does, and for a revision that DVC has no metrics of.
+
+def revisions(old: str, new: str, names: Sequence[str], folder: Path = METRICS, every: bool = False) -> str:
+    """What changed in the named cells, or in all, between two revisions of this repository, and a count of the rest.
+
+    old, new: what git takes for a commit, or "workspace" for the files that are here. Cells that were measured
+    otherwise are named, not compared. Raises ValueError for an unknown name, for revisions without a cell in common,
+    and for one that DVC has no metrics of.
     """
-    with tempfile.TemporaryDirectory(prefix="quest-compare-") as scratch:
-        folders = {
-            revision: folder if revision == WORKSPACE else _checkout(revision, folder, Path(scratch) / str(place))
-            for place, revision in enumerate((old, new))
+    with _at_both(old, new, names, folder) as found:
+        changed, apart, same = _sorted_out(found)
+        parts = [f"{cell}\n" + "\n".join(_tables(sides, _columns(every))) for cell, sides in changed.items()]
+        if changed:
+            parts.append(f"A cell ± its standard deviation over seeds, a difference ± its standard error. {_OF_ONE}")
+        parts += [f"{cell}: measured otherwise, so not compared: {why}" for cell, why in apart.items()]
+        parts += [f"{_cells(len(own))} only at {label}: {_some(own)}" for label, own in found.alone.items() if own]
+        parts.append(f"{_cells(len(same))} the same at {old} and {new}, {_cells(len(changed))} changed.")
+        return "\n\n".join(parts)
+
+
+def revisions_json(old: str, new: str, names: Sequence[str], folder: Path = METRICS) -> dict[str, Any]:
+    """The same for programs: "changed", cells as `cells_json` has them; "same", a list; "measured_otherwise", why."""
+    with _at_both(old, new, names, folder) as found:
+        changed, apart, same = _sorted_out(found)
+        return {"changed": {cell: _plain(sides) for cell, sides in changed.items()}} | {
+            "same": same,
+            "measured_otherwise": apart,
         }
-        chosen = [_cells_of(where, names) for where in folders.values()]
-        common = sorted(set(chosen[0]) & set(chosen[-1]))
-        if not common:
-            raise ValueError(f"{old} and {new} have no cell in common{' of those named' if names else ''}")
-        texts = []
-        for cell in common:
-            runs = {
-                revision: {file: load_json(file, "metrics") for file in _files(cell, where)}
-                for revision, where in folders.items()
-            }
-            texts.append(f"{cell}\n{_table(runs)}")
-        return "\n\n".join(texts)
 
 
 def difference(first: Values, second: Values) -> Difference:
@@ -94,32 +112,136 @@ def difference(first: Values, second: Values) -> Difference:
     return Difference(value, math.sqrt(sum(variances)))
 
 
-def _table(runs: Mapping[str, Mapping[Path, JsonArtifact]]) -> str:
-    everything = {file: artifact for files in runs.values() for file, artifact in files.items()}
-    dataset = next(iter(everything.values())).content["dataset"]
-    for files in runs.values():
-        tables.require_one_protocol(dataset, files)
-    firsts = dict(next(iter(files.items())) for files in runs.values())
-    tables.require_alike(dataset, firsts)
+class _Found(NamedTuple):
+    """Cells at two revisions, and those that only one of them has."""
 
-    labels = list(runs)
-    headers = ["metric", *labels, *(f"{label} − {labels[0]}" for label in labels[1:])]
-    lines = []
-    for column in tables.COLUMNS:
-        values = [_values(files.values(), column.key) for files in runs.values()]
-        if not any(values):
+    common: dict[str, list[Side]]
+    alone: dict[str, list[str]]
+
+
+@contextmanager
+def _at_both(old: str, new: str, names: Sequence[str], folder: Path) -> Iterator[_Found]:
+    with tempfile.TemporaryDirectory(prefix="quest-compare-") as scratch:
+        folders = {
+            revision: folder if revision == WORKSPACE else _checkout(revision, folder, Path(scratch) / str(place))
+            for place, revision in enumerate((old, new))
+        }
+        first, second = (_cells_of(where, names) for where in (folders[old], folders[new]))
+        common = sorted(set(first) & set(second))
+        if not common:
+            raise ValueError(f"{old} and {new} have no cell in common{' of those named' if names else ''}")
+        yield _Found(
+            {
+                cell: [
+                    Side(revision, {file: load_json(file, "metrics") for file in _files(cell, where)})
+                    for revision, where in folders.items()
+                ]
+                for cell in common
+            },
+            {old: sorted(set(first) - set(second)), new: sorted(set(second) - set(first))},
+        )
+
+
+def _sorted_out(found: _Found) -> tuple[dict[str, list[Side]], dict[str, str], list[str]]:
+    """The cells whose numbers changed, those that were measured otherwise with how, and those that are the same."""
+    changed: dict[str, list[Side]] = {}
+    apart: dict[str, str] = {}
+    same: list[str] = []
+    for cell, sides in found.common.items():
+        numbers = [[_values(side.files.values(), column.key) for column in tables.COLUMNS] for side in sides]
+        try:
+            _require_alike(sides)
+        except ValueError as error:
+            apart[cell] = str(error)
             continue
-        pairs = [(values[0], other) for other in values[1:]]
-        changes = [_change(difference(*pair), column) if all(pair) else MISSING for pair in pairs]
-        lines.append([column.header, *(_mean(each, column) for each in values), *changes])
+        if all(each == numbers[0] for each in numbers):
+            same.append(cell)
+        else:
+            changed[cell] = sides
+    return changed, apart, same
+
+
+def _sides(names: Sequence[str], folder: Path) -> list[Side]:
+    sides: dict[str, Side] = {}
+    for file in dict.fromkeys(file for name in names for file in _files(name, folder)):
+        artifact = load_json(file, "metrics")
+        label = tables.label(artifact.content["method"], artifact.content["bits"])
+        sides.setdefault(label, Side(label, {})).files[file] = artifact
+    if len(sides) < 2:
+        raise ValueError(f"nothing to compare with {next(iter(sides), 'nothing')}; name two cells or more")
+    return list(sides.values())
+
+
+def _require_alike(sides: Sequence[Side]) -> None:
+    """Raise ValueError unless all were measured alike."""
+    dataset = next(iter(sides[0].files.values())).content["dataset"]
+    for side in sides:
+        tables.require_one_protocol(dataset, side.files)
+    tables.require_alike(dataset, dict(next(iter(side.files.items())) for side in sides))
+
+
+def _columns(every: bool) -> list[Column]:
+    by_key = {column.key: column for column in tables.COLUMNS}
+    return [*by_key.values()] if every else [by_key[key] for key in tables.HEADLINE]
+
+
+def _tables(sides: Sequence[Side], columns: Sequence[Column]) -> list[str]:
+    """As many cells beside the first as a terminal has room for, the others below."""
+    first, *others = sides
+    whole = _table(sides, columns)
+    if len(others) == 1 or max(map(len, whole.splitlines())) <= WIDTH:
+        return [whole]
+    half = len(others) // 2
+    return [*_tables([first, *others[:half]], columns), "", *_tables([first, *others[half:]], columns)]
+
+
+def _table(sides: Sequence[Side], columns: Sequence[Column]) -> str:
+    first, *others = sides
+    lines = []
+    for column in columns:
+        values = [_values(side.files.values(), column.key) for side in sides]
+        if any(values):
+            pairs = [(values[0], other) for other in values[1:]]
+            changes = [_change(difference(*pair), column) if all(pair) else MISSING for pair in pairs]
+            lines.append([column.header, *(_mean(each, column) for each in values), *changes])
+    named = [side.label for side in sides] + [f"{side.label} − {first.label}" for side in others]
+    headers = ["metric", *(textwrap.fill(name, HEADER_WIDTH) for name in named)]
+    return tabulate(lines, headers, disable_numparse=True, colalign=["left", *["right"] * len(named)])
+
+
+def _seeds(sides: Sequence[Side]) -> str:
     named = "; ".join(
-        f"{label}: {tables.seeding([artifact.content for artifact in files.values()])}" for label, files in runs.items()
+        f"{side.label}: {tables.seeding([artifact.content for artifact in side.files.values()])}" for side in sides
     )
-    table = tabulate(lines, headers, disable_numparse=True, colalign=["left", *["right"] * (len(headers) - 1)])
-    return (
-        f"{table}\n{named}. A cell ± its standard deviation over seeds, a difference ± its standard error; "
-        "of a single seed there is neither."
-    )
+    text = f"{named}. A cell ± its standard deviation over seeds, a difference ± its standard error. {_OF_ONE}"
+    return textwrap.fill(text, WIDTH)
+
+
+def _plain(sides: Sequence[Side]) -> dict[str, Any]:
+    numbers = {
+        side.label: {column.key: _values(side.files.values(), column.key) for column in tables.COLUMNS}
+        for side in sides
+    }
+    (_, base), *others = numbers.items()
+    return {
+        "cells": {
+            label: {key: statistics.fmean(values.values()) for key, values in own.items() if values}
+            for label, own in numbers.items()
+        },
+        "differences": {
+            label: {key: [*difference(base[key], values)] for key, values in own.items() if values and base[key]}
+            for label, own in others
+        },
+    }
+
+
+def _cells(number: int) -> str:
+    return f"{number} cell{'' if number == 1 else 's'}"
+
+
+def _some(names: Sequence[str]) -> str:
+    """The first few."""
+    return ", ".join(names[:_FEW]) + (f" and {len(names) - _FEW} more" if len(names) > _FEW else "")
 
 
 def _values(artifacts: Iterable[JsonArtifact], key: str) -> dict[int, float]:
@@ -152,8 +274,7 @@ def _files(name: str, folder: Path) -> list[Path]:
     files = [exact] if exact.exists() else sorted(folder.glob(f"{_escaped(name)}-seed*.json"))
     files = [file for file in files if file == exact or _cell_name(file) == name]
     if not files:
-        known = _cells_of(folder, [])
-        raise ValueError(f"{folder}: {unknown(name, known) if known else 'no metrics; `snakemake` makes them'}")
+        raise ValueError(_unknown(name, _cells_of(folder, []), folder))
     return files
 
 
@@ -161,8 +282,16 @@ def _cells_of(folder: Path, names: Sequence[str]) -> list[str]:
     """Cells in a folder, as ``<dataset>/<method>-<bits>``; with ``names`` those of them that are there."""
     found = list(dict.fromkeys(_cell_name(file) for file in listed(folder, "*/*.json")))
     if names and (strange := [name for name in names if name not in found]):
-        raise ValueError(f"{folder}: {unknown(strange[0], found)}")
+        raise ValueError(_unknown(strange[0], found, folder))
     return list(names) or found
+
+
+def _unknown(name: str, known: Sequence[str], folder: Path) -> str:
+    """The sentence for a name that is no cell, with the nearest that are."""
+    if not known:
+        return f"{folder}: no metrics; `dvc pull` fetches the shared ones, `snakemake` makes them"
+    near = difflib.get_close_matches(name, known, n=_NEAREST, cutoff=0)
+    return f"{folder}: no cell {name!r} among {len(known)}; the nearest are {', '.join(near)}"
 
 
 def _cell_name(file: Path) -> str:

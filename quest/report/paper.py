@@ -7,19 +7,19 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
-
-import pandas as pd
 
 from quest import methods, paths
 from quest.artifacts import JsonArtifact
 from quest.config.methods import MethodsSettings, python_name
 from quest.config.reading import unknown
 from quest.config.values import FULL_PRECISION, Bits, Cell
-from quest.report import tables
+from quest.report import sheet, tables
 from quest.report.costs import cost as cost_of
 from quest.report.published import FAILED, NOT_NAMED, PaperRow, PaperTable, Published
+from quest.report.sheet import Sheet
 from quest.report.tables import MISSING, Column, Row
 
 COLUMNS = {
@@ -50,8 +50,8 @@ def build(
     artifacts: Mapping[Path, JsonArtifact],
     absent: str,
     benchmark_folder: Path,
-) -> tuple[dict[str, Any], str]:
-    """The content of a table, {"table", "dataset", "title", "rows"}, and the same in Markdown.
+) -> dict[str, Any]:
+    """The content of a table: {"table", "dataset", "title", "rows", "seeding"}.
 
     artifacts: metrics by file, of the table's cells that were measured on ``dataset``; absent: why others were not.
     benchmark_folder: of Snakemake's benchmark files, for seconds and memory. A row has name, method, bits,
@@ -66,8 +66,7 @@ def build(
     shown = {(row["method"], row["bits"]) for row in rows if row["seeds"]}
     measurements = sorted((artifact.content for artifact in artifacts.values()), key=tables.order)
     seeding = tables.seeding([row for row in measurements if (row["method"], row["bits"]) in shown])
-    content = {"table": name, "dataset": dataset, "title": table.title, "rows": rows}
-    return content, to_markdown(table, dataset, rows, published, seeding)
+    return {"table": name, "dataset": dataset, "title": table.title, "rows": rows, "seeding": seeding}
 
 
 def summarize(artifacts: Sequence[JsonArtifact], benchmark_folder: Path) -> dict[Cell, Row]:
@@ -86,27 +85,45 @@ def summarize(artifacts: Sequence[JsonArtifact], benchmark_folder: Path) -> dict
     return found
 
 
-def to_markdown(table: PaperTable, dataset: str, rows: Sequence[Row], published: Published, seeding: str) -> str:
-    """The table for reading, and lines on what stands for what. seeding: of `quest.report.tables`, on what was
-    measured."""
+def to_markdown(content: Mapping[str, Any], published: Published) -> str:
+    """The content of a table for reading, and sentences on what stands for what."""
+    made = shown(content, published)
+    return "\n\n".join([f"# {made.title}", sheet.markdown(made), *made.notes]) + "\n"
+
+
+def to_html(content: Mapping[str, Any], published: Published) -> str:
+    """The same as a page by itself."""
+    made = shown(content, published)
+    return sheet.html(f"{made.title} ({content['dataset']})", [replace(made, title="")])
+
+
+def shown(content: Mapping[str, Any], published: Published) -> Sheet:
+    """The content of a table for reading, under its number in the paper. Raises ConfigError for an unknown table."""
+    table, rows = published.table(content["table"]), content["rows"]
     headers, columns = ["Method", "Bits"], [[row["name"] for row in rows], [row["bits"].upper() for row in rows]]
     if any(row["published_on"] for row in rows):
         headers.append("Published on")
         columns.append([row["published_on"] or MISSING for row in rows])
     for column in (_column(key) for key in table.columns):
-        if any(row[f"{column.key}_published"] is not None for row in rows):
+        if any(row.get(f"{column.key}_published") is not None for row in rows):
             headers.append(f"{column.header}, published")
             columns.append([_published(row, column) for row in rows])
-        if any(row[column.key] is not None for row in rows):
+        if any(row.get(column.key) is not None for row in rows):
             headers.append(f"{column.header}, here")
             columns.append([tables.written(row, column) for row in rows])
-    headers.append("Note")
-    columns.append(["; ".join(filter(None, (row["note"], row["missing"]))) for row in rows])
-    frame = pd.DataFrame(dict(zip(headers, columns, strict=True)))
-    # Numbers to the right.
-    align = ["left" if header in ("Method", "Bits", "Published on", "Note") else "right" for header in headers]
-    text = frame.to_markdown(index=False, disable_numparse=True, colalign=align)
-    return f"# {table.title}\n\n{text}\n\n{_caption(table, dataset, rows, published, seeding)}\n"
+    remarks = ["; ".join(filter(None, (row["note"], row["missing"]))) for row in rows]
+    if any(remarks):
+        headers.append("Note")
+        columns.append(remarks)
+    notes = (_caption(table, content["dataset"], rows, published, content.get("seeding") or _seeds(rows)),)
+    words = ("Method", "Bits", "Published on", "Note")
+    return Sheet(table.heading, tuple(headers), tuple(zip(*columns, strict=True)), words, notes)
+
+
+def _seeds(rows: Sequence[Row]) -> str:
+    """How many seeds were measured, of a content that does not name them."""
+    number = max((row["seeds"] or 0 for row in rows), default=0)
+    return f"{number} seed{'s' if number > 1 else ''}" if number else ""
 
 
 def _caption(table: PaperTable, dataset: str, rows: Sequence[Row], published: Published, seeding: str) -> str:
@@ -133,7 +150,7 @@ def _caption(table: PaperTable, dataset: str, rows: Sequence[Row], published: Pu
         parts.append("* measured by the table's authors for another method.")
     if any(row["mark"] == "uncertain" for row in rows):
         parts.append("? of uncertain origin or setting.")
-    if any(row[f"{key}_published"] == FAILED for row in rows for key in table.columns):
+    if any(row.get(f"{key}_published") == FAILED for row in rows for key in table.columns):
         parts.append(f"{FAILED}: no usable images, in the source's words.")
     sources = dict.fromkeys(f"{row['name']}: {row['source']}" for row in rows if row["source"] != table.source)
     parts += [f"{source}." for source in sources]
@@ -214,7 +231,7 @@ def _column(key: str) -> Column:
 
 
 def _published(row: dict[str, Any], column: Column) -> str:
-    value = row[f"{column.key}_published"]
+    value = row.get(f"{column.key}_published")
     if value is None:
         return MISSING
     text = FAILED if value == FAILED else f"{value * column.scale:,.{column.digits}f}"

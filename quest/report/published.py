@@ -63,6 +63,12 @@ class PaperTable(Settings):
     columns: tuple[str, ...]
     rows: tuple[PaperRow, ...]
 
+    @property
+    def heading(self) -> str:
+        """The title, after the number that the table has in the QuEST paper, if it has one."""
+        place = re.match(r"QuEST \(ICCV 2025\), (table \d+|section [\d.]+)", self.source)
+        return f"{place[1].capitalize()}: {self.title}" if place else self.title
+
     def cells(self) -> list[Cell]:
         """The cells to measure, each once, and full precision, which images are compared with."""
         cells = [row.cell for row in self.rows]

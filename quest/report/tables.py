@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import statistics
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,12 +14,14 @@ from quest.artifacts import JsonArtifact
 from quest.config.methods import METHODS, base_method
 from quest.config.methods import title as method_title
 from quest.config.values import FULL_PRECISION, Bits
+from quest.report import sheet
+from quest.report.sheet import Sheet
 
 Row = dict[str, Any]
 
 
 class Column(NamedTuple):
-    """How a number of the rows is written in the Markdown table."""
+    """How a number of the rows is written for people."""
 
     key: str
     header: str
@@ -40,6 +43,8 @@ COLUMNS = (
     Column("weight_mib", "Size (MiB)", 2),
     Column("gbops", "Cost (GBOPs/call)", 2),
 )
+# What answers most questions, in this order; the other columns stand in a second table.
+HEADLINE = ("fid", "sfid", "psnr", "recall", "weight_mib", "gbops")
 METRICS = (
     "fid",
     "fid_infinity",
@@ -117,26 +122,72 @@ def to_csv(rows: Sequence[Row]) -> str:
 
 
 def to_markdown(rows: Sequence[Row], summary: Sequence[Row]) -> str:
-    """The summary for reading, and a line that says what it was measured with."""
-    columns = [column for column in COLUMNS if any(row.get(column.key) is not None for row in summary)]
-    table = pd.DataFrame(
-        [[title(row["method"]), row["bits"].upper(), *(written(row, column) for column in columns)] for row in summary],
-        columns=["Method", "Bits", *(column.header for column in columns)],
+    """The summary for reading: what answers, what it was measured with, and the other measures."""
+    first, *others = sheets(rows, summary)
+    parts = [sheet.markdown(first), *first.notes]
+    for other in others:
+        parts += [f"**{other.title}**", sheet.markdown(other), *other.notes]
+    return "\n\n".join(parts) + "\n"
+
+
+def to_html(rows: Sequence[Row], summary: Sequence[Row]) -> str:
+    """The same as a page by itself."""
+    return sheet.html(f"{rows[0]['dataset']}: quality, size and cost", sheets(rows, summary))
+
+
+def sheets(rows: Sequence[Row], summary: Sequence[Row]) -> list[Sheet]:
+    """The summary for reading: a table of `HEADLINE`, and one of the other measures where there are any."""
+    present = {column.key: column for column in COLUMNS if any(row.get(column.key) is not None for row in summary)}
+    headline = [present[key] for key in HEADLINE if key in present]
+    others = [column for column in present.values() if column not in headline]
+    made = [_sheet("Quality, size and cost", headline, summary, _notes(rows, summary))]
+    if others:
+        infinity = "FID∞ is FID extrapolated to infinitely many images." if "fid_infinity" in present else ""
+        made.append(_sheet("Other measures of the same images", others, summary, filter(None, [infinity])))
+    return made
+
+
+def _sheet(heading: str, columns: Sequence[Column], summary: Sequence[Row], notes: Iterable[str]) -> Sheet:
+    lines = (
+        (title(row["method"]), row["bits"].upper(), *(written(row, column) for column in columns)) for row in summary
     )
-    align = ("left", "left", *("right" for _ in columns))
-    text = table.to_markdown(index=False, disable_numparse=True, colalign=align)
-    spread = " Mean ± standard deviation over seeds." if any(row["seeds"] > 1 for row in summary) else ""
+    return Sheet(heading, ("Method", "Bits", *(column.header for column in columns)), tuple(lines), notes=tuple(notes))
+
+
+def _notes(rows: Sequence[Row], summary: Sequence[Row]) -> list[str]:
+    """How the rows were measured, and why a size is not what its bits lead one to expect."""
     first = rows[0]
     real = first["reference_images"]
     against = "statistics of a published batch" if real is None else f"{real:,} real ones"
-    infinity = "FID∞ is FID extrapolated to infinitely many images. " if _has(columns, "fid_infinity") else ""
-    caption = (
+    spread = " Mean ± standard deviation over seeds." if any(row["seeds"] > 1 for row in summary) else ""
+    how = (
         f"{first['dataset']}: {first['images']:,} images a cell against {against}, "
-        f"features of {first['extractor']}{_resized(first)}, {seeding(rows)}.{spread} {infinity}"
+        f"features of {first['extractor']}{_resized(first)}, {seeding(rows)}.{spread} "
         f"PSNR and MSE compare with the full-precision (FP) images of the same seeds, values in [0, 1]. {_grids(rows)}"
         f"{MISSING} is not available."
     )
-    return f"{text}\n\n{caption}\n"
+    return [how, *_surprising_sizes(summary)]
+
+
+def _surprising_sizes(summary: Sequence[Row]) -> list[str]:
+    """A sentence where fewer bits take more room than more bits of the same method do."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for few, many in itertools.permutations(summary, 2):
+        bits = [Bits.parse(row["bits"]) for row in (few, many)]
+        fewer = bits[0] != bits[1] and bits[0].weight <= bits[1].weight and bits[0].activation <= bits[1].activation
+        if few["method"] == many["method"] and fewer and (few.get("weight_mib") or 0) > (many.get("weight_mib") or 0):
+            found.setdefault((few["bits"], many["bits"]), []).append(few["method"])
+    every = {row["method"] for row in summary} - {FULL_PRECISION}
+    sentences = []
+    for (few_bits, many_bits), methods in found.items():
+        of = "" if set(methods) == every else f" of {', '.join(map(title, methods))}"
+        row = next(row for row in summary if (row["method"], row["bits"]) == (methods[0], few_bits))
+        shared = (row.get("activation_granularity") or "").replace("_", " ")
+        sentences.append(
+            f"{few_bits.upper()}{of} is larger than {many_bits.upper()}: a scale is stored in 32 bits, "
+            f"and {f'those of its activations are {shared}' if shared else 'it has more of them'}."
+        )
+    return sentences
 
 
 def chain(row: Row) -> int | None:
@@ -204,10 +255,6 @@ def _too_many_levels(rows: Sequence[Row]) -> str:
         if row.get("activation_levels", 0) > allowed[row_key(row)]
     }
     return "".join(f"{name} has {has} activation levels, not {most}. " for name, (has, most) in found.items())
-
-
-def _has(columns: Sequence[Column], key: str) -> bool:
-    return any(column.key == key for column in columns)
 
 
 def _resized(row: Row) -> str:
@@ -309,4 +356,4 @@ def written(row: Row, column: Column) -> str:
     if value is None or (row["method"] == FULL_PRECISION and column.key in ("psnr", "mse")):  # its distance to itself
         return MISSING
     text = f"{value * column.scale:,.{column.digits}f}"
-    return text if spread is None else f"{text} ± {spread * column.scale:,.{column.digits}f}"
+    return text if spread is None else sheet.unbroken(f"{text} ± {spread * column.scale:,.{column.digits}f}")

@@ -32,8 +32,9 @@ def run(
     model = load_dataset(dataset).model
     absent = "not run" if model.exists() else f"not run: the weights of {dataset} are not here ({model})"
     artifacts = {file: load_json(file, "metrics") for file in metrics}
-    content, text = paper.build(table, dataset, published.load(published_file), artifacts, absent, BENCHMARKS)
+    known = published.load(published_file)
+    content = paper.build(table, dataset, known, artifacts, absent, BENCHMARKS)
     inputs = {tables.row_key(artifact.content): artifact.manifest.sha256 for artifact in artifacts.values()}
     save_json(output, content, Manifest(kind="paper", inputs=dict(sorted(inputs.items()))))
     write_bytes(csv, pd.DataFrame(content["rows"], dtype=object).to_csv(index=False, lineterminator="\n").encode())
-    write_bytes(markdown, text.encode())
+    write_bytes(markdown, paper.to_markdown(content, known).encode())

@@ -27,7 +27,7 @@ def write(**_):
         time.sleep(60)
 
 score.run = write
-cli.main(["score", "metrics.json", "--output", sys.argv[-1]])
+cli.main(["--quiet", "score", "metrics.json", "--output", sys.argv[-1]])
 """
 LINE = "ended; nothing half-written is left, run the same command to go on\n"
 

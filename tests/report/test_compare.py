@@ -55,12 +55,13 @@ def test_one_seed_has_no_error():
 def test_cells_by_name(folder: Path):
     text = compare.cells(["digits/quest-w4a4", "digits/quest+tla-only-w4a4"], folder)
     found = lines(text)
-    assert found["metric"] == [
-        *("QuEST W4A4", "QuEST (tla only) W4A4", "QuEST (tla only) W4A4 − QuEST W4A4"),
-    ]
+    assert re.match(r"metric +QuEST W4A4 +QuEST \(tla +QuEST \(tla\n", text), "long names are broken into lines"
+    assert max(map(len, text.splitlines())) <= 100
     assert found["FID ↓"] == ["41.33 ± 1.53", "43.33 ± 1.15", "+2.00 ± 0.58"]
     assert found["Size (MiB)"] == ["0.50 ± 0.00", "0.50 ± 0.00", "+0.00 ± 0.00"]
-    assert "QuEST W4A4: seeds 0, 1, 2, one whole chain each; QuEST (tla only) W4A4: seeds 0, 1, 2, one" in text
+    assert "QuEST W4A4: seeds 0, 1, 2, one whole chain each; QuEST (tla only) W4A4: seeds 0, 1, 2, one" in " ".join(
+        text.split()
+    )
 
 
 def test_seeds_and_files(folder: Path):
@@ -76,8 +77,36 @@ def test_what_one_lacks_has_no_difference(folder: Path):
 
 
 def test_an_unknown_cell(folder: Path):
-    with pytest.raises(ValueError, match=r"unknown 'digits/quset-w4a4' \(did you mean 'digits/quest-w4a4'\?\)"):
+    """The three nearest are named."""
+    write_metrics(folder / "digits", row("quest", "w8a8"))
+    names = "digits/quest-w4a4, digits/quest-w8a8, digits/nearest-w4a4"
+    with pytest.raises(ValueError, match=rf"no cell 'digits/quset-w4a4' among 4; the nearest are {names}$"):
         compare.cells(["digits/quset-w4a4", "digits/nearest-w4a4"], folder)
+
+
+def test_no_metrics_at_all(tmp_path: Path):
+    with pytest.raises(ValueError, match="no metrics; `dvc pull` fetches the shared ones, `snakemake` makes them"):
+        compare.cells(["digits/quest-w4a4", "digits/nearest-w4a4"], tmp_path)
+
+
+def test_few_metrics_unless_asked_and_many_cells_below_each_other(folder: Path):
+    names = ["digits/quest-w4a4", "digits/nearest-w4a4", "digits/quest+tla-only-w4a4"]
+    few, every = compare.cells(names, folder), compare.cells(names, folder, every=True)
+    assert "FID∞" not in few
+    assert "FID∞ ↓" in every
+    assert max(map(len, few.splitlines())) <= 100
+    write_metrics(folder / "digits", row("quest+" + "-".join(["very-long-name"] * 4), seed=0))
+    many = compare.cells([*names, "digits/quest+" + "-".join(["very-long-name"] * 4) + "-w4a4"], folder)
+    assert max(map(len, many.splitlines())) <= 100
+    assert many.count("FID ↓") > 1
+
+
+def test_for_programs(folder: Path):
+    found = compare.cells_json(["digits/quest-w4a4", "digits/quest+tla-only-w4a4"], folder)
+    assert found["cells"]["QuEST W4A4"]["fid"] == statistics.fmean(FID["quest"])
+    value, error = found["differences"]["QuEST (tla only) W4A4"]["fid"]
+    assert value == pytest.approx(2)
+    assert error == pytest.approx(statistics.stdev([2, 3, 1]) / math.sqrt(3))
 
 
 def test_one_cell_is_not_enough(folder: Path):
@@ -121,13 +150,20 @@ def test_two_revisions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     text = compare.revisions("HEAD~1", "HEAD", [])
     assert text.startswith("digits/quest-w4a4\n")
     assert lines(text)["FID ↓"] == ["40.50 ± 0.71", "38.50 ± 0.71", "-2.00 ± 0.00"]
+    assert text.endswith("0 cells the same at HEAD~1 and HEAD, 1 cell changed.")
+    assert compare.revisions("HEAD", "HEAD", []) == "1 cell the same at HEAD and HEAD, 0 cells changed."
     here = lines(compare.revisions("HEAD", compare.WORKSPACE, ["digits/quest-w4a4"]))
-    assert here["metric"] == ["HEAD", "workspace", "workspace − HEAD"]
+    assert here["metric"] == ["HEAD", "workspace", "workspace −"], "− HEAD is on the next line"
+    plain = compare.revisions_json("HEAD", compare.WORKSPACE, [])
+    assert plain["changed"]["digits/quest-w4a4"]["cells"]["workspace"]["fid"] == 31.5
+    write_metrics(metrics, row("nearest"))
+    assert "1 cell only at workspace: digits/nearest-w4a4" in compare.revisions("HEAD", compare.WORKSPACE, [])
     assert here["FID ↓"] == ["38.50 ± 0.71", "31.50 ± 2.12", "-7.00 ± 1.00"]
 
     write_metrics(metrics, row("quest", seed=1, images=500))
-    with pytest.raises(ValueError, match="images is 500"):
-        compare.revisions("HEAD", compare.WORKSPACE, [])
+    text = compare.revisions("HEAD", compare.WORKSPACE, [])
+    assert re.search("digits/quest-w4a4: measured otherwise, so not compared: .* images is 500", text)
+    assert "FID" not in text
     with pytest.raises(ValueError, match="nonsense: DVC has no results/metrics of it"):
         compare.revisions("nonsense", "HEAD", [])
 

@@ -159,3 +159,9 @@ def test_the_papers_datasets_have_their_protocols(real: published.Published):
 def test_an_unknown_table(real: published.Published):
     with pytest.raises(ConfigError, match=r"table: unknown 'component' \(did you mean 'components'\?\); known are "):
         real.table("component")
+
+
+def test_a_table_is_headed_by_its_number_in_the_paper(real: published.Published):
+    assert real.table("lsun").heading == "Table 3: Unconditional latent models"
+    assert real.table("qalora").heading == "Section 4.3: Low-rank adapters in place of finetuning"
+    assert real.table("levels").heading == real.table("levels").title

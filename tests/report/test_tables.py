@@ -28,9 +28,10 @@ def make(folder: Path, metrics: list[Path]) -> tuple[dict[str, Any], str, str]:
     return content, (folder / "t.csv").read_text(), (folder / "t.md").read_text()
 
 
-def cells(markdown: str) -> list[list[str]]:
-    """The table in ``markdown`` as text by row and column, header first."""
-    lines = [line for line in markdown.splitlines() if line.startswith("|")]
+def cells(markdown: str, number: int = 0) -> list[list[str]]:
+    """One of the tables in ``markdown`` as text by row and column, header first."""
+    found = [part for part in markdown.split("\n\n") if part.startswith("|")]
+    lines = found[number].splitlines()
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if not line.startswith("|:")]
 
 
@@ -100,7 +101,7 @@ def test_mean_and_sample_deviation_over_seeds(tmp_path: Path):
     assert summary["psnr_spread"] == pytest.approx(statistics.stdev([40 - f / 4 for f in (40, 41, 42)]))
     assert summary["weight_mib"] == 0.5
     assert summary["layers"] == 40
-    assert "41.00 ± 1.00" in markdown
+    assert "41.00\u00a0±\u00a01.00" in markdown, "one word, which no column breaks"
     assert "seeds 0, 1, 2, one whole chain each. Mean ± standard deviation over seeds." in markdown
 
 
@@ -172,9 +173,42 @@ def test_a_metric_that_one_seed_lacks_has_no_mean(tmp_path: Path):
 
 def test_full_precision_is_not_compared_with_itself(tmp_path: Path):
     _, _, markdown = make(tmp_path, write_all(tmp_path))
-    header, full_precision, *_ = cells(markdown)
-    for column in ("PSNR to FP (dB) ↑", "MSE to FP (10⁻³) ↓"):
+    for number, column in enumerate(("PSNR to FP (dB) ↑", "MSE to FP (10⁻³) ↓")):
+        header, full_precision, *_ = cells(markdown, number)
         assert full_precision[header.index(column)] == "–"
+
+
+def test_the_first_table_has_eight_columns_and_the_second_the_rest(tmp_path: Path):
+    _, _, markdown = make(tmp_path, write_all(tmp_path))
+    first, second = (cells(markdown, number)[0] for number in (0, 1))
+    assert len(first) == 8
+    assert first[:3] == ["Method", "Bits", "FID ↓"]
+    assert {"FID∞ ↓", "IS ↑", "Precision ↑", "MSE to FP (10⁻³) ↓"} == set(second[2:])
+    assert not set(first[2:]) & set(second[2:])
+
+
+def test_a_size_that_surprises_is_explained(tmp_path: Path):
+    rows = [
+        row("nearest", "w8a8", weight_mib=2.0),
+        row("quest", "w8a8", weight_mib=0.4),
+        row("quest", "w4a4", weight_mib=0.5),
+    ]
+    _, _, markdown = make(tmp_path, [write_metrics(tmp_path, each) for each in rows])
+    said = (
+        "W4A4 of QuEST is larger than W8A8: a scale is stored in 32 bits, and those of its activations are per channel."
+    )
+    assert said in markdown
+    _, _, markdown = make(tmp_path, [write_metrics(tmp_path, each | {"weight_mib": 1.0}) for each in rows])
+    assert "larger than" not in markdown
+
+
+def test_a_page_by_itself_holds_the_same(tmp_path: Path):
+    content, _, _ = make(tmp_path, write_all(tmp_path))
+    page = tables.to_html(content["rows"], content["summary"])
+    assert page.count("<table>") == 2
+    assert "<caption>Quality, size and cost</caption>" in page
+    assert '<td class="words">QuEST</td><td class="words">W4A4</td><td class="number">40.00</td>' in page
+    assert "<script" not in page
 
 
 def test_a_column_that_nothing_has_is_left_out(tmp_path: Path):
@@ -194,8 +228,7 @@ def test_csv_keeps_every_digit_and_integers(tmp_path: Path):
 
 def test_the_caption_says_what_was_measured_with_what(tmp_path: Path):
     _, _, markdown = make(tmp_path, write_all(tmp_path))
-    caption = markdown.splitlines()[-1]
-    assert "digits: 1,000 images a cell against 1,797 real ones, features of digits-classifier, seed 0" in caption
+    assert "digits: 1,000 images a cell against 1,797 real ones, features of digits-classifier, seed 0" in markdown
 
 
 @pytest.mark.parametrize(
@@ -268,13 +301,14 @@ def test_tables_and_tracking_never_import_torch():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_score_is_the_numbers_of_a_row(tmp_path: Path):
-    metrics = write_metrics(tmp_path, row("quest", "w4a4"))
+def test_score_is_a_few_numbers_of_a_row(tmp_path: Path):
+    metrics = write_metrics(tmp_path, row("quest", "w4a4", fid=12.3456))
     score.run(metrics, tmp_path / "score.json")
     numbers = json.loads((tmp_path / "score.json").read_text())
-    content = load_json(metrics, "metrics").content
-    assert numbers["fid"] == content["fid"]
-    assert set(numbers) == {name for name, value in content.items() if isinstance(value, int | float)}
+    assert numbers == {"fid": 12.35, "psnr": 30.0, "recall": 0.6, "size_mib": 0.5}
+    full = write_metrics(tmp_path, row("fp", "w32a32"))
+    score.run(full, tmp_path / "score.json")
+    assert "psnr" not in json.loads((tmp_path / "score.json").read_text())
 
 
 def test_caption_says_what_shares_a_scale_and_which_layers_are_quantized(tmp_path: Path):

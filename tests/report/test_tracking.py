@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import re
 import shutil
@@ -12,14 +14,16 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import pytest
-from result_files import CELLS, row, write_all, write_metrics
+import torch
+from result_files import row, write_all, write_metrics
 
-from quest.artifacts import ArtifactError, Manifest, load_json, save_json
+from quest.artifacts import ArtifactError, Manifest, load_json, save_json, save_tensors
 from quest.config.reading import validate
-from quest.report import paper, tables, tracking
+from quest.report import paper, tracking
 from quest.report.published import Published
+from quest.report.tracking import cells, page, pictures
+from quest.report.tracking import store as stores
 from quest.stages import table as table_stage
 
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"  # MLflow reads it when it is imported
@@ -27,12 +31,14 @@ os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"  # MLflow reads it when it is im
 from mlflow import MlflowClient
 from mlflow.entities import Run, ViewType
 
+CELLS = (("quest", "w4a4"), ("quest", "w8a8"), ("fp", "w32a32"))  # each takes MLflow a moment
+
 
 @pytest.fixture(scope="module")
 def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A new store, whose migrations take seconds, to be copied."""
     path = tmp_path_factory.mktemp("store") / "mlflow.db"
-    tracking._create_database(path)
+    stores.create_database(path)
     return path
 
 
@@ -57,7 +63,7 @@ def client_of(folder: Path) -> MlflowClient:
 
 def make_table(folder: Path, metrics: list[Path] | None = None, dataset: str = "digits") -> Path:
     output = folder / "results" / "tables" / f"{dataset}.json"
-    metrics = metrics or write_all(folder / "metrics" / dataset, dataset=dataset)
+    metrics = metrics or write_all(folder / "metrics" / dataset, dataset=dataset, cells=CELLS)
     table_stage.run(dataset, metrics, output)
     return output
 
@@ -69,9 +75,9 @@ def make_figure(folder: Path, dataset: str = "digits", name: str = "samples", co
     return file
 
 
-def active(client: MlflowClient) -> dict[str, Run]:
+def active(client: MlflowClient, name: str = tracking.EXPERIMENT) -> dict[str, Run]:
     """The active runs by key; fails when a key has two."""
-    experiment = client.get_experiment_by_name(tracking.EXPERIMENT)
+    experiment = client.get_experiment_by_name(name)
     assert experiment is not None
     runs = client.search_runs([experiment.experiment_id], max_results=1000)
     found = {run.data.tags["quest.key"]: run for run in runs}
@@ -79,86 +85,155 @@ def active(client: MlflowClient) -> dict[str, Run]:
     return found
 
 
-def logged(client: MlflowClient, run: Run, name: str, folder: Path) -> pd.DataFrame:
-    return pd.read_json(client.download_artifacts(run.info.run_id, f"tables/{name}.json", str(folder)), orient="split")
+def seeds_of(client: MlflowClient) -> dict[str, Run]:
+    return {key: run for key, run in active(client).items() if "@" not in key}
 
 
-def test_a_run_for_each_row_and_one_for_the_table(store: MlflowClient, folder: Path):
-    tracking.run([make_table(folder)], [make_figure(folder)], None)
-    runs = active(store)
-    assert set(runs) == {"digits/table"} | {f"digits/{method}-{bits}-seed0" for method, bits in CELLS}
-
-    quest = runs["digits/quest-w4a4-seed0"]
-    assert quest.info.status == "FINISHED"
-    assert quest.info.run_name == "digits/quest-w4a4-seed0"
-    assert quest.data.metrics == {
-        name: pytest.approx(value)
-        for name, value in row().items()
-        if name in (*tables.METRICS, "is_std", "fid_se", "weight_mib", "gbops", "layers")
-    }
-    expected = {
-        "method": "quest",
-        "bits": "w4a4",
-        "seed": "0",
-        "chain_seed": "0",
-        "images": "1000",
-        "activation_granularity": "per_channel",
-        "sampler.steps": "20",
-        "methods.quest.sets": "20",
-        "evaluation.neighbours": "3",
-    }
-    assert expected.items() <= quest.data.params.items()
-    assert quest.data.tags["quest.input.model"] == "m" * 64
+def cells_of(client: MlflowClient) -> dict[str, Run]:
+    """The runs of cells, by what comes before their protocol."""
+    return {key.partition("@")[0]: run for key, run in active(client).items() if "@" in key}
 
 
-def test_the_table_run_holds_tables_figures_and_hashes(store: MlflowClient, folder: Path):
-    file = make_table(folder)
-    tracking.run([file], [make_figure(folder), make_figure(folder, name="comparison")], None)
-    run = active(store)["digits/table"]
-    assert {item.path for item in store.list_artifacts(run.info.run_id, "figures")} == {
-        "figures/samples.png",
-        "figures/comparison.png",
-    }
-    summary = logged(store, run, "summary", folder)
-    assert list(summary["method"]) == ["fp", "nearest", "quest", "nearest", "quest"]
-    assert list(summary["fid"]) == [r["fid"] for r in load_json(file, "table").content["summary"]]
-    assert len(logged(store, run, "rows", folder)) == len(CELLS)
-    assert run.data.metrics["quest-w4a4/fid"] == 40
-    assert run.data.tags["quest.input.digits/quest-w4a4-seed0"]
-    assert "QuEST" in run.data.tags["mlflow.note.content"]
+def models_of(run: Run) -> list[Any]:
+    return run.outputs.model_outputs if run.outputs else []
 
 
-def test_rows_hold_their_sample_grid_and_the_versions_of_the_code(store: MlflowClient, folder: Path):
-    table = make_table(folder, write_all(folder / "metrics", seeds=2))
-    tracking.run([table], [make_figure(folder), make_figure(folder, name="comparison")], None)
-    runs = active(store)
-    files = {
-        seed: [item.path for item in store.list_artifacts(runs[f"digits/quest-w4a4-seed{seed}"].info.run_id, "figures")]
-        for seed in (0, 1)
-    }
-    assert files == {0: ["figures/samples.png"], 1: []}, "the grid shows the first seed"
-    versions = load_json(table, "table").content["sources"]["digits/quest-w4a4-seed0"]["versions"]
-    assert "quest-diffusion" in versions
-    tags = runs["digits/quest-w4a4-seed0"].data.tags
-    assert versions.items() <= {key.removeprefix("quest.version."): value for key, value in tags.items()}.items()
+def text_of(client: MlflowClient, run: Run, path: str, folder: Path) -> str:
+    return Path(client.download_artifacts(run.info.run_id, path, str(folder))).read_text()
 
 
-def test_variants_and_tables_of_the_papers(store: MlflowClient, folder: Path):
-    metrics = [write_metrics(folder, row("quest+no-local-loss"))]
-    rows = [{"method": "quest+no-local-loss", "bits": "w4a4"}]
-    table = {"title": "A table", "source": "a paper", "columns": ["fid"], "rows": rows}
-    place = {"datasets": {}, "tables": {"small": table}}
+def paths_in(client: MlflowClient, run: Run, path: str | None = None) -> set[str]:
+    return {item.path for item in client.list_artifacts(run.info.run_id, path)}
+
+
+def test_a_run_for_each_cell_with_its_seeds_under_it(store: MlflowClient, folder: Path):
+    tracking.run([make_table(folder, write_all(folder / "metrics", seeds=2, cells=CELLS))], [], None)
+    whole, seeds = cells_of(store), seeds_of(store)
+    assert set(whole) == {f"digits/{method}-{bits}" for method, bits in CELLS}
+    assert set(seeds) == {f"digits/{method}-{bits}-seed{seed}" for method, bits in CELLS for seed in (0, 1)}
+    quest = whole["digits/quest-w4a4"]
+    assert (quest.info.status, quest.info.run_name) == ("FINISHED", "QuEST W4A4")
+    for seed in (0, 1):
+        run = seeds[f"digits/quest-w4a4-seed{seed}"]
+        assert run.data.tags["mlflow.parentRunId"] == quest.info.run_id
+        assert run.data.metrics["fid"] == 40 + seed
+    assert quest.data.metrics["fid"] == 40.5
+    assert set(quest.data.metrics) == {*(set(cells.MEASURED) & set(row())), "weight_mib", "gbops"}
+    assert quest.data.params.items() >= {"method": "quest", "bits": "w4a4", "seeds": "0, 1", "layers": "40"}.items()
+    note = quest.data.tags["mlflow.note.content"]
+    assert note.startswith("QuEST with 4-bit weights and 4-bit activations on digits: FID 40.50\u00a0±\u00a00.71")
+    assert "(full precision 2.50" in note
+    assert note.endswith("of 2 seeds.")
+
+
+def test_every_cell_has_the_same_parameters(store: MlflowClient, folder: Path):
+    metrics = [row("quest", optimizer_steps=240), row("fp", "w32a32")]
+    tracking.run([make_table(folder, [write_metrics(folder, each) for each in metrics])], [], None)
+    (names,) = {frozenset(run.data.params) for run in active(store).values()}
+    assert {"method", "bits", "activation_granularity", "protocol"} <= names
+    assert cells_of(store)["digits/quest-w4a4"].data.params["optimizer_steps"] == "240"
+    assert cells_of(store)["digits/fp-w32a32"].data.params["optimizer_steps"] == "–"
+    assert "psnr" not in cells_of(store)["digits/fp-w32a32"].data.metrics, "its distance to itself"
+
+
+def test_what_a_cell_was_made_from_are_files_and_its_dataset_an_input(store: MlflowClient, folder: Path):
+    tracking.run([make_table(folder)], [], None)
+    run = cells_of(store)["digits/quest-w4a4"]
+    assert paths_in(store, run) == {"results.json", "settings.json", "inputs.json", "versions.json"}
+    assert json.loads(text_of(store, run, "inputs.json", folder))["digits/quest-w4a4-seed0"]["model"] == "m" * 64
+    assert json.loads(text_of(store, run, "settings.json", folder))["methods"] == {"quest": {"sets": 20}}
+    assert json.loads(text_of(store, run, "results.json", folder))["mean"]["fid"] == 40
+    assert not any("input" in tag or "version" in tag for tag in run.data.tags)
+    assert run.inputs is not None
+    (dataset,) = run.inputs.dataset_inputs
+    assert (dataset.dataset.name, dataset.dataset.digest) == ("digits", "r" * 12)
+
+
+def test_a_suite_is_one_run_whose_folders_are_datasets(store: MlflowClient, folder: Path):
+    figures = [make_figure(folder), make_figure(folder, name="comparison")]
+    tracking.run([make_table(folder)], figures, None)
+    tracking.run([make_table(folder, dataset="shapes")], [], None)
+    runs = active(store, tracking.TABLES_EXPERIMENT)
+    assert set(runs) == {"suite/default"}
+    run = runs["suite/default"]
+    assert not run.data.metrics, "tables spoil no chart"
+    assert paths_in(store, run) == {"digits", "shapes"}
+    texts = {f"digits/{name}" for name in ("table.html", "table.md", "rows.csv")}
+    assert paths_in(store, run, "digits") == texts | {"digits/samples.png", "digits/comparison.png"}
+    assert '<td class="words">QuEST</td>' in text_of(store, run, "digits/table.html", folder)
+
+
+def test_a_cell_is_the_mean_over_all_seeds_that_are_here(store: MlflowClient, folder: Path):
+    every = write_all(folder / "results" / "metrics" / "digits", seeds=3, cells=CELLS)
+    tracking.run([make_table(folder, [file for file in every if "seed0" in file.name])], [], folder / "record.json")
+    assert cells_of(store)["digits/quest-w4a4"].data.params["seeds"] == "0, 1, 2"
+    record = load_json(folder / "record.json", "tracking").content["runs"]
+    assert set(record) == {f"digits/{m}-{b}-seed0" for m, b in CELLS} | {"suite/default/digits"}, "what was given alone"
+
+
+def test_the_pictures_and_the_checkpoint_of_a_cell_are_with_it(store: MlflowClient, folder: Path):
+    for method, bits in CELLS:
+        name = f"digits/{method}-{bits}-seed0.safetensors"
+        images = torch.full((64, 1, 4, 4), 100, dtype=torch.uint8)
+        save_tensors(folder / "results/previews" / name, {"images": images}, Manifest(kind="preview"))
+    checkpoint = folder / "results/finetune/digits/quest-w4a4-seed0.safetensors"
+    save_tensors(checkpoint, {"a": torch.zeros(1)}, Manifest(kind="checkpoint"))
+    tracking.run([make_table(folder)], [], None)
+    run = cells_of(store)["digits/quest-w4a4"]
+    assert any(path.endswith(".png") for path in paths_in(store, run, "images"))
+    (output,) = models_of(run)
+    model = store.get_logged_model(output.model_id)
+    assert (model.name, model.status) == ("quest-w4a4-seed0", "READY")
+    assert model.tags["sha256"] == hashlib.sha256(checkpoint.read_bytes()).hexdigest()
+    assert {metric.key: metric.value for metric in model.metrics or []}["fid"] == 40
+    tracking.run([make_table(folder)], [], None)
+    assert cells_of(store)["digits/quest-w4a4"].info.run_id == run.info.run_id
+    assert not models_of(cells_of(store)["digits/fp-w32a32"])
+
+
+def test_two_grids_side_by_side(tmp_path: Path):
+    files = [tmp_path / "a.safetensors", tmp_path / "b.safetensors"]
+    for value, file in enumerate(files):
+        images = torch.full((64, 1, 4, 4), value, dtype=torch.uint8)
+        save_tensors(file, {"images": images}, Manifest(kind="preview"))
+    shown = pictures.side_by_side(files)
+    height, width, channels = shown.shape
+    assert (height, channels, width) == (8 * 49, 3, 2 * 8 * 49 + 16)
+    assert (shown[:, : 8 * 49] != 1).all()
+    assert (shown[:, -8 * 49 :] != 0).all()
+    assert (shown[:, 8 * 49 : 8 * 49 + 16] == 255).all()
+
+
+def test_variants_say_what_they_change_and_tables_of_the_papers_are_there(store: MlflowClient, folder: Path):
+    changed = {"settings": {"methods": {"quest": {"sets": 1}}}}
+    metrics = [write_metrics(folder, row()), write_metrics(folder, row("quest+1-set"), changed)]
+    rows = [{"method": "quest+1-set", "bits": "w4a4"}]
+    table = {"title": "A table", "source": "QuEST (ICCV 2025), table 3", "columns": ["fid"], "rows": rows}
+    known = validate(Published, {"datasets": {}, "tables": {"small": table}}, "tests")
     measured = {file: load_json(file, "metrics") for file in metrics}
-    content, _ = paper.build("small", "digits", validate(Published, place, "tests"), measured, "", folder)
+    content = paper.build("small", "digits", known, measured, "", folder)
     save_json(folder / "small.json", content, Manifest(kind="paper"))
     output = folder / "tracking.json"
-    tracking.run([make_table(folder, metrics)], [], output, [folder / "small.json"])
-    runs = active(store)
-    assert set(runs) == {"digits/quest+no-local-loss-w4a4-seed0", "digits/table", "digits/paper/small"}
-    assert runs["digits/table"].data.metrics["quest:no-local-loss-w4a4/fid"] == 40
-    assert runs["digits/paper/small"].data.params == {"dataset": "digits", "table": "small", "title": "A table"}
-    assert list(logged(store, runs["digits/paper/small"], "table", folder)["fid"]) == [40]
-    assert set(load_json(output, "tracking").manifest.inputs) == {"digits", "digits/paper/small"}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tracking.published, "load", lambda: known)
+        tracking.run([make_table(folder, metrics)], [], output, [folder / "small.json"])
+    assert cells_of(store)["digits/quest+1-set-w4a4"].data.params["changed"] == "methods.quest.sets=1"
+    assert cells_of(store)["digits/quest-w4a4"].data.params["changed"] == "–"
+    run = active(store, tracking.TABLES_EXPERIMENT)["paper/digits"]
+    assert "<h1>Table 3: A table (digits)</h1>" in text_of(store, run, "small/table.html", folder)
+    assert set(load_json(output, "tracking").manifest.inputs) == {"digits", "paper/digits/small"}
+
+
+def test_cells_of_other_protocols_are_shown_apart(store: MlflowClient, folder: Path):
+    metrics = folder / "results" / "metrics" / "digits"
+    write_all(metrics)
+    write_metrics(metrics, row(seed=1, images=50))
+    tracking.fill()
+    keys = [key for key in active(store) if key.startswith("digits/quest-w4a4@")]
+    assert len(keys) == 2
+    views = [view.title for view in cells.views_of(cells.grouped([*tracking._measured(metrics.parent)]))]
+    assert views[:3] == ["digits", "digits W8A8", "digits W4A4"]
+    assert re.fullmatch(r"digits, protocol [0-9a-f]{6}", views[3])
 
 
 def test_a_rerun_changes_nothing_and_is_quick(store: MlflowClient, folder: Path, monkeypatch: pytest.MonkeyPatch):
@@ -169,7 +244,7 @@ def test_a_rerun_changes_nothing_and_is_quick(store: MlflowClient, folder: Path,
     def written(*_: Any, **__: Any) -> None:
         raise AssertionError("a run was written again")
 
-    for name in ("create_run", "log_batch", "log_table", "delete_run", "set_tag"):
+    for name in ("create_run", "log_batch", "log_image", "delete_run", "set_tag"):
         monkeypatch.setattr(MlflowClient, name, written)
     tracking.run([table], [figure], None)
     assert {key: run.to_dictionary() for key, run in active(store).items()} == before
@@ -184,43 +259,40 @@ def test_changed_metrics_update_their_run_alone(store: MlflowClient, folder: Pat
     after = active(store)
     assert {key: run.info.run_id for key, run in after.items()} == {key: run.info.run_id for key, run in before.items()}
     assert after["digits/quest-w4a4-seed0"].data.metrics["fid"] == 12.5
-    assert after["digits/table"].data.metrics["quest-w4a4/fid"] == 12.5
-    # Logged tables are replaced: MLflow by itself would append.
-    assert len(logged(store, after["digits/table"], "rows", folder)) == len(CELLS)
-    assert 12.5 in set(logged(store, after["digits/table"], "summary", folder)["fid"])
+    assert cells_of(store)["digits/quest-w4a4"].data.metrics["fid"] == 12.5
+    tables_run = active(store, tracking.TABLES_EXPERIMENT)["suite/default"]
+    assert "12.5" in text_of(store, tables_run, "digits/rows.csv", folder)
 
 
-def test_changed_settings_replace_the_run(store: MlflowClient, folder: Path):
+def test_changed_facts_replace_the_runs_and_seeds_stay_under_their_cell(store: MlflowClient, folder: Path):
     tracking.run([make_table(folder)], [], None)
     before = active(store)
-    changed = write_metrics(
-        folder / "metrics" / "digits", row(), {"settings": {"methods": {"quest": {"sets": 10, "cma_epochs": 3}}}}
-    )
+    changed = write_metrics(folder / "metrics" / "digits", row(layers=41))
     others = [file for file in (folder / "metrics" / "digits").glob("*.json") if file != changed]
     tracking.run([make_table(folder, [changed, *others])], [], None)
-    after = active(store)
-    key = "digits/quest-w4a4-seed0"
-    assert after[key].data.params["methods.quest.sets"] == "10"
-    assert after[key].data.params["methods.quest.cma_epochs"] == "3"
+    after, key = active(store), "digits/quest-w4a4-seed0"
+    assert after[key].data.params["layers"] == "41"
     assert after[key].info.run_id != before[key].info.run_id
+    parent = cells_of(store)["digits/quest-w4a4"]
+    assert after[key].data.tags["mlflow.parentRunId"] == parent.info.run_id
     deleted = store.search_runs([after[key].info.experiment_id], run_view_type=ViewType.DELETED_ONLY)
-    assert [run.info.run_id for run in deleted] == [before[key].info.run_id]
+    assert len(deleted) == 2
 
 
 def test_a_metric_that_is_gone_does_not_linger(store: MlflowClient, folder: Path):
     tracking.run([make_table(folder, [write_metrics(folder, row())])], [], None)
     tracking.run([make_table(folder, [write_metrics(folder, row(psnr=None))])], [], None)
     assert "psnr" not in active(store)["digits/quest-w4a4-seed0"].data.metrics
-    assert "quest-w4a4/psnr" not in active(store)["digits/table"].data.metrics
+    assert "psnr" not in cells_of(store)["digits/quest-w4a4"].data.metrics
 
 
 def test_a_changed_figure_is_replaced(store: MlflowClient, folder: Path):
     table = make_table(folder)
     tracking.run([table], [make_figure(folder), make_figure(folder, name="old")], None)
     tracking.run([table], [make_figure(folder, content=b"new")], None)
-    run = active(store)["digits/table"]
-    (item,) = store.list_artifacts(run.info.run_id, "figures")
-    assert Path(store.download_artifacts(run.info.run_id, item.path, str(folder))).read_bytes() == b"new"
+    run = active(store, tracking.TABLES_EXPERIMENT)["suite/default"]
+    assert {path for path in paths_in(store, run, "digits") if path.endswith(".png")} == {"digits/samples.png"}
+    assert text_of(store, run, "digits/samples.png", folder) == "new"
 
 
 def test_a_run_that_was_cut_off_is_finished(store: MlflowClient, folder: Path, monkeypatch: pytest.MonkeyPatch):
@@ -230,31 +302,31 @@ def test_a_run_that_was_cut_off_is_finished(store: MlflowClient, folder: Path, m
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(tracking, "_write_files", killed)
+        patch.setattr(stores.Store, "_write_artifacts", killed)
         with pytest.raises(KeyboardInterrupt):
             tracking.run([table], [], None)
     tracking.run([table], [], None)
     runs = active(store)
-    assert len(runs) == len(CELLS) + 1
+    assert len(runs) == 2 * len(CELLS)
     assert all(run.info.status == "FINISHED" and "quest.fingerprint" in run.data.tags for run in runs.values())
 
 
 def test_duplicates_from_elsewhere_become_one(store: MlflowClient, folder: Path):
     table = make_table(folder)
     tracking.run([table], [], None)
-    run = active(store)["digits/table"]
-    store.create_run(run.info.experiment_id, tags={"quest.key": "digits/table"})
+    run = active(store)["digits/quest-w4a4-seed0"]
+    store.create_run(run.info.experiment_id, tags={"quest.key": "digits/quest-w4a4-seed0"})
     tracking.run([table], [], None)
-    assert set(active(store)) >= {"digits/table"}  # `active` fails on two
+    assert len(active(store)) == 2 * len(CELLS)  # `active` fails on two
 
 
 def test_several_datasets_get_their_own_figures(store: MlflowClient, folder: Path):
     both = [make_table(folder), make_table(folder, dataset="shapes")]
     tracking.run(both, [make_figure(folder), make_figure(folder, "shapes", "grid")], None)
-    runs = active(store)
+    run = active(store, tracking.TABLES_EXPERIMENT)["suite/default"]
     for dataset, name in (("digits", "samples"), ("shapes", "grid")):
-        items = store.list_artifacts(runs[f"{dataset}/table"].info.run_id, "figures")
-        assert [item.path for item in items] == [f"figures/{name}.png"]
+        pictures = {path for path in paths_in(store, run, dataset) if path.endswith(".png")}
+        assert pictures == {f"{dataset}/{name}.png"}
     with pytest.raises(ValueError, match=r"stray.png: of 'bedrooms', but the tables are of digits, shapes"):
         tracking.run(both, [make_figure(folder, "bedrooms", "stray")], None)
 
@@ -270,7 +342,7 @@ def test_the_record_is_the_same_for_another_store(
     tracking.run([table], [figure], folder / "record.json")
     assert (folder / "record.json").read_bytes() == first
     content = load_json(folder / "record.json", "tracking").content
-    assert set(content["runs"]) == set(active(store))
+    assert set(content["runs"]) == {*seeds_of(store), "suite/default/digits"}
 
 
 def test_two_processes_on_a_new_store_log_each_row_once(folder: Path):
@@ -283,9 +355,9 @@ def test_two_processes_on_a_new_store_log_each_row_once(folder: Path):
     processes = [subprocess.Popen([sys.executable, "-c", code], cwd=folder, env=environment) for _ in range(2)]
     assert [process.wait() for process in processes] == [0, 0]
     client = client_of(folder)
-    assert len(active(client)) == len(CELLS) + 1
+    assert len(active(client)) == 2 * len(CELLS)
     (experiment,) = client.search_experiments(filter_string="name = 'quest'", view_type=ViewType.ALL)
-    assert len(client.search_runs([experiment.experiment_id], run_view_type=ViewType.ALL)) == len(CELLS) + 1
+    assert len(client.search_runs([experiment.experiment_id], run_view_type=ViewType.ALL)) == 2 * len(CELLS)
 
 
 def test_a_store_that_was_not_finished_leaves_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch):
@@ -294,7 +366,7 @@ def test_a_store_that_was_not_finished_leaves_nothing(folder: Path, monkeypatch:
 
     monkeypatch.setattr("mlflow.store.db.utils._upgrade_db", killed)
     with pytest.raises(KeyboardInterrupt):
-        tracking._create_database(folder / "mlflow.db")
+        stores.create_database(folder / "mlflow.db")
     assert list(folder.iterdir()) == []
 
 
@@ -328,13 +400,6 @@ def test_a_store_that_is_no_database_is_one_sentence(folder: Path):
         tracking.run([make_table(folder)], [], None)
 
 
-def test_a_half_written_table_is_not_read(store: MlflowClient, folder: Path, executed: list[list[str]]):
-    file = make_table(folder)
-    (file.parent / ".digits.abcdefgh.partial.json").write_text("half")
-    tracking.ui(free_port())
-    assert len(executed) == 1
-
-
 def test_the_store_can_be_named(folder: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch):
     (folder / "elsewhere").mkdir()
     shutil.copy(empty_store, folder / "elsewhere" / "runs.db")
@@ -342,16 +407,7 @@ def test_the_store_can_be_named(folder: Path, empty_store: Path, monkeypatch: py
     tracking.run([make_table(folder)], [], None)
     assert not (folder / "mlflow.db").exists()
     with sqlite3.connect(folder / "elsewhere" / "runs.db") as database:
-        assert database.execute("select count(*) from runs").fetchone() == (len(CELLS) + 1,)
-
-
-def test_tags_and_parameters_beyond_one_request(store: MlflowClient, folder: Path):
-    many = {"settings": {"methods": {"quest": {f"option_{i}": i for i in range(250)}}}}
-    inputs = {"inputs": {f"samples.{i}": "s" * 64 for i in range(120)}}
-    tracking.run([make_table(folder, [write_metrics(folder, row(), many | inputs)])], [], None)
-    run = active(store)["digits/quest-w4a4-seed0"]
-    assert run.data.params["methods.quest.option_249"] == "249"
-    assert run.data.tags["quest.input.samples.119"] == "s" * 64
+        assert database.execute("select count(*) from runs").fetchone() == (2 * len(CELLS) + 1,)
 
 
 def test_telemetry_is_off_and_torch_stays_out(folder: Path, empty_store: Path):
@@ -373,58 +429,95 @@ assert "torch" not in sys.modules
     subprocess.run([sys.executable, "-c", code], cwd=folder, env=environment, check=True)
 
 
-@pytest.fixture
-def executed(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
-    """The commands that a process would have become."""
-    commands: list[list[str]] = []
-    monkeypatch.setattr(os, "execv", lambda _, arguments: commands.append(arguments))
-    return commands
-
-
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
 
 
-def test_ui_fills_the_store_and_serves_on_loopback(
-    store: MlflowClient, folder: Path, executed: list[list[str]], caplog: pytest.LogCaptureFixture
-):
-    make_table(folder)
+def test_everything_that_was_pulled_is_filled_in_and_a_view_a_width(store: MlflowClient, folder: Path):
+    """Also what no table has; the workflow's own records are no results."""
+    write_all(folder / "results" / "metrics" / "digits", seeds=2, cells=CELLS)
+    (folder / "results" / "metrics" / "records.json").write_text("{}\n{}\n")
     make_table(folder, dataset="shapes")
-    make_figure(folder)
-    make_figure(folder, "bedrooms")  # of a table that is not there
-    port = free_port()
-    with caplog.at_level("INFO", "quest.report.tracking"):
-        tracking.ui(port)
-    assert len(active(store)) == 2 * (len(CELLS) + 1)
-    assert f"http://127.0.0.1:{port}" in caplog.text
-    (command,) = executed
-    assert command[1:4] == ["-m", "mlflow", "ui"]
-    assert command[command.index("--host") + 1] == "127.0.0.1"
-    assert command[command.index("--port") + 1] == str(port)
-    assert os.environ["MLFLOW_DISABLE_TELEMETRY"] == "true"
+    (folder / "results" / "tables" / "records.json").write_text("{}\n{}\n")
+    (folder / "results" / "tables" / ".digits.abcdefgh.partial.json").write_text("half")
+    address = tracking.fill()
+    assert len(seeds_of(store)) == 3 * len(CELLS)
+    experiment = store.get_experiment_by_name(tracking.EXPERIMENT)
+    assert experiment is not None
+    assert address == (
+        f"#/experiments/{experiment.experiment_id}/runs?workflowType=machine_learning&viewStateShareKey=digits"
+    )
+    saved = {tag.removeprefix("mlflow.sharedViewState."): value for tag, value in experiment.tags.items()}
+    state = json.loads(saved["digits-w4a4"])
+    shown = store.search_runs([experiment.experiment_id], state["searchFilter"])
+    assert {run.data.params["bits"] for run in shown} == {"w4a4", "w32a32"}, "full precision stands in every view"
+    assert {run.data.params["dataset"] for run in shown} == {"digits"}
+    assert {"metrics.`fid`", "metrics.`psnr`", "params.`method`"} <= set(state["selectedColumns"])
+    assert "viewStateShareKey=shapes-w8a8" in experiment.tags["mlflow.note.content"]
 
 
-def test_ui_on_a_port_in_use_says_so_before_anything_is_written(folder: Path, executed: list[list[str]]):
+def test_ui_on_a_port_in_use_says_so_before_anything_is_written(folder: Path):
     make_table(folder)
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
         port = other.getsockname()[1]
         with pytest.raises(ValueError, match=f"--port: {port} is in use; name another"):
-            tracking.ui(port)
-    assert not executed
+            page.serve(port, browser=False)
     assert not (folder / "mlflow.db").exists()
 
 
-def test_ui_without_a_table_says_how_to_get_one(folder: Path, executed: list[list[str]]):
-    with pytest.raises(ValueError, match=r"results/tables: no table yet; `snakemake` makes them, `dvc pull"):
-        tracking.ui(free_port())
-    assert not executed
+def test_ui_without_results_says_how_to_get_some(folder: Path):
+    with pytest.raises(ValueError, match=r"results/metrics and results/tables: no results yet; `dvc pull` fetches"):
+        page.serve(free_port(), browser=False)
 
 
 def test_ui_of_a_server_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://tracking.example:5000")
     with pytest.raises(ValueError, match=r"http://tracking.example:5000, a server with a page of its own"):
-        tracking.ui(free_port())
+        page.serve(free_port(), browser=False)
+
+
+def test_a_terminal_without_a_screen_is_left_alone(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(sys, "platform", "linux")
+    for name in ("DISPLAY", "WAYLAND_DISPLAY"):
+        monkeypatch.delenv(name, raising=False)
+    assert not page._has_screen()
+    monkeypatch.setenv("DISPLAY", ":0")
+    assert page._has_screen()
+
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium here; `apt-get install chromium` brings it")
+def test_the_printed_address_shows_numbers_of_the_table(store: MlflowClient, folder: Path):
+    """In a fresh browser, from results alone."""
+    write_all(folder / "results" / "metrics" / "digits", seeds=2, cells=CELLS)
+    command = [sys.executable, "-c", "from quest.cli import main; main()", "ui", "--no-browser"]
+    server = subprocess.Popen([*command, "--port", str(free_port())], stdout=subprocess.PIPE, text=True, cwd=folder)
+    try:
+        assert server.stdout is not None
+        address = server.stdout.readline().strip()
+        assert address.startswith("http://127.0.0.1:")
+        shown = ""
+        for _ in range(3):  # a machine with other work may not have drawn the table in time
+            shown = _drawn(address, folder)
+            if "40.5" in shown:
+                break
+    finally:
+        server.terminate()
+        server.wait()
+    for text in ("QuEST W4A4", "40.5", "Full precision", "2.5"):  # means over two seeds
+        assert f">{text}<" in shown, text
+    assert not re.search("No data available|Something went wrong", shown)
+
+
+def _drawn(address: str, folder: Path) -> str:
+    """The page as HTML after its scripts ran."""
+    options = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={folder}/browser"]
+    options += ["--window-size=1600,1200", "--virtual-time-budget=30000", "--dump-dom"]
+    done = subprocess.run([str(CHROMIUM), *options, address], capture_output=True, text=True, timeout=120)
+    return done.stdout

@@ -23,7 +23,7 @@ def test_texts_are_those_of_the_artifact(tmp_path: Path) -> None:
     for name in ("method", "bits", "seed", "fid", "sfid"):
         assert list(read[name]) == [each[name] for each in rows]
     line = next(line for line in markdown.read_text().splitlines() if line.startswith("| QuEST") and "W4A4" in line)
-    assert f"{(row(seed=0)['fid'] + row(seed=1)['fid']) / 2:.2f} ± 0.71" in line
+    assert f"{(row(seed=0)['fid'] + row(seed=1)['fid']) / 2:.2f}\u00a0±\u00a00.71" in line
 
 
 def test_another_artifact_is_refused_and_nothing_written(tmp_path: Path) -> None:

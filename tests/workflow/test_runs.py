@@ -142,18 +142,6 @@ def test_dvc_repro_plans_anew_and_runs_nothing_for_a_mere_name(finished: Project
     assert "analyse" not in finished.run("dvc", "stage", "list")
 
 
-def test_the_report_shows_tables_and_pictures(finished: Project) -> None:
-    finished.snakemake("--report", "report.html")
-    report = (finished.root / "report.html").read_text()
-    for file in (
-        "results/tables/digits.csv",
-        "results/figures/digits/samples.png",
-        "results/figures/digits/comparison.png",
-    ):
-        assert file in report
-    assert "Images of <em>digits</em>" in report or "Images of digits" in report
-
-
 def test_what_a_run_needs_and_nothing_makes_is_asked_for(default_project: Project) -> None:
     project = default_project
     suite = ("--config", "suite=paper", "--")
@@ -169,13 +157,3 @@ def test_what_a_run_needs_and_nothing_makes_is_asked_for(default_project: Projec
     assert project.calls() == {f"reference {reference}"}
     project.snakemake("--forceall", *suite, reference)
     assert all((project.root / file).read_text() == "brought" for file in files)
-
-
-def test_the_report_explains_itself_and_the_tables_of_the_paper(finished: Project) -> None:
-    finished.edit("config/config.yaml", "tables", value=["rounding"])
-    finished.snakemake()
-    assert NOTHING in finished.snakemake("--dry-run")
-    finished.snakemake("--report", "report.html")
-    report = (finished.root / "report.html").read_text()
-    for text in ("results/paper/digits/rounding.csv", "Tables of the paper, and ablations", "Low-bit diffusion models"):
-        assert text in report

@@ -10,13 +10,7 @@ rule analyse:
         previews=CELLS.studied("previews"),
     output:
         csv=f"{paths.ANALYSIS}.csv",
-        png=report(
-            f"{paths.ANALYSIS}.png",
-            category="{dataset}",
-            subcategory="Studies",
-            labels={"result": "{study}"},
-            caption="../report/analysis.rst",
-        ),
+        png=f"{paths.ANALYSIS}.png",
         svg=f"{paths.ANALYSIS}.svg",
     log:
         "logs/analyse/{dataset}/{study}.log",
@@ -31,6 +25,8 @@ rule analyse:
         code=CELLS.code("analyse", STUDY),
         seed=RUN.seeds[0],
         files=study_options,
+    message:
+        "study {wildcards.study} of {wildcards.dataset}"
     shell:
         "quest analyse {wildcards.study:q} {wildcards.dataset:q} --settings {params.settings:q} --seed {params.seed:q}"
         " {params.files} --csv {output.csv:q} --png {output.png:q} --svg {output.svg:q} > {log:q} 2>&1"

@@ -10,5 +10,7 @@ rule bring:
     localrule: True
     params:
         missing=lambda wildcards: f"{wildcards.brought}: missing; {CELLS.brought[wildcards.brought]}",
+    message:
+        "look for {wildcards.brought}"
     shell:
         "test -s {output:q} || {{ echo {params.missing:q} > {log:q}; exit 1; }}"

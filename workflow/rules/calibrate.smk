@@ -17,6 +17,8 @@ rule calibrate:
     params:
         settings=CELLS.settings("calibrate"),
         code=CELLS.code("calibrate"),
+    message:
+        "calibration data of {wildcards.dataset}, seed {wildcards.seed}"
     shell:
         "quest calibrate {wildcards.dataset:q} --settings {params.settings:q} --seed {wildcards.seed:q}"
         " --model {input.model:q} --output {output:q} > {log:q} 2>&1"

@@ -4,20 +4,8 @@ rule figures:
         previews=lambda wildcards: CELLS.previews(wildcards.dataset),
         table=paths.TABLE,
     output:
-        grid=report(
-            paths.SAMPLE_GRID,
-            category="{dataset}",
-            subcategory="Every method and bit-width",
-            labels={"result": "samples"},
-            caption="../report/samples.rst",
-        ),
-        comparison=report(
-            paths.COMPARISON,
-            category="{dataset}",
-            subcategory="Every method and bit-width",
-            labels={"result": "comparison"},
-            caption="../report/comparison.rst",
-        ),
+        grid=paths.SAMPLE_GRID,
+        comparison=paths.COMPARISON,
     log:
         "logs/figures/{dataset}{of_suite}.log",
     benchmark:
@@ -27,6 +15,8 @@ rule figures:
         runtime=10,
     params:
         code=CELLS.code("figures", *TITLES),
+    message:
+        "pictures of {wildcards.dataset}{wildcards.of_suite}"
     shell:
         "quest figures {wildcards.dataset:q} {input.previews:q} --table {input.table:q}"
         " --grid {output.grid:q} --comparison {output.comparison:q} > {log:q} 2>&1"

@@ -20,6 +20,8 @@ rule finetune:
         settings=CELLS.settings("finetune"),
         code=CELLS.code("finetune", METHOD),
         reconstruction=option("reconstruction"),
+    message:
+        "quantize {wildcards.dataset} by {wildcards.method} at {wildcards.bits}, seed {wildcards.seed}"
     shell:
         "quest finetune {wildcards.dataset:q} --settings {params.settings:q} --method {wildcards.method:q}"
         " --bits {wildcards.bits:q} --seed {wildcards.seed:q} --model {input.model:q}"

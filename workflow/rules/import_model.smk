@@ -17,6 +17,8 @@ rule import_model:
         runtime=120,
     params:
         settings=CELLS.settings("import_model"),
+    message:
+        "import the model of {wildcards.dataset}"
     shell:
         "quest import-model {wildcards.dataset:q} --settings {params.settings:q} --output {output:q} > {log:q} 2>&1"
 

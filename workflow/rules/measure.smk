@@ -24,6 +24,8 @@ rule measure:
         code=CELLS.code("measure"),
         full_precision=option("full-precision"),
         checkpoint=option("checkpoint"),
+    message:
+        "measure {wildcards.dataset}, {wildcards.method} {wildcards.bits}, seed {wildcards.seed}"
     shell:
         "quest measure {wildcards.dataset:q} {input.samples:q} --settings {params.settings:q} {params.full_precision}"
         " --reference {input.reference:q} --extractor {input.extractor:q} {params.checkpoint} --model {input.model:q}"

@@ -5,13 +5,7 @@ rule paper:
         published=str(published.PUBLISHED_FILE),
     output:
         json=paths.PAPER,
-        csv=report(
-            paths.PAPER_CSV,
-            category="{dataset}",
-            subcategory="Tables of the paper, and ablations",
-            labels={"result": "{table}"},
-            caption="../report/paper.rst",
-        ),
+        csv=paths.PAPER_CSV,
         markdown=paths.PAPER_MARKDOWN,
     log:
         "logs/paper/{dataset}/{table}.log",
@@ -25,6 +19,8 @@ rule paper:
         runtime=10,
     params:
         code=CELLS.code("paper", *TITLES),
+    message:
+        "the paper's table {wildcards.table} on {wildcards.dataset}"
     shell:
         "quest paper {wildcards.table:q} {wildcards.dataset:q} {input.metrics:q} --published {input.published:q}"
         " --output {output.json:q} --csv {output.csv:q} --markdown {output.markdown:q} > {log:q} 2>&1"

@@ -20,6 +20,8 @@ rule pretrain:
     params:
         settings=CELLS.settings("pretrain"),
         clip=option("clip"),
+    message:
+        "train the full-precision model of {wildcards.dataset}"
     shell:
         "quest pretrain {wildcards.dataset:q} --settings {params.settings:q} {params.clip}"
         " --model {output.model:q} --extractor {output.extractor:q} > {log:q} 2>&1"

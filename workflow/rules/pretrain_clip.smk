@@ -15,6 +15,8 @@ rule pretrain_clip:
         runtime=60,
     params:
         settings=CELLS.settings("pretrain_clip"),
+    message:
+        "train the CLIP model of {wildcards.dataset}"
     shell:
         "quest pretrain-clip {wildcards.dataset:q} --settings {params.settings:q} --output {output:q} > {log:q} 2>&1"
 

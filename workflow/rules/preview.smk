@@ -13,6 +13,8 @@ rule preview:
         runtime=5,
     params:
         code=CELLS.code("preview"),
+    message:
+        "preview of {wildcards.dataset}, {wildcards.method} {wildcards.bits}, seed {wildcards.seed}"
     shell:
         "quest preview {input:q} --output {output:q} > {log:q} 2>&1"
 

@@ -17,6 +17,8 @@ rule reconstruct:
     params:
         settings=CELLS.settings("reconstruct"),
         code=CELLS.code("reconstruct"),
+    message:
+        "learn the rounding of {wildcards.dataset}, {wildcards.grouping}, {wildcards.weight_bits}-bit weights, seed {wildcards.seed}"
     shell:
         "quest reconstruct {wildcards.dataset:q} --settings {params.settings:q} --weight-bits {wildcards.weight_bits:q}"
         " --grouping {wildcards.grouping:q} --seed {wildcards.seed:q} --model {input.model:q}"

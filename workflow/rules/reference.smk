@@ -16,6 +16,8 @@ rule reference:
     params:
         settings=CELLS.settings("reference"),
         code=CELLS.code("reference"),
+    message:
+        "statistics of the real images of {wildcards.dataset}"
     shell:
         "quest reference {wildcards.dataset:q} --settings {params.settings:q}"
         " --extractor {input.extractor:q} --output {output:q} > {log:q} 2>&1"

@@ -18,6 +18,8 @@ rule sample:
         settings=CELLS.settings("sample"),
         code=CELLS.code("sample"),
         checkpoint=option("checkpoint"),
+    message:
+        "sample {wildcards.dataset}, {wildcards.method} {wildcards.bits}, seed {wildcards.seed}, shard {wildcards.shard}"
     shell:
         "quest sample {wildcards.dataset:q} --settings {params.settings:q} --seed {wildcards.seed:q}"
         " --shard {wildcards.shard:q} --model {input.model:q} {params.checkpoint} --output {output:q} > {log:q} 2>&1"

@@ -13,6 +13,8 @@ rule score:
         runtime=5,
     params:
         code=CELLS.code("score"),
+    message:
+        "numbers for dvc metrics of {wildcards.dataset}, {wildcards.method} {wildcards.bits}, seed {wildcards.seed}"
     shell:
         "quest score {input:q} --output {output:q} > {log:q} 2>&1"
 

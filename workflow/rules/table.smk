@@ -13,6 +13,8 @@ rule table:
         runtime=10,
     params:
         code=CELLS.code("table"),
+    message:
+        "table of {wildcards.dataset}{wildcards.of_suite}"
     shell:
         "quest table {wildcards.dataset:q} {input:q} --output {output:q} > {log:q} 2>&1"
 

@@ -16,6 +16,8 @@ rule track:
     params:
         code=CELLS.code("track", *TITLES),
         figures=option("figure"),
+    message:
+        "{wildcards.dataset}{wildcards.of_suite} in MLflow"
     shell:
         "quest track {input.table:q} {params.figures} --output {output:q} > {log:q} 2>&1"
 

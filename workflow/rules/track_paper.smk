@@ -17,6 +17,8 @@ rule track_paper:
         runtime=10,
     params:
         code=CELLS.code("track_paper", *TITLES),
+    message:
+        "the paper's table {wildcards.table} on {wildcards.dataset} in MLflow"
     shell:
         "quest track-paper {input:q} --output {output:q} > {log:q} 2>&1"
 

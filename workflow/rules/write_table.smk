@@ -3,13 +3,7 @@ rule write_table:
     input:
         paths.TABLE,
     output:
-        csv=report(
-            paths.TABLE_CSV,
-            category="{dataset}",
-            subcategory="Every method and bit-width",
-            labels={"result": "table"},
-            caption="../report/table.rst",
-        ),
+        csv=paths.TABLE_CSV,
         markdown=paths.TABLE_MARKDOWN,
     log:
         "logs/write_table/{dataset}{of_suite}.log",
@@ -20,6 +14,8 @@ rule write_table:
         runtime=10,
     params:
         code=CELLS.code("write_table", *TITLES),
+    message:
+        "table of {wildcards.dataset}{wildcards.of_suite} for reading"
     shell:
         "quest write-table {input:q} --csv {output.csv:q} --markdown {output.markdown:q} > {log:q} 2>&1"
 

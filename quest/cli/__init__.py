@@ -24,6 +24,7 @@ from quest.config.values import ConfigError
 _OTHERS = {
     "compare": "results",
     "ui": "results",
+    "show": "show",
     "tune": "tools",
     "prompts": "tools",
     "config": "tools",

@@ -13,8 +13,6 @@ from quest.report import drawing
 from quest.report.drawing import INK
 from quest.studies import Row
 
-_DASHES = ("-", "--", ":", "-.")
-
 
 def start_figure(
     title: str, width: float, height: float, rows: int, columns: int, **shared: Any
@@ -46,11 +44,6 @@ def line(axes: Axes, index: int, points: Iterable[tuple[float, float | None, flo
         capsize=3,
         label=label,
     )
-
-
-def dashes(index: int) -> str:
-    """The style of line ``index``, where markers would make an SVG heavy."""
-    return _DASHES[index % len(_DASHES)]
 
 
 def curve(axes: Axes, index: int, x: Sequence[int], y: Sequence[float], label: str, line: str) -> None:

@@ -17,7 +17,7 @@ from torch import Tensor
 from quest.quantization.network import QuantizedNetwork
 from quest.report import drawing
 from quest.studies import Row
-from quest.studies.charts import dashes, distinct, logarithmic, start_figure, where, with_legend
+from quest.studies.charts import distinct, logarithmic, start_figure, where, with_legend
 from quest.studies.subject import Subject, outputs
 
 FULL, RECONSTRUCTED, FINETUNED = "full precision", "reconstructed", "finetuned"
@@ -83,7 +83,7 @@ def chart(dataset: str, rows: Sequence[Row]) -> Figure:
     ):
         for index, version in enumerate(distinct(rows, "weights")):
             values = [value(where(rows, weights=version, layer=layer)) for layer in layers]
-            axes.plot(range(len(layers)), values, dashes(index), color=drawing.colour(index), label=version)
+            axes.plot(range(len(layers)), values, drawing.dashes(index), color=drawing.colour(index), label=version)
         drawing.plain(axes, title, "layer, from input to output", name)
         logarithmic(axes)
     return with_legend(figure, panels[0])

@@ -14,7 +14,7 @@ from quest.quantization.quantizers import ActivationQuantizer
 from quest.report import drawing, tables
 from quest.report.drawing import INK
 from quest.studies import Row
-from quest.studies.charts import dashes, distinct, start_figure, where, with_legend
+from quest.studies.charts import distinct, start_figure, where, with_legend
 from quest.studies.subject import Subject
 
 
@@ -86,7 +86,7 @@ def chart(dataset: str, rows: Sequence[Row]) -> Figure:
                 linewidth=0,
             )
             means = [row["mean_ratio"] for row in mine]
-            axes.plot(places, means, dashes(index), color=drawing.colour(index), label=tables.title(method))
+            axes.plot(places, means, drawing.dashes(index), color=drawing.colour(index), label=tables.title(method))
         drawing.plain(axes, f"{role.replace('_', ' ')} ({where(rows, role=role)[0]['sites']})")
         axes.axhline(1, color=INK, linewidth=0.8, linestyle=":")
     for axes in panels[len(roles) :]:

@@ -57,7 +57,7 @@ def method_colour(method: str) -> str:
 
 def method_styles(methods: Sequence[str]) -> dict[str, dict[str, str]]:
     """How matplotlib draws each of ``methods``: colour and marker of the method; its variants, in their order, share
-    the colour and have other markers and dashes."""
+    the colour and have other markers and dashes, 18 of each method without a repetition."""
     styles, variants = {}, dict.fromkeys(map(base_method, methods), 0)
     for method in methods:
         base = base_method(method)
@@ -67,7 +67,7 @@ def method_styles(methods: Sequence[str]) -> dict[str, dict[str, str]]:
         styles[method] = {
             "color": method_colour(method),
             "marker": _MARKERS[(place + number) % len(_MARKERS)],
-            "linestyle": dashes(number // len(_MARKERS) + 1) if number else "-",
+            "linestyle": _DASHES[1 + number // len(_MARKERS) % (len(_DASHES) - 1)] if number else "-",
         }
     return styles
 

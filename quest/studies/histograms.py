@@ -16,7 +16,7 @@ from quest.learning.calibration import Samples
 from quest.quantization.network import QuantizedNetwork
 from quest.report import drawing
 from quest.studies import Row
-from quest.studies.charts import distinct, start_figure, where, with_legend
+from quest.studies.charts import distinct, short, start_figure, where, with_legend
 from quest.studies.distributions import FULL, versions
 from quest.studies.subject import Subject, outputs
 
@@ -74,5 +74,5 @@ def chart(dataset: str, rows: Sequence[Row]) -> Figure:
             counts = [row[version] or np.nan for row in bins]
             axes.plot(middles, counts, drawing.dashes(index), color=drawing.colour(index), linewidth=1, label=version)
         axes.set_yscale("log")
-        drawing.plain(axes, layer, "output (no unit)", f"values in each of {len(bins)} bins")
+        drawing.plain(axes, short(layer), "output (no unit)", f"values in each of {len(bins)} bins")
     return with_legend(figure, panels[0])

@@ -149,6 +149,7 @@ def test_the_report_shows_tables_and_pictures(finished: Project) -> None:
         "results/tables/digits.csv",
         "results/figures/digits/samples.png",
         "results/figures/digits/comparison.png",
+        "results/figures/digits/tradeoff.png",
     ):
         assert file in report
     assert "Images of <em>digits</em>" in report or "Images of digits" in report

@@ -1,4 +1,4 @@
-# Pictures of a dataset: the same seeds under every cell, and the comparison by bit-width.
+# Pictures of a dataset: the same seeds under every cell, quality by bit-width, and against size and cost.
 rule figures:
     input:
         previews=lambda wildcards: CELLS.previews(wildcards.dataset),
@@ -18,6 +18,13 @@ rule figures:
             labels={"result": "comparison"},
             caption="../report/comparison.rst",
         ),
+        tradeoff=report(
+            paths.TRADEOFF,
+            category="{dataset}",
+            subcategory="Every method and bit-width",
+            labels={"result": "which method at which size"},
+            caption="../report/tradeoff.rst",
+        ),
     log:
         "logs/figures/{dataset}{of_suite}.log",
     benchmark:
@@ -29,7 +36,8 @@ rule figures:
         code=CELLS.code("figures", *TITLES),
     shell:
         "quest figures {wildcards.dataset:q} {input.previews:q} --table {input.table:q}"
-        " --grid {output.grid:q} --comparison {output.comparison:q} > {log:q} 2>&1"
+        " --grid {output.grid:q} --comparison {output.comparison:q} --tradeoff {output.tradeoff:q}"
+        " > {log:q} 2>&1"
 
 
 rule figures_all:

@@ -179,4 +179,4 @@ def test_the_extras(wheel: Path) -> None:
     workflow = {"snakemake", "dvc", "mlflow"}
     assert not workflow & set(brought(""))
     assert workflow < set(brought("workflow"))
-    assert brought("dev")[PROJECT] == {"workflow"}, "the environment of `make` has everything"
+    assert brought("dev")[PROJECT] == {"workflow", "docs"}, "the environment of `make` has everything"

@@ -24,7 +24,9 @@ def show(names: tuple[str, ...], output: Path | None, port: int, browse: bool) -
 
     groups = results.groups(names)
     if output is None:
-        serving.serve(page.html(groups, page.LIMIT_HERE), port, browse)
+        with serving.PageServer(port) as server:
+            server.page = page.html(groups, page.LIMIT_HERE)
+            server.show(browse)
     else:
         content = page.html(groups).encode()
         write_bytes(output, content)

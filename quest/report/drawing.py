@@ -55,7 +55,7 @@ def method_colour(method: str) -> str:
     return colour(METHODS.index(base)) if base in METHODS else _NO_METHOD
 
 
-def method_styles(methods: Sequence[str]) -> dict[str, dict[str, str]]:
+def method_styles(methods: Sequence[str]) -> dict[str, dict[str, Any]]:
     """How matplotlib draws each of ``methods``: colour and marker of the method; its variants, in their order, share
     the colour and have other markers and dashes, 18 of each method without a repetition."""
     styles, variants = {}, dict.fromkeys(map(base_method, methods), 0)

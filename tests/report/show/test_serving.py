@@ -9,11 +9,12 @@ from contextlib import closing
 
 import pytest
 
-from quest.report.show.serving import server
+from quest.report.show.serving import PageServer
 
 
 def test_the_page_and_nothing_else_is_served_on_loopback():
-    with server("<p>größer</p>", 0) as running:
+    with PageServer(0) as running:
+        running.page = "<p>größer</p>"
         threading.Thread(target=running.serve_forever, daemon=True).start()
         host, port = running.server_address[:2]
         assert host == "127.0.0.1"
@@ -26,5 +27,5 @@ def test_the_page_and_nothing_else_is_served_on_loopback():
 
 
 def test_a_port_that_is_taken_is_named():
-    with server("", 0) as running, pytest.raises(ValueError, match=r"--port: \d+ is in use; name another, like --port"):
-        server("", running.server_port)
+    with PageServer(0) as running, pytest.raises(ValueError, match=r"--port: \d+ is in use; name another, like --port"):
+        PageServer(running.server_port)

@@ -135,6 +135,8 @@ async function render() {
 
   const without = !group.images;
   $("absent").hidden = !without;
+  for (const id of ["mover", "pictures", "below"]) $(id).hidden = without;
+  $("zoom").disabled = $("difference").disabled = without;
   $("absent").textContent = `The images of ${group.dataset} are not here. "dvc pull results/previews" brings shared ones; ` +
     `"snakemake results/previews/${group.dataset}/CELL-seed0.safetensors" makes those of a cell.`;
 
@@ -143,7 +145,7 @@ async function render() {
   const title = element("tr", {}, element("th", { textContent: group.conditions ? "drawn for" : "image" }), element("td", {}, head));
   await Promise.all(rows.map(([, , done]) => done));
   if (mine !== calls) return;
-  $("grid").tHead.replaceChildren(...(without ? [] : [title]), ...rows.filter(([cell]) => cell.full).map(([, row]) => row));
+  $("grid").tHead.replaceChildren(title, ...rows.filter(([cell]) => cell.full).map(([, row]) => row));
   $("grid").tBodies[0].replaceChildren(...rows.filter(([cell]) => !cell.full).map(([, row]) => row));
   document.documentElement.dataset.shown = `${group.dataset} ${state.seed} ${state.first}`;
 
@@ -206,7 +208,7 @@ function options(select, values, texts, chosen) {
 
 function chooseGroup(group) {
   const pictured = group.seeds.filter((seed) => group.cells.some((cell) => cell.sprites[seed]));
-  const zoom = Math.max(1, Math.ceil(SIDE / Math.max(1, Math.min(group.width, group.height))));
+  const zoom = group.images ? Math.ceil(SIDE / Math.min(SIDE, group.width, group.height)) : 1;
   Object.assign(state, { group, seed: (pictured.length ? pictured : group.seeds)[0], first: 0, zoom });
   state.chosen = methods();
   options($("seed"), group.seeds, group.seeds, state.seed);

@@ -115,7 +115,7 @@ def _data(group: Group, pictures: _Pictures, sprites: dict[tuple[str, int], str]
 def _beside(cell: Cell) -> list[str]:
     """The lines beside a row of images: quality, then what it costs."""
     columns = {column.key: column for column in COLUMNS}
-    written = {key: _number(cell, columns[key]) for key in _UNITS if cell.summary.get(key) is not None}
+    written = {key: _number(cell, columns[key]) for key in _UNITS if key in columns and key in cell.summary}
     known = {key: text + _UNITS[key] for key, text in written.items() if text != MISSING}
     costs = [known[key] for key in _COSTS if key in known]
     if cell.seconds is not None:

@@ -12,12 +12,13 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export MLFLOW_DISABLE_TELEMETRY := true
 export DO_NOT_TRACK := 1
 
-.PHONY: help environment reproduce test arithmetic lint ui report check
+.PHONY: help environment reproduce test arithmetic lint docs ui report check
 
 help:
 	@echo "make reproduce    pull the full-precision models, then run everything that is missing or out of date"
 	@echo "make test         check style, workflow and types, then run the tests"
 	@echo "make arithmetic   the numeric tests as other processors would compute them"
+	@echo "make docs         the documentation as a site, in site/; any warning is an error"
 	@echo "make ui           compare results in MLflow, on this machine only"
 	@echo "make report       report.html: the tables and pictures of all runs that are here, in one file; nothing is computed"
 	@echo "make check        compare every file with what was recorded of it"
@@ -42,6 +43,10 @@ lint: environment
 	snakefmt --line-length 120 --check $(SNAKEFILES)
 	snakemake --lint
 	basedpyright
+
+# Its theme advertises its successor, in the place of warnings.
+docs: environment
+	NO_MKDOCS_2_WARNING=1 mkdocs build --strict --quiet
 
 ui: environment
 	quest ui

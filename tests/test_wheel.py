@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import venv
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[1]
 PROJECT = "quest-diffusion"
+DATA = {".css", ".html", ".js"}
 SMALL = """
 import torch
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
@@ -160,6 +162,12 @@ def test_help_names_every_command_without_the_extras(environment: Path, tmp_path
     assert {"finetune", "table", "compare"} <= set(done.stdout.split())
 
 
+def test_files_that_are_no_code_are_in_the_wheel(wheel: Path) -> None:
+    places = {str(file.relative_to(ROOT)) for file in (ROOT / "quest").rglob("*.*") if file.suffix in DATA}
+    assert places, "there are some"
+    assert places <= set(zipfile.ZipFile(wheel).namelist())
+
+
 def test_the_extras(wheel: Path) -> None:
     (built,) = importlib.metadata.distributions(path=[str(wheel)])
     requirements = [Requirement(each) for each in built.requires or []]
@@ -171,4 +179,4 @@ def test_the_extras(wheel: Path) -> None:
     workflow = {"snakemake", "dvc", "mlflow"}
     assert not workflow & set(brought(""))
     assert workflow < set(brought("workflow"))
-    assert brought("dev")[PROJECT] == {"workflow"}, "the environment of `make` has everything"
+    assert brought("dev")[PROJECT] == {"workflow", "docs"}, "the environment of `make` has everything"

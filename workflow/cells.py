@@ -112,7 +112,7 @@ class Cells:
             "score": self.everywhere(paths.SCORES),
             "table": self.everywhere(paths.TABLE),
             "write_table": [*self.everywhere(paths.TABLE_CSV), *self.everywhere(paths.TABLE_MARKDOWN)],
-            "figures": [*self.everywhere(paths.SAMPLE_GRID), *self.everywhere(paths.COMPARISON)],
+            "figures": [file for picture in paths.FIGURES for file in self.everywhere(picture)],
             "track": self.everywhere(paths.TRACKING),
             "paper": self._tables(paths.PAPER_MARKDOWN),
             "track_paper": self._tables(paths.PAPER_TRACKING),

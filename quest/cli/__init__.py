@@ -27,6 +27,7 @@ _OTHERS = {
     "export": "deploy",
     "compare": "results",
     "ui": "results",
+    "show": "show",
     "tune": "tools",
     "prompts": "tools",
     "config": "tools",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,8 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from quest.artifacts import atomic
+from quest.config.methods import METHODS, base_method
+from quest.config.values import FULL_PRECISION
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -23,6 +26,8 @@ _SMALL_DPI = 100
 # Okabe and Ito (2008): told apart in every common form of colour blindness. Markers tell them apart in print.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 _MARKERS = "osD^vP"
+_DASHES = ("-", "--", ":", "-.")
+_NO_METHOD = "#7f7f7f"  # of results of a method that is no more
 INK = "#333333"
 MIN_PIXELS = 64  # side of a shown image; smaller ones are enlarged by a whole factor
 
@@ -35,6 +40,36 @@ def colour(index: int) -> str:
 def marker(index: int) -> str:
     """The marker of line ``index``: another one each time that the colours start again."""
     return _MARKERS[(index + index // len(_COLOURS)) % len(_MARKERS)]
+
+
+def dashes(index: int) -> str:
+    """The style of line ``index``, where markers would make an SVG heavy."""
+    return _DASHES[index % len(_DASHES)]
+
+
+def method_colour(method: str) -> str:
+    """The colour of a method in every picture; its variants have it too, and full precision has that of the text."""
+    if method == FULL_PRECISION:
+        return INK
+    base = base_method(method)
+    return colour(METHODS.index(base)) if base in METHODS else _NO_METHOD
+
+
+def method_styles(methods: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """How matplotlib draws each of ``methods``: colour and marker of the method; its variants, in their order, share
+    the colour and have other markers and dashes, 18 of each method without a repetition."""
+    styles, variants = {}, dict.fromkeys(map(base_method, methods), 0)
+    for method in methods:
+        base = base_method(method)
+        place = METHODS.index(base) if base in METHODS else len(METHODS)
+        variants[base] += method != base
+        number = variants[base] if method != base else 0
+        styles[method] = {
+            "color": method_colour(method),
+            "marker": _MARKERS[(place + number) % len(_MARKERS)],
+            "linestyle": _DASHES[1 + number // len(_MARKERS) % (len(_DASHES) - 1)] if number else "-",
+        }
+    return styles
 
 
 def figure(width: float, height: float, **options: Any) -> Figure:

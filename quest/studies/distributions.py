@@ -16,8 +16,9 @@ from torch import Tensor
 
 from quest.quantization.network import QuantizedNetwork
 from quest.report import drawing
+from quest.report.drawing import INK
 from quest.studies import Row
-from quest.studies.charts import dashes, distinct, logarithmic, start_figure, where, with_legend
+from quest.studies.charts import distinct, over_layers, start_figure, where, with_legend
 from quest.studies.subject import Subject, outputs
 
 FULL, RECONSTRUCTED, FINETUNED = "full precision", "reconstructed", "finetuned"
@@ -71,21 +72,27 @@ def summary(x: Tensor) -> dict[str, float]:
 
 
 def chart(dataset: str, rows: Sequence[Row]) -> Figure:
-    """Range, standard deviation and kurtosis of each layer's output, over the layers in network order."""
+    """Range, standard deviation and kurtosis of each layer's output over the layers in network order, each divided by
+    what it is in full precision: 1 is no change."""
     figure, panels = start_figure(
-        f"{dataset}: spread of every layer's output, by version of the weights", 13, 4.2, 1, 3
+        f"{dataset}: spread of every layer's output, relative to full precision", 13, 4.4, 1, 3
     )
     layers = distinct(rows, "layer")
-    for axes, title, name, value in (
-        (panels[0], "Range (largest of the steps)", "largest − smallest output", _range),
-        (panels[1], "Standard deviation (mean over steps)", "standard deviation", _deviation),
-        (panels[2], "Kurtosis (largest of the steps)", "kurtosis (normal distribution: 3)", _kurtosis),
+    versions = [version for version in distinct(rows, "weights") if version != FULL]
+    for axes, title, value in (
+        (panels[0], "Range (largest of the steps)", _range),
+        (panels[1], "Standard deviation (mean over steps)", _deviation),
+        (panels[2], "Kurtosis (largest of the steps)", _kurtosis),
     ):
-        for index, version in enumerate(distinct(rows, "weights")):
+        full = [value(where(rows, weights=FULL, layer=layer)) for layer in layers]
+        for index, version in enumerate(versions):
             values = [value(where(rows, weights=version, layer=layer)) for layer in layers]
-            axes.plot(range(len(layers)), values, dashes(index), color=drawing.colour(index), label=version)
-        drawing.plain(axes, title, "layer, from input to output", name)
-        logarithmic(axes)
+            ratios = [one / of if of else np.nan for one, of in zip(values, full, strict=True)]
+            style = {"color": drawing.colour(index), "marker": drawing.marker(index), "markersize": 3}
+            axes.plot(range(len(layers)), ratios, linewidth=0.8, label=version, **style)
+        axes.axhline(1, color=INK, linewidth=0.8, linestyle=":", label=FULL)
+        drawing.plain(axes, title, "layer, from input to output", "ratio to full precision")
+        over_layers(axes, layers)
     return with_legend(figure, panels[0])
 
 

@@ -17,7 +17,7 @@ from quest.methods import quest as method
 from quest.quantization.network import QuantizedNetwork
 from quest.report import drawing
 from quest.studies import Row
-from quest.studies.charts import dashes, distinct, start_figure, where, with_legend
+from quest.studies.charts import distinct, over_layers, start_figure, where, with_legend
 from quest.studies.subject import Subject, outputs
 
 STAGES = ("nearest", "reconstruction", "TLA", "CMA")
@@ -69,7 +69,7 @@ def chart(dataset: str, rows: Sequence[Row]) -> Figure:
     figure, (of_layers, of_steps) = start_figure(title, 13, 4.6, 1, 2)
     layers, steps = distinct(rows, "layer"), distinct(rows, "timestep")
     for index, stage in enumerate(distinct(rows, "stage")):
-        style: dict[str, Any] = {"color": drawing.colour(index), "linestyle": dashes(index), "label": stage}
+        style: dict[str, Any] = {"color": drawing.colour(index), "linestyle": drawing.dashes(index), "label": stage}
         mean = [np.mean([row["error"] for row in where(rows, stage=stage, layer=layer)]) for layer in layers]
         of_layers.plot(range(len(layers)), mean, linewidth=1, **style)
         median = [np.median([row["error"] for row in where(rows, stage=stage, timestep=step)]) for step in steps]
@@ -77,6 +77,7 @@ def chart(dataset: str, rows: Sequence[Row]) -> Figure:
     for axes in (of_layers, of_steps):
         axes.set_yscale("log")
     of_steps.invert_xaxis()
+    over_layers(of_layers, layers)
     relative = "relative squared error ↓"
     drawing.plain(of_layers, "Mean over steps, by layer", "layer, from input to output", relative)
     drawing.plain(of_steps, "Median layer, by timestep", "timestep, noisiest first", relative)

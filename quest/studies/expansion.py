@@ -228,5 +228,5 @@ def chart(dataset: str, rows: Sequence[Row]) -> Figure:
     drawing.plain(inside, f"Inside, after {places[0]} (eq. 11)", "parts K", "|expansion / true loss change − 1|")
     drawing.plain(first, f"First-order sum, K = {parts[-1]}", "place of the perturbation", "Σ ε'g (loss, no unit) ↓")
     for axes in (at_output, inside, first):
-        axes.legend(frameon=False, fontsize=7)
+        axes.legend(frameon=False, fontsize=8)
     return figure

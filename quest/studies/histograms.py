@@ -16,7 +16,7 @@ from quest.learning.calibration import Samples
 from quest.quantization.network import QuantizedNetwork
 from quest.report import drawing
 from quest.studies import Row
-from quest.studies.charts import dashes, distinct, start_figure, where, with_legend
+from quest.studies.charts import distinct, short, start_figure, where, with_legend
 from quest.studies.distributions import FULL, versions
 from quest.studies.subject import Subject, outputs
 
@@ -72,7 +72,7 @@ def chart(dataset: str, rows: Sequence[Row]) -> Figure:
         middles = [(row["low"] + row["high"]) / 2 for row in bins]
         for index, version in enumerate(key for key in bins[0] if key not in ("layer", "low", "high")):
             counts = [row[version] or np.nan for row in bins]
-            axes.plot(middles, counts, dashes(index), color=drawing.colour(index), linewidth=1, label=version)
+            axes.plot(middles, counts, drawing.dashes(index), color=drawing.colour(index), linewidth=1, label=version)
         axes.set_yscale("log")
-        drawing.plain(axes, layer, "output (no unit)", f"values in each of {len(bins)} bins")
+        drawing.plain(axes, short(layer), "output (no unit)", f"values in each of {len(bins)} bins")
     return with_legend(figure, panels[0])

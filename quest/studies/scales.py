@@ -14,7 +14,7 @@ from quest.quantization.quantizers import ActivationQuantizer
 from quest.report import drawing, tables
 from quest.report.drawing import INK
 from quest.studies import Row
-from quest.studies.charts import dashes, distinct, start_figure, where, with_legend
+from quest.studies.charts import distinct, start_figure, where, with_legend
 from quest.studies.subject import Subject
 
 
@@ -70,23 +70,24 @@ def chart(dataset: str, rows: Sequence[Row]) -> Figure:
     """A panel a role; over the timesteps of each set, a line a method with the span of the sites."""
     roles, methods = distinct(rows, "role"), distinct(rows, "method")
     title = f"{dataset}: activation scales over the sampling steps, relative to their mean ({rows[0]['bits'].upper()})"
+    styles = drawing.method_styles(methods)
     columns = min(4, len(roles))
     height = -(-len(roles) // columns)
     figure, panels = start_figure(title, 2.8 * columns, 1.9 * height + 0.8, height, columns, sharex=True)
     for axes, role in zip(panels, roles, strict=False):
-        for index, method in enumerate(methods):
+        for method in methods:
             mine = where(rows, role=role, method=method)
             places = [(row["first_timestep"] + row["last_timestep"]) / 2 for row in mine]
             axes.fill_between(
                 places,
                 [row["min_ratio"] for row in mine],
                 [row["max_ratio"] for row in mine],
-                color=drawing.colour(index),
+                color=styles[method]["color"],
                 alpha=0.12,
                 linewidth=0,
             )
             means = [row["mean_ratio"] for row in mine]
-            axes.plot(places, means, dashes(index), color=drawing.colour(index), label=tables.title(method))
+            axes.plot(places, means, linewidth=1, markersize=3, label=tables.title(method), **styles[method])
         drawing.plain(axes, f"{role.replace('_', ' ')} ({where(rows, role=role)[0]['sites']})")
         axes.axhline(1, color=INK, linewidth=0.8, linestyle=":")
     for axes in panels[len(roles) :]:

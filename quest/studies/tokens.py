@@ -22,7 +22,7 @@ from quest.architectures.order import in_call_order, outermost
 from quest.diffusion import sampling
 from quest.report import drawing
 from quest.studies import Row
-from quest.studies.charts import distinct, line, start_figure, where, with_legend
+from quest.studies.charts import distinct, line, short, start_figure, where, with_legend
 from quest.studies.closeness import closeness
 from quest.studies.subject import Subject
 
@@ -124,7 +124,7 @@ def chart(dataset: str, rows: Sequence[Row]) -> Figure:
         f"{dataset}: closeness to the intact sample when a few tokens of one block are overwritten ({images} images)"
     )
     figure, panels = start_figure(title, 13, 5.4, 1, len(fillings), sharey=True)
-    labels = [f"{block} ({where(rows, block=block)[0]['block_tokens']})" for block in blocks]
+    labels = [f"{short(block)} ({where(rows, block=block)[0]['block_tokens']})" for block in blocks]
     for axes, filling in zip(panels, fillings, strict=True):
         for index, (choice, count) in enumerate(dict.fromkeys((row["choice"], row["tokens"]) for row in rows)):
             mine = where(rows, filling=filling, choice=choice, tokens=count)

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from quest.config.methods import METHODS
 from quest.report import drawing
 
 
@@ -33,6 +34,21 @@ def test_any_number_of_lines_is_told_apart():
     assert len({(drawing.colour(index), drawing.marker(index)) for index in range(36)}) == 36
     assert len({drawing.colour(index) for index in range(6)}) == len({drawing.marker(index) for index in range(6)}) == 6
     assert drawing.colour(1_000).startswith("#")
+
+
+def test_a_method_has_one_colour_whatever_stands_beside_it():
+    colours = {method: drawing.method_colour(method) for method in METHODS}
+    assert len(set(colours.values())) == len(METHODS)
+    assert drawing.method_styles(["quest"])["quest"] == drawing.method_styles(["fp", *METHODS])["quest"]
+    assert drawing.method_colour("fp") == drawing.INK
+    assert drawing.method_colour("gone") not in colours.values()
+
+
+def test_variants_share_the_colour_and_are_told_apart():
+    names = ["quest", *(f"quest+{number}" for number in range(18))]
+    styles = drawing.method_styles(names)
+    assert {style["color"] for style in styles.values()} == {drawing.method_colour("quest")}
+    assert len({(style["marker"], style["linestyle"]) for style in styles.values()}) == len(names)
 
 
 @pytest.mark.parametrize(("suffix", "small"), [("png", False), ("png", True), ("svg", False)])

@@ -11,7 +11,7 @@ from matplotlib.image import imread
 from result_files import CELLS, write_all
 
 from quest.artifacts import ArtifactError, Manifest, load_json, load_tensors, save_tensors
-from quest.report.figures import comparison_chart, sample_grid
+from quest.report.figures import comparison_chart, front, sample_grid, tradeoff_chart
 from quest.stages import figures
 from quest.stages import table as tables
 
@@ -26,6 +26,11 @@ def write_previews(folder: Path, images: int = 20, seed: int = 0) -> list[Path]:
         files.append(folder / f"{method}-{bits}.safetensors")
         save_tensors(files[-1], {"images": tensor}, Manifest(kind="preview", seeds={"run": seed}, notes=notes))
     return files
+
+
+def draw(folder: Path, previews: list[Path], table: Path) -> None:
+    grid, comparison, tradeoff = (folder / f"{name}.png" for name in ("grid", "comparison", "tradeoff"))
+    figures.run("digits", previews, table, grid, comparison, tradeoff)
 
 
 def brightness(cell, image):
@@ -43,7 +48,7 @@ def pixels(path: Path) -> np.ndarray:
 
 
 def test_grid_shows_each_image_pixel_for_pixel(tmp_path: Path, table: Path):
-    figures.run("digits", write_previews(tmp_path), table, tmp_path / "grid.png", tmp_path / "comparison.png")
+    draw(tmp_path, write_previews(tmp_path), table)
     picture = pixels(tmp_path / "grid.png")
     rows = [("fp", "w32a32"), ("nearest", "w8a8"), ("quest", "w8a8"), ("nearest", "w4a4"), ("quest", "w4a4")]
     tops = []
@@ -57,11 +62,37 @@ def test_grid_shows_each_image_pixel_for_pixel(tmp_path: Path, table: Path):
     assert tops == sorted(tops)
 
 
-def test_rows_are_labelled_and_the_title_says_which_images(tmp_path: Path):
-    figure = sample_grid("digits", [load_tensors(file, "preview") for file in write_previews(tmp_path, images=5)])
-    title, *labels = [text.get_text() for text in figure.texts]
+def test_rows_are_labelled_by_bit_width_and_the_title_says_which_images(tmp_path: Path, table: Path):
+    previews = [load_tensors(file, "preview") for file in write_previews(tmp_path, images=5)]
+    figure = sample_grid("digits", previews, load_json(table, "table").content["summary"])
+    title, *texts = [text.get_text() for text in figure.texts]
     assert title == "digits: images 0–4 of seed 0, the same noise in each column"
-    assert labels == ["Full precision", "Nearest W8A8", "QuEST W8A8", "Nearest W4A4", "QuEST W4A4"]
+    rows = {"Full precision": "FID 3.00 ± 1.00", "Nearest": "FID 6.00 ± 1.00\n38.50 ± 0.25 dB"}
+    assert texts[:5] == ["Full precision", rows["Full precision"], "W8A8", "Nearest", rows["Nearest"]]
+    assert [text for text in texts if text in ("W8A8", "W4A4", "Nearest", "QuEST")] == [
+        *("W8A8", "Nearest", "QuEST"),
+        *("W4A4", "Nearest", "QuEST"),
+    ]
+
+
+def test_what_a_column_was_drawn_for_stands_above_it(tmp_path: Path):
+    previews = []
+    for method, bits in CELLS[:3]:
+        manifest = Manifest(
+            kind="preview",
+            settings={"condition": {"classes": 24, "prompts": None}},
+            seeds={"run": 0},
+            notes={"method": method, "bits": bits, "first": 2},
+        )
+        file = tmp_path / f"{method}-{bits}.safetensors"
+        save_tensors(file, {"images": torch.zeros(3, 3, 16, 16, dtype=torch.uint8)}, manifest)
+        previews.append(load_tensors(file, "preview"))
+    for dataset, words in {
+        "shapes-class": ["blue circle", "yellow\ncircle", "red square"],
+        "imagenet": ["class 2", "class 3", "class 4"],
+        "elsewhere": ["class 2", "class 3", "class 4"],
+    }.items():
+        assert [text.get_text() for text in sample_grid(dataset, previews).texts][1:4] == words
 
 
 def test_a_grid_of_different_seeds_is_refused(tmp_path: Path):
@@ -103,6 +134,24 @@ def test_comparison_skips_what_is_missing(table: Path):
         assert lengths == {"Nearest": 2, "QuEST": 1}
 
 
+def test_tradeoff_joins_what_nothing_smaller_is_as_good_as(table: Path):
+    summary = load_json(table, "table").content["summary"]
+    sizes = {"w32a32": 4.0, "w8a8": 1.0, "w4a4": 0.5}
+    figure = tradeoff_chart("digits", [row | {"weight_mib": sizes[row["bits"]]} for row in summary])
+    fid, _, psnr, _ = figure.axes
+    (line,) = [line for line in fid.lines if line.get_alpha() == 0.5]
+    assert np.asarray(line.get_xydata()).tolist() == [[0.5, 41], [1.0, 3.5], [4.0, 3]]
+    assert [text.get_text() for text in fid.texts] == ["QuEST W4A4", "QuEST W8A8", "Full precision"]
+    assert [text.get_text() for text in psnr.texts] == ["QuEST W4A4", "QuEST W8A8"]
+    assert psnr.get_xlabel() == "size of the weights (MiB)"
+    assert len(figure.legends[0].get_texts()) == 3
+
+
+def test_the_front_has_one_cell_of_those_that_are_equal():
+    assert front([(2, 1), (1, 3), (1, 2), (3, 1), (2, 1), (4, 0.5)]) == [2, 0, 5]
+    assert front([]) == []
+
+
 @pytest.mark.parametrize(("values", "scale"), [([2, 19], "linear"), ([2, 21], "log"), ([0, 50], "linear")])
 def test_fid_is_logarithmic_only_over_a_wide_range(table: Path, values: list[float], scale: str):
     summary = [row | {"fid": values[0]} for row in load_json(table, "table").content["summary"]]
@@ -113,8 +162,8 @@ def test_fid_is_logarithmic_only_over_a_wide_range(table: Path, values: list[flo
 def test_equal_inputs_give_equal_bytes(tmp_path: Path, table: Path):
     previews = write_previews(tmp_path)
     for name in ("first", "second"):
-        figures.run("digits", previews, table, tmp_path / name / "grid.png", tmp_path / name / "comparison.png")
-    for file in ("grid.png", "comparison.png"):
+        draw(tmp_path / name, previews, table)
+    for file in ("grid.png", "comparison.png", "tradeoff.png"):
         assert (tmp_path / "first" / file).read_bytes() == (tmp_path / "second" / file).read_bytes()
         assert b"tEXtSoftware" not in (tmp_path / "first" / file).read_bytes()
 
@@ -122,5 +171,5 @@ def test_equal_inputs_give_equal_bytes(tmp_path: Path, table: Path):
 def test_a_file_of_another_kind_is_refused(tmp_path: Path, table: Path):
     save_tensors(tmp_path / "model.safetensors", {"x": torch.zeros(1)}, Manifest(kind="model"))
     with pytest.raises(ArtifactError, match="kind 'model' where 'preview' is expected"):
-        figures.run("digits", [tmp_path / "model.safetensors"], table, tmp_path / "g.png", tmp_path / "c.png")
-    assert not (tmp_path / "g.png").exists()
+        draw(tmp_path, [tmp_path / "model.safetensors"], table)
+    assert not (tmp_path / "grid.png").exists()

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
+import pytest
+
 from quest.report import drawing
-from quest.studies import charts, errors, histograms, scales
+from quest.studies import charts, distributions, errors, histograms, scales
 
 NAMES = [f"quest+{number}" for number in range(15)]
 
@@ -23,6 +26,36 @@ def test_errors_of_many_stages():
 def test_histograms_of_many_versions():
     rows = [{"layer": "conv", "low": low, "high": low + 1, **dict.fromkeys(NAMES, 3)} for low in range(2)]
     assert len(histograms.chart("tiny", rows).axes[0].lines) == len(NAMES)
+
+
+@pytest.mark.parametrize(
+    ("name", "shorter"),
+    [
+        ("up_blocks.1.attentions.0.transformer_blocks.2.attn1.to_out.0", "up1 attn0 block2 attn1 out"),
+        ("down_blocks.2.resnets.0.time_emb_proj", "down2 res0 time"),
+        ("mid_block.resnets.1.conv_shortcut", "mid res1 shortcut"),
+        ("up_blocks.0.upsamplers.0.conv", "up0 up"),
+        ("time_embedding.linear_2", "time 2"),
+        ("conv_in", "in"),
+        ("something.else", "something else"),
+    ],
+)
+def test_names_of_layers_are_short(name: str, shorter: str):
+    assert charts.short(name) == shorter
+
+
+def test_spreads_are_ratios_to_full_precision():
+    numbers = {"timestep": 9, "min": -1.0, "max": 1.0, "std": 0.5, "kurtosis": 3.0}
+    layers = ["conv_in", *(f"down_blocks.0.resnets.{number}.conv1" for number in range(30)), "conv_out"]
+    rows = [
+        numbers | {"weights": version, "layer": layer, "max": largest}
+        for version, largest in ((distributions.FULL, 1.0), (distributions.FINETUNED, 3.0))
+        for layer in layers
+    ]
+    spread, deviation, _ = distributions.chart("tiny", rows).axes
+    assert np.asarray(spread.lines[0].get_ydata()).tolist() == [2.0] * 32
+    assert np.asarray(deviation.lines[0].get_ydata()).tolist() == [1.0] * 32
+    assert [label.get_text() for label in spread.get_xticklabels()] == ["in", "out"], "down0 is too close to in"
 
 
 def test_many_lines_are_told_apart():

@@ -13,7 +13,7 @@ import sys
 import time
 from pathlib import Path
 
-OUTPUTS = ("--output", "--csv", "--markdown", "--grid", "--comparison", "--png", "--svg")
+OUTPUTS = ("--output", "--csv", "--markdown", "--grid", "--comparison", "--tradeoff", "--png", "--svg")
 
 
 def main(arguments: list[str]) -> None:

@@ -1,4 +1,4 @@
-# Pictures of a dataset: the same seeds under every cell, and the comparison by bit-width.
+# Pictures of a dataset: the same seeds under every cell, quality by bit-width, and against size and cost.
 rule figures:
     input:
         previews=lambda wildcards: CELLS.previews(wildcards.dataset),
@@ -6,6 +6,7 @@ rule figures:
     output:
         grid=paths.SAMPLE_GRID,
         comparison=paths.COMPARISON,
+        tradeoff=paths.TRADEOFF,
     log:
         "logs/figures/{dataset}{of_suite}.log",
     benchmark:
@@ -19,7 +20,8 @@ rule figures:
         "pictures of {wildcards.dataset}{wildcards.of_suite}"
     shell:
         "quest figures {wildcards.dataset:q} {input.previews:q} --table {input.table:q}"
-        " --grid {output.grid:q} --comparison {output.comparison:q} > {log:q} 2>&1"
+        " --grid {output.grid:q} --comparison {output.comparison:q} --tradeoff {output.tradeoff:q}"
+        " > {log:q} 2>&1"
 
 
 rule figures_all:

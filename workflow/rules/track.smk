@@ -2,7 +2,7 @@
 rule track:
     input:
         table=paths.TABLE,
-        figure=[paths.SAMPLE_GRID, paths.COMPARISON],
+        figure=paths.FIGURES,
     output:
         paths.TRACKING,
     log:

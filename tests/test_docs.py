@@ -1,0 +1,39 @@
+"""The pages that a site is made of: none is missing, and lists and tables are read as GitHub reads them."""
+
+from __future__ import annotations
+
+import runpy
+from pathlib import Path
+
+import pytest
+
+from quest.config.methods import METHODS
+from quest.studies import STUDIES
+
+DOCS = Path(__file__).parents[1] / "docs"
+hook = runpy.run_path(str(DOCS / "hooks.py"))["on_page_markdown"]
+
+
+def test_every_method_has_a_page() -> None:
+    assert {file.stem for file in (DOCS / "methods").glob("*.md")} == {*METHODS, "index"}
+
+
+def test_every_study_is_among_the_pictures() -> None:
+    page = (DOCS / "figures.md").read_text(encoding="utf-8")
+    assert [study for study in STUDIES if f"{study}.png" not in page] == []
+
+
+@pytest.mark.parametrize(
+    ("written", "read"),
+    [
+        ("text\n- one\n- two", "text\n\n- one\n- two"),
+        ("text\n1. one", "text\n\n1. one"),
+        ("text\n| a |\n|---|\n| 1 |", "text\n\n| a |\n|---|\n| 1 |"),
+        ("- one\n  goes on\n- two", "- one\n  goes on\n- two"),
+        ("- one\n\n  | a |\n  |---|", "- one\n\n  | a |\n  |---|"),
+        ("```\ntext\n- no list\n```\ntext\n- a list", "```\ntext\n- no list\n```\ntext\n\n- a list"),
+        ("*text* - no list", "*text* - no list"),
+    ],
+)
+def test_lists_and_tables_may_follow_a_line_of_text(written: str, read: str) -> None:
+    assert hook(written) == read

@@ -39,16 +39,19 @@ def layer(shape: tuple[int, ...], bits: int, rest: bool, device: str = "cpu", la
     size = (outputs, channels) if kernel == 0 else (outputs, channels, kernel, kernel)
     low, high = (-9, 6) if bits == 4 else (-largest - 1 if largest == 127 else -largest, largest)
     weight = torch.randint(low, high + 1, size, generator=generator, dtype=torch.int8)
+    geometry: Any = ((stride or 1,) * 2, (padding, padding), (dilation or 1,) * 2)
     integers = Integers(
         weight,
         torch.randint(-30, 30, (outputs,), generator=generator, dtype=torch.int32) if rest else None,
         torch.rand(outputs, generator=generator) + 0.1,
         torch.randn(outputs, generator=generator),
-        ((stride or 1,) * 2, (padding, padding), (dilation or 1,) * 2),
+        geometry,
         bits,
     )
-    moved = {key: value.to(device) for key, value in vars(integers).items() if isinstance(value, Tensor)}
-    return Integers(**(vars(integers) | moved))
+    fields: dict[str, Any] = {
+        key: value.to(device) if isinstance(value, Tensor) else value for key, value in vars(integers).items()
+    }
+    return Integers(**fields)
 
 
 def codes(shape: tuple[int, ...], device: str = "cpu") -> Tensor:
@@ -215,8 +218,12 @@ def test_a_whole_network(bits: str, kernel: str, make_quantized: Callable[..., Q
     if bits.startswith("w4") or kernel == "reference":
         assert set(report.values()) == {kernel}
     inputs: dict[str, Tensor] = {}
+
+    def note(name: str) -> Callable[..., None]:
+        return lambda _module, args: inputs.update({name: args[0]})
+
     for name, module in packed_layers(unet).items():
-        module.register_forward_pre_hook(lambda _module, args, name=name: inputs.update({name: args[0]}))
+        module.register_forward_pre_hook(note(name))
     x = torch.randn(3, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         unet(x, 400)

@@ -19,7 +19,7 @@ rule figures:
             caption="../report/comparison.rst",
         ),
         tradeoff=report(
-            paths.TRADEOFF,
+            TRADEOFF,
             category="{dataset}",
             subcategory="Every method and bit-width",
             labels={"result": "which method at which size"},

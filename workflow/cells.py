@@ -25,6 +25,8 @@ from workflow.provenance import code_hash, sections_of
 
 MODEL = "data/models/{dataset}/denoiser.safetensors"
 EXTRACTOR = "data/models/{dataset}/extractor.safetensors"
+TRADEOFF = "results/figures/{dataset}{of_suite}/tradeoff.png"
+FIGURES = (paths.SAMPLE_GRID, paths.COMPARISON, TRADEOFF)
 CLIP = "data/models/{dataset}/clip.safetensors"
 
 Wildcards = Any  # Snakemake's, or anything with these attributes and `get`
@@ -112,7 +114,7 @@ class Cells:
             "score": self.everywhere(paths.SCORES),
             "table": self.everywhere(paths.TABLE),
             "write_table": [*self.everywhere(paths.TABLE_CSV), *self.everywhere(paths.TABLE_MARKDOWN)],
-            "figures": [file for picture in paths.FIGURES for file in self.everywhere(picture)],
+            "figures": [file for picture in FIGURES for file in self.everywhere(picture)],
             "track": self.everywhere(paths.TRACKING),
             "paper": self._tables(paths.PAPER_MARKDOWN),
             "track_paper": self._tables(paths.PAPER_TRACKING),

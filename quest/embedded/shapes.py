@@ -65,12 +65,6 @@ def caption(label: int) -> str:
     return f"a {size} {colour} {shape} on a {background} background"
 
 
-def class_name(number: int) -> str:
-    """The words of a class, 0 to CLASSES - 1: "red circle"."""
-    _, colour, shape, _ = attributes(number * _PER_CLASS)
-    return f"{colour} {shape}"
-
-
 CAPTIONS = tuple(caption(label) for label in range(LABELS))
 """The caption of each label."""
 LABEL_OF = {text: label for label, text in enumerate(CAPTIONS)}

@@ -36,4 +36,7 @@ def _class(dataset: str, number: int) -> str:
         drawn = load_dataset(dataset).real_images == "shapes"
     except ConfigError:
         drawn = False
-    return shapes.class_name(number) if drawn else f"class {number}"
+    if not drawn:
+        return f"class {number}"
+    of_class = shapes.attributes(number * shapes.LABELS // shapes.CLASSES)
+    return f"{of_class.colour} {of_class.shape}"

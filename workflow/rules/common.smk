@@ -19,7 +19,19 @@ from quest.config.values import FULL_PRECISION, ConfigError
 from quest.report import published
 from quest.studies import STUDIES
 from workflow import damage, lock, models, records
-from workflow.cells import CLIP, EXTRACTOR, METHOD, MODEL, STUDY, TITLES, Cells, option, study_options
+from workflow.cells import (
+    CLIP,
+    EXTRACTOR,
+    FIGURES,
+    METHOD,
+    MODEL,
+    STUDY,
+    TITLES,
+    TRADEOFF,
+    Cells,
+    option,
+    study_options,
+)
 
 # Jobs run in the environment that runs Snakemake, activated or not, and report to nobody.
 os.environ.update(

@@ -2,7 +2,7 @@
 rule track:
     input:
         table=paths.TABLE,
-        figure=paths.FIGURES,
+        figure=FIGURES,
     output:
         paths.TRACKING,
     log:

@@ -22,7 +22,11 @@ ANALYSIS = Path("results/analysis")
 HEADLINE = "digits"  # the table of the default run
 _LINE = 5_000  # characters
 _HERE = Path(__file__).parent / "report"
-_WORDS = {"samples": "The same noise under every cell", "comparison": "Quality by bit-width"}
+_WORDS = {
+    "samples": "The same noise under every cell",
+    "comparison": "Quality by bit-width",
+    "tradeoff": "Quality against size and cost",
+}
 
 
 class Item(NamedTuple):

@@ -18,7 +18,7 @@ rule analyse:
         "benchmarks/analyse/{dataset}/{study}.tsv"
     resources:
         gpu=GPU,
-        mem_mb=16_000,
+        mem_mb=memory(16_000),
         runtime=1_440,
     params:
         settings=CELLS.settings("analyse"),

@@ -12,7 +12,7 @@ rule calibrate:
     threads: 2
     resources:
         gpu=GPU,
-        mem_mb=8_000,
+        mem_mb=memory(8_000),
         runtime=240,
     params:
         settings=CELLS.settings("calibrate"),

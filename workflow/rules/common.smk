@@ -64,6 +64,11 @@ TARGETS = CELLS.targets()
 GPU = int(shutil.which("nvidia-smi") is not None) if CELLS.run.gpus is None else CELLS.run.gpus
 
 
+def memory(mib):
+    """What a job asks for: so many MiB, and as many more with each try."""
+    return lambda wildcards, attempt: mib * attempt
+
+
 def one_of(names):
     """The wildcard constraint for any of `names`; for none, one that matches nothing."""
     return "|".join(map(re.escape, names)) or r"(?!)"

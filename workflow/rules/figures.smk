@@ -6,13 +6,13 @@ rule figures:
     output:
         grid=paths.SAMPLE_GRID,
         comparison=paths.COMPARISON,
-        tradeoff=paths.TRADEOFF,
+        tradeoff=TRADEOFF,
     log:
         "logs/figures/{dataset}{of_suite}.log",
     benchmark:
         "benchmarks/figures/{dataset}{of_suite}.tsv"
     resources:
-        mem_mb=2_000,
+        mem_mb=memory(2_000),
         runtime=10,
     params:
         code=CELLS.code("figures", *TITLES),

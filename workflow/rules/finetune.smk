@@ -14,7 +14,7 @@ rule finetune:
         method=one_of(QUANTIZING),
     resources:
         gpu=GPU,
-        mem_mb=16_000,
+        mem_mb=memory(16_000),
         runtime=1_440,
     params:
         settings=CELLS.settings("finetune"),

@@ -13,7 +13,7 @@ rule import_model:
         dataset=one_of(CELLS.imported),
     priority: 100  # first, so that a run without weights stops there
     resources:
-        mem_mb=16_000,
+        mem_mb=memory(16_000),
         runtime=120,
     params:
         settings=CELLS.settings("import_model"),

@@ -17,7 +17,7 @@ rule measure:
         f"benchmarks/measure/{{dataset}}/{paths.CELL}.tsv"
     resources:
         gpu=GPU,
-        mem_mb=8_000,
+        mem_mb=memory(8_000),
         runtime=240,
     params:
         settings=CELLS.settings("measure"),

@@ -15,7 +15,7 @@ rule paper:
         dataset="[^/]+",  # unknown names are answered with the known ones
         table="[^/]+",
     resources:
-        mem_mb=1_000,
+        mem_mb=memory(1_000),
         runtime=10,
     params:
         code=CELLS.code("paper", *TITLES),

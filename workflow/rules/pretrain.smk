@@ -15,7 +15,7 @@ rule pretrain:
     threads: 2
     resources:
         gpu=GPU,
-        mem_mb=8_000,
+        mem_mb=memory(8_000),
         runtime=120,
     params:
         settings=CELLS.settings("pretrain"),

@@ -11,7 +11,7 @@ rule pretrain_clip:
     threads: 2
     resources:
         gpu=GPU,
-        mem_mb=8_000,
+        mem_mb=memory(8_000),
         runtime=60,
     params:
         settings=CELLS.settings("pretrain_clip"),

@@ -9,7 +9,7 @@ rule preview:
     benchmark:
         f"benchmarks/preview/{{dataset}}/{paths.CELL}.tsv"
     resources:
-        mem_mb=1_000,
+        mem_mb=memory(1_000),
         runtime=5,
     params:
         code=CELLS.code("preview"),

@@ -12,7 +12,7 @@ rule reconstruct:
         "benchmarks/reconstruct/{dataset}/{grouping}-w{weight_bits}-seed{seed}.tsv"
     resources:
         gpu=GPU,
-        mem_mb=16_000,
+        mem_mb=memory(16_000),
         runtime=1_440,
     params:
         settings=CELLS.settings("reconstruct"),

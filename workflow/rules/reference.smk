@@ -11,7 +11,7 @@ rule reference:
         "benchmarks/reference/{dataset}.tsv"
     resources:
         gpu=GPU,
-        mem_mb=4_000,
+        mem_mb=memory(4_000),
         runtime=60,
     params:
         settings=CELLS.settings("reference"),

@@ -12,7 +12,7 @@ rule sample:
         f"benchmarks/sample/{{dataset}}/{paths.CELL}.{{shard}}.tsv"
     resources:
         gpu=GPU,
-        mem_mb=8_000,
+        mem_mb=memory(8_000),
         runtime=1_440,
     params:
         settings=CELLS.settings("sample"),

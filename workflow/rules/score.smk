@@ -9,7 +9,7 @@ rule score:
     benchmark:
         f"benchmarks/score/{{dataset}}/{paths.CELL}.tsv"
     resources:
-        mem_mb=500,
+        mem_mb=memory(500),
         runtime=5,
     params:
         code=CELLS.code("score"),

@@ -9,7 +9,7 @@ rule table:
     benchmark:
         "benchmarks/table/{dataset}{of_suite}.tsv"
     resources:
-        mem_mb=1_000,
+        mem_mb=memory(1_000),
         runtime=10,
     params:
         code=CELLS.code("table"),

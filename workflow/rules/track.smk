@@ -11,7 +11,7 @@ rule track:
         "benchmarks/track/{dataset}{of_suite}.tsv"
     resources:
         mlflow=1,  # several writers on its first use break a new store
-        mem_mb=2_000,
+        mem_mb=memory(2_000),
         runtime=10,
     params:
         code=CELLS.code("track", *TITLES),

@@ -13,7 +13,7 @@ rule track_paper:
         table="[^/]+",
     resources:
         mlflow=1,
-        mem_mb=2_000,
+        mem_mb=memory(2_000),
         runtime=10,
     params:
         code=CELLS.code("track_paper", *TITLES),

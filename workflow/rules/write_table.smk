@@ -10,7 +10,7 @@ rule write_table:
     benchmark:
         "benchmarks/write_table/{dataset}{of_suite}.tsv"
     resources:
-        mem_mb=1_000,
+        mem_mb=memory(1_000),
         runtime=10,
     params:
         code=CELLS.code("write_table", *TITLES),

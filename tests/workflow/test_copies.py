@@ -1,0 +1,47 @@
+"""Copies of tables: found, renewed where the result changed, and nothing else of the text."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from quest.artifacts import Manifest, save_json
+from quest.report import tables
+from workflow import copies
+
+MARK = "<!-- results/tables/digits.md -->\n"
+FID, OLD, INCEPTION = "| FID |\n|---|\n| 1.25 |\n", "| FID |\n|---|\n| 1.24 |\n", "| IS |\n|---|\n| 9 |\n"
+OTHER = f"\nOwn words.\n\n## Other\n\n{OLD}"
+
+
+@pytest.fixture
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A project whose README has a copy that drifted."""
+
+    def markdown(rows: list[dict[str, Any]], _summary: Any) -> str:
+        return f"| FID |\n|---|\n| {rows[0]['fid']} |\n\nWords.\n\n{INCEPTION}"
+
+    monkeypatch.setattr(tables, "to_markdown", markdown)
+    save_json(tmp_path / "results/tables/digits.json", {"rows": [{"fid": 1.25}], "summary": []}, Manifest("table"))
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "README.md").write_text(f"# Title\n\n{MARK}{OLD}{OTHER}")
+    (tmp_path / "docs/a.md").write_text("<!-- results/tables/missing.md -->\n| a |\n|---|\n| 1 |\n")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_a_copy_that_drifted_is_named_and_renewed(root: Path) -> None:
+    with pytest.raises(SystemExit, match=r"README\.md: tables are not those of results/"):
+        copies.main(check=True)
+    assert (root / "README.md").read_text() == f"# Title\n\n{MARK}{OLD}{OTHER}", "a check changes nothing"
+    copies.main(check=False)
+    copies.main(check=True)
+    assert (root / "README.md").read_text() == f"# Title\n\n{MARK}{FID}{OTHER}"
+
+
+def test_every_table_below_a_mark_is_a_copy(root: Path) -> None:
+    (root / "README.md").write_text(f"{MARK}| old |\n\nBetween.\n\n| older |\n{MARK}| old |\n")
+    copies.main(check=False)
+    assert (root / "README.md").read_text() == f"{MARK}{FID}\nBetween.\n\n{INCEPTION}{MARK}{FID}"

@@ -126,7 +126,7 @@ def test_the_face(environment: Path, tmp_path: Path) -> None:
 def test_a_missing_extra_is_one_sentence(
     environment: Path, tmp_path: Path, command: tuple[str, ...], package: str
 ) -> None:
-    done = run(environment / "quest", *command, cwd=tmp_path)
+    done = run(environment / "quest", "--quiet", *command, cwd=tmp_path)
     expected = f"quest {command[0]}: needs {package}, which `pip install '{PROJECT}[workflow]'` brings"
     assert (done.returncode, done.stderr) == (1, f"Error: {expected}\n")
 
@@ -150,7 +150,7 @@ for name in ("sklearn.datasets", "nowhere", "torch"):
     ],
 )
 def test_outside_a_checkout(environment: Path, tmp_path: Path, command: tuple[str, ...], sentence: str) -> None:
-    done = run(environment / "quest", *command, cwd=tmp_path)
+    done = run(environment / "quest", "--quiet", *command, cwd=tmp_path)
     assert done.returncode == 1
     assert done.stderr.startswith(f"Error: {sentence}")
     assert len(done.stderr.splitlines()) == 1

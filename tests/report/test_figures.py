@@ -67,7 +67,7 @@ def test_rows_are_labelled_by_bit_width_and_the_title_says_which_images(tmp_path
     figure = sample_grid("digits", previews, load_json(table, "table").content["summary"])
     title, *texts = [text.get_text() for text in figure.texts]
     assert title == "digits: images 0–4 of seed 0, the same noise in each column"
-    rows = {"Full precision": "FID 3.00 ± 1.00", "Nearest": "FID 6.00 ± 1.00\n38.50 ± 0.25 dB"}
+    rows = {"Full precision": "FID 3.00\xa0±\xa01.00", "Nearest": "FID 6.00\xa0±\xa01.00\n38.50\xa0±\xa00.25 dB"}
     assert texts[:5] == ["Full precision", rows["Full precision"], "W8A8", "Nearest", rows["Nearest"]]
     assert [text for text in texts if text in ("W8A8", "W4A4", "Nearest", "QuEST")] == [
         *("W8A8", "Nearest", "QuEST"),

@@ -10,30 +10,7 @@ import venv
 from pathlib import Path
 
 import pytest
-import yaml
-from project import Project
-
-ROOT = Path(__file__).parents[2]
-# A run of the tests' own, so that tuning the real one changes no test.
-RUN = {"datasets": ["digits"], "methods": ["nearest", "quest"], "bits": ["w8a8", "w4a8", "w4a4"], "seeds": [0]}
-PROTOCOL = {
-    "title": "digits",
-    "model": "data/models/digits/denoiser.safetensors",
-    "extractor": "data/models/digits/extractor.safetensors",
-    "real_images": "digits",
-    "image_size": 16,
-    "image_channels": 1,
-    "sampler": {"steps": 20},
-    "calibration": {"steps": 20, "samples_per_step": 64},
-    "reconstruction": {"iterations": 300},
-    "methods": {"quest": {"cma_epochs": 4}},
-    "evaluation": {"images": 1000, "shards": 2},
-    "pretrain": {"unet": {"channels": [32], "attention": [False]}, "steps": 4000},
-}
-COPIED = (
-    *("Snakefile", "profiles", "workflow", "config", "quest", ".gitignore"),
-    *("dvc.yaml", ".dvc/config", ".dvc/.gitignore", ".dvcignore"),
-)
+from project import Project, configured, scratch
 
 
 @pytest.fixture(scope="session")
@@ -87,25 +64,3 @@ def finished(whole_run: Project, tmp_path: Path) -> Project:
     """A scratch copy of a project in which everything has run."""
     shutil.copytree(whole_run.root, tmp_path / "project")
     return Project(tmp_path / "project", whole_run.bin)
-
-
-def configured(project: Project) -> Project:
-    for file, content in (("config.yaml", RUN), ("datasets/digits.yaml", PROTOCOL)):
-        (project.root / "config" / file).write_text(yaml.safe_dump(content))
-    return project
-
-
-def scratch(root: Path, programs: Path) -> Project:
-    """This project's workflow with stub models in ``root``."""
-    for name in COPIED:
-        source, target = ROOT / name, root / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        if source.is_dir():
-            shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))
-        elif source.exists():
-            shutil.copy(source, target)
-    models = root / "data" / "models" / "digits"
-    models.mkdir(parents=True)
-    for name in ("denoiser", "extractor"):
-        (models / f"{name}.safetensors").write_text(name)
-    return Project(root, programs)

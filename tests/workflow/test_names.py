@@ -9,8 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import PROTOCOL, RUN, scratch
-from project import Plan, Project
+from project import PROTOCOL, RUN, Plan, Project, scratch
 
 ROOT = Path(__file__).parents[2]
 RULES = sorted((ROOT / "workflow/rules").glob("*.smk"))

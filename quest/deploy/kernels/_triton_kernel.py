@@ -1,5 +1,7 @@
 """The kernel of `quest.deploy.kernels.triton`, apart from it because it is compiled from its source."""
 
+# pyright: reportOperatorIssue=false
+# In a kernel a constexpr is a number; Triton's versions differ in what they tell a type checker.
 from __future__ import annotations
 
 import triton

@@ -89,7 +89,7 @@ def test_the_page_loads_and_its_slider_moves(results: Path, tmp_path: Path):
     assert before["nearest-w4a4"]["left"] == [10, 10, 10]
     assert after["nearest-w4a4"]["left"] == [15, 15, 15]
     assert found["range"].startswith("5–")
-    assert "FID 40.50 ± 0.71" in before["quest-w4a4"]["text"]
+    assert "FID 40.50\xa0±\xa00.71" in before["quest-w4a4"]["text"]
 
 
 def test_dataset_zoom_difference_and_seed(results: Path, tmp_path: Path):
@@ -155,4 +155,4 @@ def test_a_dataset_without_images_says_what_to_pull(results: Path, tmp_path: Pat
     assert found["faults"] == []
     assert 'The images of digits are not here. "dvc pull results/previews" brings' in found["absent"]
     assert found["pictures"] is True
-    assert "40.50 ± 0.71" in found["numbers"]
+    assert "40.50\xa0±\xa00.71" in found["numbers"]

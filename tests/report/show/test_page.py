@@ -63,8 +63,8 @@ def test_tables_have_every_cell_and_its_spread_without_javascript(results: Path)
     rows = [row for row in Reader(page.html(groups((), results))).rows if row]
     assert rows[0][:3] == ["Method", "Bits", "FID ↓"]
     by_name = {(row[0], row[1]): row for row in rows}
-    assert by_name["QuEST", "W4A4"][2] == "40.00 ± 0.10*", "the second table: one seed, the error of sampling"
-    assert by_name["QuEST (tla only)", "W4A4"][2] == "40.50 ± 0.71"
+    assert by_name["QuEST", "W4A4"][2] == "40.00\xa0±\xa00.10*", "the second table: one seed, the error of sampling"
+    assert by_name["QuEST (tla only)", "W4A4"][2] == "40.50\xa0±\xa00.71"
     assert len(rows) == 2 + 6 + 2
 
 
@@ -96,8 +96,8 @@ def test_images_are_carried_as_they_are(results: Path):
 def test_the_numbers_beside_a_row(results: Path):
     digits, _ = data_of(page.html(groups((), results)))
     cells = {cell["name"]: cell["numbers"] for cell in digits["cells"]}
-    assert cells["quest-w4a4"] == ["FID 40.50 ± 0.71", "PSNR 29.88 ± 0.18 dB", "0.50 MiB · 1.50 GBOPs"]
-    assert cells["fp-w32a32"] == ["FID 2.50 ± 0.71", "4.00 MiB · 100.00 GBOPs"]
+    assert cells["quest-w4a4"] == ["FID 40.50\xa0±\xa00.71", "PSNR 29.88\xa0±\xa00.18 dB", "0.50 MiB · 1.50 GBOPs"]
+    assert cells["fp-w32a32"] == ["FID 2.50\xa0±\xa00.71", "4.00 MiB · 100.00 GBOPs"]
 
 
 def test_a_page_stays_below_its_limit_with_fewer_images(results: Path, monkeypatch: pytest.MonkeyPatch):

@@ -38,6 +38,7 @@ wildcard_constraints:
     bits=r"w\d+a\d+",
     weight_bits=r"\d+",
     grouping=one_of(GROUPINGS),
+    policy=one_of(methods.policies()),
     seed=r"\d+",
     of_suite=re.escape(CELLS.of_suite) or "(?:)",  # an empty constraint would be none
     shard=r"\d+",

@@ -31,17 +31,18 @@ class Replayed:
     uses beside its arguments must stay where it is in memory. Each shape of the arguments, and each ``variant``, is a
     graph of its own: it is first called once as it is, which prepares what a library or an optimizer keeps, and
     recorded at its second call. A function that cannot be recorded is called as it is, after one warning.
+
+    recordable: whether it may be recorded at all; one that fetches from host memory waits for the device.
     """
 
-    def __init__(self, function: Callable[..., tuple[Tensor, ...]]):
-        self._function = function
+    def __init__(self, function: Callable[..., tuple[Tensor, ...]], recordable: bool = True):
+        self._function, self._recordable = function, recordable
         self._recorded: dict[Hashable, _Recorded | None] = {}  # None: called once
         self._stream: torch.cuda.Stream | None = None
         self._pool: Any = None
-        self._failed = False
 
     def __call__(self, *inputs: Tensor, variant: Hashable = None) -> tuple[Tensor, ...]:
-        if not _enabled or self._failed or inputs[0].device.type != "cuda":
+        if not (_enabled and self._recordable) or inputs[0].device.type != "cuda":
             return self._function(*inputs)
         mode = torch.is_grad_enabled(), torch.is_inference_mode_enabled()
         key = (variant, mode, *((x.shape, x.dtype) for x in inputs))
@@ -78,7 +79,7 @@ class Replayed:
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:
-            self._failed = True
+            self._recordable = False
             first = str(error).partition("\n")[0]
             log.warning("this step cannot be recorded as a CUDA graph (%s); going on without, more slowly", first)
             return None

@@ -17,7 +17,7 @@ CELL = "{method}-{bits}-seed{seed}"
 
 REFERENCE = "results/reference/{dataset}/reference.safetensors"
 CALIBRATION = "results/calibration/{dataset}/seed{seed}.safetensors"
-RECONSTRUCTION = "results/reconstruction/{dataset}/{grouping}-w{weight_bits}-seed{seed}.safetensors"
+RECONSTRUCTION = "results/reconstruction/{dataset}/{grouping}-{policy}-w{weight_bits}-seed{seed}.safetensors"
 CHECKPOINT = f"results/finetune/{{dataset}}/{CELL}.safetensors"
 SAMPLES = f"results/samples/{{dataset}}/{CELL}.{{shard}}.safetensors"
 PREVIEW = f"results/previews/{{dataset}}/{CELL}.safetensors"

@@ -14,7 +14,7 @@ from typing import Any
 
 from quest import methods, paths
 from quest.config.dataset import DatasetSettings
-from quest.config.method import GROUPINGS
+from quest.config.method import GROUPINGS, Rounding
 from quest.config.methods import METHODS, python_name
 from quest.config.reading import unknown
 from quest.config.run import Config, model_missing
@@ -66,15 +66,15 @@ class Cells:
         shards = range(self.datasets[dataset].evaluation.shards) if shards is None else list(shards)
         found = []
         for cell in cells:
-            grouping = self.grouping(dataset, cell.method)
-            if grouping is None and "{grouping}" in pattern:
+            rounding = self.rounding(dataset, cell.method)
+            if rounding is None and pattern == paths.RECONSTRUCTION:
                 continue
             values = {
                 "dataset": dataset,
                 "method": cell.method,
                 "bits": cell.bits,
                 "weight_bits": Bits.parse(cell.bits).weight,
-                "grouping": grouping,
+                **(rounding._asdict() if rounding else {}),
                 "of_suite": self.of_suite,
             }
             for seed in self.run.seeds if seeds is None else seeds:
@@ -136,11 +136,11 @@ class Cells:
 
     # Inputs of rules
 
-    def grouping(self, dataset: str, method: str) -> str | None:
-        """The grouping of learned rounding that the dataset's cells of a method start from, or None."""
+    def rounding(self, dataset: str, method: str) -> Rounding | None:
+        """The learned rounding that the dataset's cells of a method start from, or None."""
         if method == FULL_PRECISION:
             return None
-        return methods.starts_from(self._protocol(dataset, method)[0].method(method))
+        return methods.starts_from(method, self._protocol(dataset, method)[0].method(method))
 
     def model(self, wildcards: Wildcards) -> str:
         """The full-precision model. Raises ConfigError where it is not there and nothing makes it."""
@@ -226,19 +226,25 @@ class Cells:
             dataset, seed = wildcards.dataset, self.run.seeds[0]
             bits = self.datasets[dataset].analysis.bits
             cell = {"dataset": dataset, "method": "quest", "bits": bits, "seed": seed}
+            rounding = self.rounding(dataset, "quest")
+            if rounding is None:
+                raise ConfigError(
+                    f"config/datasets/{dataset}.yaml: methods.quest.rounding: found nearest, which the study "
+                    f"{wildcards.study} has nothing to look at of; expected learned"
+                )
             widths = dict.fromkeys((8, Bits.parse(bits).weight))
             if name == "model":
                 return self.model(wildcards)
             if name == "calibration":
                 return paths.fill(paths.CALIBRATION, **cell)
             if name == "reconstruction":
-                grouping, weight_bits = self.grouping(dataset, "quest"), study.weight_bits or Bits.parse(bits).weight
-                return paths.fill(paths.RECONSTRUCTION, **cell, grouping=grouping, weight_bits=weight_bits)
+                weight_bits = study.weight_bits or Bits.parse(bits).weight
+                return paths.fill(paths.RECONSTRUCTION, **cell, **rounding._asdict(), weight_bits=weight_bits)
             if name == "reconstructions":
                 return [
-                    paths.fill(paths.RECONSTRUCTION, **cell, grouping=grouping, weight_bits=weight_bits)
-                    for weight_bits in widths
-                    for grouping in GROUPINGS
+                    paths.fill(paths.RECONSTRUCTION, **cell, **each._asdict(), weight_bits=width)
+                    for width in widths
+                    for each in (Rounding(grouping, rounding.policy) for grouping in GROUPINGS)
                 ]
             if name == "checkpoint":
                 return paths.fill(paths.CHECKPOINT, **cell)

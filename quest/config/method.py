@@ -6,7 +6,7 @@ itself is ``methods/<name>.py``. Both are found by that name.
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal, get_args
+from typing import ClassVar, Literal, NamedTuple, get_args
 
 from pydantic import Field
 
@@ -15,6 +15,20 @@ from quest.config.values import Positive, Settings
 Grouping = Literal["blocks", "temporal"]
 GROUPINGS: tuple[Grouping, ...] = get_args(Grouping)
 """How layers are grouped into the units whose rounding is learned together."""
+
+PolicyName = Literal["common", "everything", "paper", "time_full_precision"]
+PAPER = "paper"
+
+
+class Rounding(NamedTuple):
+    """Learned rounding, which all cells share that start from the same.
+
+    grouping: of layers into the units that are learned together. policy: which layers have other bits; that of a
+    method's paper is "<method>-paper".
+    """
+
+    grouping: Grouping
+    policy: str
 
 
 class MethodSettings(Settings):
@@ -31,8 +45,9 @@ class MethodSettings(Settings):
         default=20,
         description="groups of sampling steps with activation scales of their own (T' of QuEST); divides sampler.steps",
     )
-    policy: Literal["common", "paper", "time_full_precision"] = Field(
+    policy: PolicyName = Field(
         default="common",
-        description="which layers are quantized: everything, what the method's paper quantizes, or everything but the "
-        "time embedding",
+        description="which layers have the bits of the run: all, of which the first and the last have 8 (common), all "
+        "without exception (everything), what the method's paper says (paper), or as common but the time embedding in "
+        "full precision",
     )

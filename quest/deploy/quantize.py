@@ -18,7 +18,7 @@ from torch import Tensor
 
 from quest import artifacts, methods
 from quest.config.learning import CalibrationSettings, ReconstructionSettings
-from quest.config.method import Grouping, MethodSettings
+from quest.config.method import MethodSettings, Rounding
 from quest.config.methods import METHODS, python_name
 from quest.config.quantization import QuantizationSettings
 from quest.config.quantizer import QuantizerSettings
@@ -114,9 +114,9 @@ def _run(
 ) -> tuple[QuantizedNetwork, methods.Outcome]:
     """The network that a method makes of ``denoiser``'s, which is taken over, and what else it has to say."""
     own = settings.method(method)
-    grouping, decisions = methods.starts_from(own), None
-    if grouping is not None:
-        decisions = _learned_rounding(denoiser, data, settings, bits.weight, grouping, seed)
+    rounding, decisions = methods.starts_from(method, own), None
+    if rounding is not None:
+        decisions = _learned_rounding(denoiser, data, settings, bits.weight, rounding, seed)
     network = QuantizedNetwork(denoiser.network, start.recipe_of(settings, denoiser, method, bits), denoiser.example())
     if decisions is not None:
         reconstructions.put(network, decisions)
@@ -128,14 +128,14 @@ def _learned_rounding(
     data: Calibration,
     settings: QuantizationSettings,
     weight_bits: int,
-    grouping: Grouping,
+    rounding: Rounding,
     seed: int,
 ) -> dict[str, Tensor]:
     """What was learned of the weights' rounding, on a copy of the network."""
     copied = replace(denoiser, network=copy.deepcopy(denoiser.network))
-    network = start.rounding_network(settings, copied, weight_bits)
+    network = start.rounding_network(settings, copied, weight_bits, rounding.policy)
     progress = reconstructions.Progress()
-    reconstructions.reconstruct(network, data, settings.reconstruction, seed, progress, grouping)
+    reconstructions.reconstruct(network, data, settings.reconstruction, seed, progress, rounding.grouping)
     return progress.tensors
 
 

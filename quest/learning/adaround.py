@@ -59,10 +59,6 @@ class LearnedRounding:
         """h(v), (weights,) in [0, 1]."""
         return self._stretched(torch.sigmoid(self.v.detach())).clamp(0, 1)
 
-    def penalty(self, beta: float) -> Tensor:
-        """Σ (1 - |2h - 1|^β): zero when every weight has decided."""
-        return (1 - (2 * self.soft() - 1).abs().pow(beta)).sum()
-
     @torch.no_grad()
     def backward(self, loss: Tensor, weight: Tensor, beta: Tensor) -> None:
         """Set the gradient of ``v`` from a loss of the layers' outputs and the penalty, within `applied`.

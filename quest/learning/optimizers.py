@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def adam(parameters: Iterable[Tensor], lr: float) -> torch.optim.Adam:
-    """Adam; its rate is a tensor on the device of the parameters, and may be changed in place (`set_rate`)."""
+    """Adam; its rate is a tensor on the device of the parameters, and may be changed in place (`set_rates`)."""
     parameters = list(parameters)
     return torch.optim.Adam(parameters, lr=_rate(parameters, lr), **_how(parameters))
 

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Container
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,10 +23,10 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from quest import architectures, artifacts, graphs
+from quest import architectures, artifacts
 from quest.architectures.order import in_call_order, outermost
 from quest.config.learning import ReconstructionSettings
-from quest.config.method import Grouping
+from quest.config.method import Grouping, Rounding
 from quest.config.quantizer import OF_WEIGHTS
 from quest.diffusion.denoiser import Denoiser
 from quest.graphs import Replayed
@@ -69,8 +68,8 @@ class Unit:
 
 
 def units(network: QuantizedNetwork, grouping: Grouping = "blocks") -> list[Unit]:
-    """Units of a network in the order in which they are learned."""
-    blocks = _blocks(network)
+    """Units of a network with weights on grids, in the order in which they are learned."""
+    blocks = [unit for unit in _blocks(network) if unit.layers]
     if grouping == "blocks":
         return blocks
     temporal = network.architecture.temporal()
@@ -164,10 +163,10 @@ class Progress:
         self._kept.remove()
 
 
-def apply(path: Path, network: QuantizedNetwork, denoiser: Denoiser, grouping: Grouping = "blocks") -> str:
+def apply(path: Path, network: QuantizedNetwork, denoiser: Denoiser, rounding: Rounding) -> str:
     """Set the rounding of a network's weights as an artifact says; returns the artifact's sha256.
 
-    Raises ValueError when it is another grouping, or was made from another model or with another weight grid.
+    Raises ValueError when it is other rounding, or was made from another model or with another weight grid.
     """
     artifact = artifacts.load_tensors(path, "reconstruction")
     manifest = artifact.manifest
@@ -180,7 +179,7 @@ def apply(path: Path, network: QuantizedNetwork, denoiser: Denoiser, grouping: G
     for key, expected in {
         "weight_bits": recipe.bits.weight,
         **{key: getattr(recipe.quantizer, key) for key in OF_WEIGHTS},
-        "grouping": grouping,
+        **rounding._asdict(),
     }.items():
         if (found := manifest.settings.get(key)) != expected:
             raise ValueError(f"{path}: reconstructed with {key} = {found}, expected {expected}")
@@ -197,8 +196,6 @@ def put(network: QuantizedNetwork, decisions: dict[str, Tensor]) -> None:
     Raises KeyError naming a weight that nothing was learned of.
     """
     parts = _parts(network.layers())
-    # A layer that the policy gives other bits was not reconstructed on its grid: it stays rounded to nearest.
-    parts = {name: pair for name, pair in parts.items() if pair[0].grid.bits == network.recipe.bits.weight}
     if missing := sorted(name for name in parts if f"{name}.up" not in decisions):
         raise KeyError(missing[0])
     _put(parts, decisions)
@@ -338,8 +335,8 @@ def learn_unit(
 
     batches = torch.randint(cache.samples, (settings.iterations, settings.batch_size), generator=generator)
     batches, weights, betas = (each.to(cache.device) for each in (batches, *penalties(settings)))
-    with rounding.applied(), nullcontext() if cache.on_device else graphs.plain():
-        replayed = Replayed(step)
+    replayed = Replayed(step, recordable=cache.on_device)
+    with rounding.applied():
         for batch, weight, beta in zip(batches, weights, betas, strict=True):
             replayed(batch, weight, beta)
     rounding.decide()

@@ -11,14 +11,12 @@ from __future__ import annotations
 
 import logging
 import math
-from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from quest import graphs
 from quest.config.learning import ScaleLearningSettings
 from quest.graphs import Replayed
 from quest.learning import optimizers, reconstruction
@@ -124,16 +122,15 @@ def learn_unit(
             keep_positive(scales)
             return ()
 
-        with nullcontext() if cache.on_device else graphs.plain():
-            replayed = Replayed(step)
-            for iteration in range(settings.iterations):
-                index = iteration % len(groups)
-                members = groups[index]
-                batch = members[torch.randint(len(members), (settings.batch_size,), generator=generator)]
-                falling = (1 + math.cos(math.pi * iteration / settings.iterations)) / 2
-                optimizers.set_rates(optimizer, [settings.lr * falling])
-                _enter(network, index)
-                replayed(batch.to(cache.device), variant=index)
+        replayed = Replayed(step, recordable=cache.on_device)
+        for iteration in range(settings.iterations):
+            index = iteration % len(groups)
+            members = groups[index]
+            batch = members[torch.randint(len(members), (settings.batch_size,), generator=generator)]
+            falling = (1 + math.cos(math.pi * iteration / settings.iterations)) / 2
+            optimizers.set_rates(optimizer, [settings.lr * falling])
+            _enter(network, index)
+            replayed(batch.to(cache.device), variant=index)
 
 
 def _loss(network: QuantizedNetwork, unit: Unit, cache: Cache, groups: list[Tensor]) -> float:

@@ -15,9 +15,9 @@ Importing this module costs nothing: workflows ask it what a method starts from.
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
-from quest.config.method import Grouping, MethodSettings
+from quest.config.method import PAPER, MethodSettings, PolicyName, Rounding
 from quest.config.methods import METHODS, base_method, python_name
 from quest.config.reading import unknown
 
@@ -44,6 +44,15 @@ def get(name: str) -> Any:
     return importlib.import_module(f"quest.methods.{python_name(base)}")
 
 
-def starts_from(settings: MethodSettings) -> Grouping | None:
-    """The grouping of the learned rounding that a cell with these settings needs, if it needs any."""
-    return settings.grouping if getattr(settings, "rounding", "learned") == "learned" else None
+def policies() -> list[str]:
+    """The policies that rounding may be learned under."""
+    named = [name for name in get_args(PolicyName) if name != PAPER]
+    return [*named, *(f"{method}-{PAPER}" for method in METHODS)]
+
+
+def starts_from(method: str, settings: MethodSettings) -> Rounding | None:
+    """The learned rounding that a method's cell with these settings needs, if it needs any."""
+    if settings.grouping is None or getattr(settings, "rounding", "learned") != "learned":
+        return None
+    own = settings.policy == PAPER
+    return Rounding(settings.grouping, f"{base_method(method)}-{PAPER}" if own else settings.policy)

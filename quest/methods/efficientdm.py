@@ -44,7 +44,6 @@ from quest.quantization.network import QuantizedNetwork
 from quest.quantization.policy import EIGHT, FULL, Policy
 from quest.quantization.quantizers import ActivationQuantizer
 from quest.quantization.roles import Role
-from quest.quantization.rounding import Nearest
 
 log = logging.getLogger(__name__)
 
@@ -137,7 +136,7 @@ def attach_adapter(layer: QuantizedLayer, settings: EfficientDMSettings, generat
     """Make the layer's weight, as its quantizer sees it, the base plus an adapter; nothing changes at first."""
     if settings.base == "int":
         parametrize.register_parametrization(layer, "weight", IntegerBase(layer))
-        round_to_nearest(layer)
+        layer.round_to_nearest()
     adapter = LowRank(layer.weight.detach(), settings.rank, generator)
     parametrize.register_parametrization(layer, "weight", adapter)
     return adapter
@@ -146,16 +145,8 @@ def attach_adapter(layer: QuantizedLayer, settings: EfficientDMSettings, generat
 def merge_adapters(layers: Iterable[QuantizedLayer]) -> None:
     """Leave each layer with a plain weight whose codes are clip(C + round(B·A / s)), and no adapter."""
     for layer in layers:
-        merged = layer.quantized_weight().detach()
-        parametrize.remove_parametrizations(layer, "weight")
-        layer.weight.data.copy_(merged)
-        round_to_nearest(layer)
-
-
-def round_to_nearest(layer: QuantizedLayer) -> None:
-    """Once a layer's weight is on its grid, a learned rounding has been applied and must not be again."""
-    for quantizer, _weight in layer.weight_parts():
-        quantizer.rounding = Nearest()
+        parametrize.remove_parametrizations(layer, "weight", leave_parametrized=True)
+        layer.fold()
 
 
 def parameter_groups(

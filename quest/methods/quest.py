@@ -32,7 +32,7 @@ from quest.methods import Outcome
 from quest.quantization.adapters import LowRank
 from quest.quantization.layers import QuantizedLayer
 from quest.quantization.network import QuantizedNetwork
-from quest.quantization.policy import COMMON, Policy
+from quest.quantization.policy import EVERYTHING, Policy
 from quest.quantization.quantizers import ActivationQuantizer
 from quest.quantization.roles import Role
 
@@ -51,6 +51,9 @@ def quantize(
     stages = [STAGES[name](network, settings) for name in settings.stages]
     # The teacher is the network before anything is trained, so all its outputs are taken first.
     targets = [stage.record(network, calibration) for stage in stages]
+    if settings.folded:
+        for layer in {id(layer): layer for stage in stages for layer in stage.layers.values()}.values():
+            layer.fold()
     total = _parameters(network)
     trained: dict[int, nn.Parameter] = {}
     histories = {}
@@ -68,8 +71,8 @@ def quantize(
 
 
 def paper_policy(bits: Bits, places: Places) -> Policy:
-    """The paper quantizes everything, as the common policy does."""
-    return replace(COMMON, name="paper")
+    """The paper makes no exception."""
+    return replace(EVERYTHING, name="paper")
 
 
 def time_embedding_alignment(network: QuantizedNetwork, settings: QuestSettings) -> Stage:

@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from quest.quantization.quantizers import Split, WeightQuantizer
 from quest.quantization.roles import Role
+from quest.quantization.rounding import Nearest
 
 
 class Switches:
@@ -59,6 +60,17 @@ class QuantizedLayer(nn.Module):
     def weight_parts(self) -> list[tuple[WeightQuantizer, Tensor]]:
         """The weight quantizers of this layer, each with the part of the weight that it holds."""
         return _parts(self.weight_quantizer, self.weight)
+
+    def fold(self) -> None:
+        """Take what the weight is on its grid for the weight itself. Only training moves its codes from here on: half
+        a scale to the next, where a learned rounding keeps weights beside an integer a hair from a whole one."""
+        self.weight.data.copy_(self.weight_quantizer(self.weight).detach())
+        self.round_to_nearest()
+
+    def round_to_nearest(self) -> None:
+        """Forget a learned rounding: that of a weight which is on its grid already must not be applied again."""
+        for quantizer, _ in self.weight_parts():
+            quantizer.rounding = Nearest()
 
     def freeze(self) -> None:
         """Quantize the weight once for all coming calls, until `unfreeze`."""

@@ -50,8 +50,16 @@ class Policy:
 FULL = UNQUANTIZED
 EIGHT = Bits(8, 8)
 
-COMMON = Policy("common")
-"""Everything is quantized: every convolution and linear layer, and both attention products."""
+EVERYTHING = Policy("everything")
+"""Everything has the bits of the run: every convolution and linear layer, and both attention products."""
 
-TIME_FULL_PRECISION = Policy("time_full_precision", ((Role.TIME_MLP, FULL), (Role.TIME_PROJECTION, FULL)))
-"""Everything but the time embedding, whose few outputs can be computed once and stored (QuEST, table 2)."""
+COMMON = Policy("common", ((Role.FIRST, EIGHT), (Role.LAST, EIGHT)))
+"""Everything is quantized, the first and the last layer to 8 bits, as most papers have them."""
+
+TIME_FULL_PRECISION = Policy(
+    "time_full_precision", (*COMMON.overrides, (Role.TIME_MLP, FULL), (Role.TIME_PROJECTION, FULL))
+)
+"""As `COMMON` but the time embedding, whose few outputs can be computed once and stored (QuEST, table 2)."""
+
+NAMED = {policy.name: policy for policy in (COMMON, EVERYTHING, TIME_FULL_PRECISION)}
+"""The policies that do not depend on a method."""

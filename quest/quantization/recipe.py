@@ -11,7 +11,7 @@ from quest.config.reading import unknown
 from quest.config.values import Bits
 from quest.quantization.granularity import Granularity, PerAxis, PerGroup
 from quest.quantization.grid import Grid
-from quest.quantization.policy import COMMON, Policy
+from quest.quantization.policy import EVERYTHING, Policy
 from quest.quantization.roles import Role
 
 
@@ -28,7 +28,7 @@ class Recipe:
     quantizer: QuantizerSettings
     sets: int
     steps: int
-    policy: Policy = COMMON
+    policy: Policy = EVERYTHING
     lower: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:

@@ -39,7 +39,7 @@ COLUMNS = {
     )
 }
 _FINETUNE = f"finetune/{{dataset}}/{paths.CELL}.tsv"
-_RECONSTRUCT = "reconstruct/{dataset}/{grouping}-w{weight_bits}-seed{seed}.tsv"
+_RECONSTRUCT = "reconstruct/{dataset}/{grouping}-{policy}-w{weight_bits}-seed{seed}.tsv"
 _MARKS = {None: "", "re-run": "*", "uncertain": "?"}
 
 
@@ -212,12 +212,12 @@ def _cost(artifact: JsonArtifact, folder: Path) -> dict[str, float]:
     if row["method"] == FULL_PRECISION or settings is None:
         return {}
     section: Any = MethodsSettings.model_fields[python_name(row["method"])].annotation
-    grouping = methods.starts_from(section.model_validate(settings))
+    rounding = methods.starts_from(row["method"], section.model_validate(settings))
     wildcards = {key: row[key] for key in ("dataset", "method", "bits")} | {"seed": tables.chain(row)}
     files = [folder / paths.fill(_FINETUNE, **wildcards)]
-    if grouping:
+    if rounding:
         weight_bits = Bits.parse(row["bits"]).weight
-        files.append(folder / paths.fill(_RECONSTRUCT, **wildcards, grouping=grouping, weight_bits=weight_bits))
+        files.append(folder / paths.fill(_RECONSTRUCT, **wildcards, **rounding._asdict(), weight_bits=weight_bits))
     if not all(file.exists() for file in files):
         return {}
     costs = [cost_of(file) for file in files]

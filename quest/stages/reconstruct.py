@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 import torch
 
-from quest import artifacts
+from quest import artifacts, methods
 from quest.config.dataset import DatasetSettings
 from quest.config.method import GROUPINGS, Grouping
 from quest.config.quantizer import OF_WEIGHTS
@@ -41,6 +41,13 @@ PARAMETERS = (
         show_default=True,
         help="Which layers are learned together.",
     ),
+    click.Option(
+        ["--policy"],
+        type=click.Choice(methods.policies()),
+        default="common",
+        show_default=True,
+        help="Which layers have other bits.",
+    ),
     file("calibration"),
     OUTPUT,
     DEVICE,
@@ -54,6 +61,7 @@ def run(
     weight_bits: int,
     seed: int,
     grouping: Grouping,
+    policy: str,
     calibration: Path,
     output: Path,
     device: torch.device,
@@ -61,7 +69,7 @@ def run(
     """Write an artifact of kind "reconstruction"; a run that was killed goes on after its last finished unit."""
     denoiser = denoisers.load(model, device)
     data = calibrations.load(calibration, denoiser, settings).to(device)
-    network = start.rounding_network(settings, denoiser, weight_bits)
+    network = start.rounding_network(settings, denoiser, weight_bits, policy)
     manifest = artifacts.Manifest(
         kind="reconstruction",
         settings={
@@ -69,6 +77,7 @@ def run(
             **{key: getattr(settings.quantizer, key) for key in OF_WEIGHTS},
             "weight_bits": weight_bits,
             "grouping": grouping,
+            "policy": policy,
         },
         seeds={"run": seed},
         inputs={"model": denoiser.sha256, "calibration": data.sha256},

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from quest import artifacts
+from quest.config.method import Rounding
 from quest.config.values import Bits
 from quest.learning import finetuning, reconstruction
 from quest.quantization.network import QuantizedNetwork
@@ -52,7 +53,7 @@ def networks(subject: Subject) -> Iterator[tuple[str, int, QuantizedNetwork]]:
         for path, each in settings.items():
             if each["weight_bits"] == bits:
                 network = subject.quantized(Bits(bits, 8), calibrated=False)
-                reconstruction.apply(path, network, subject.model, each["grouping"])
+                reconstruction.apply(path, network, subject.model, Rounding(each["grouping"], each["policy"]))
                 yield each["grouping"], bits, network
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from quest import methods
 from quest.config.dataset import DatasetSettings
 from quest.config.learning import CalibrationSettings
 from quest.config.values import Bits
@@ -25,7 +26,7 @@ from quest.learning.calibration import Calibration, Samples
 from quest.learning.finetuning import calibrate_activations
 from quest.noise import HELD_OUT
 from quest.quantization.network import QuantizedNetwork
-from quest.quantization.policy import COMMON, Policy
+from quest.quantization.policy import Policy
 
 
 @dataclass(frozen=True)
@@ -67,21 +68,27 @@ class Subject:
         return states.samples(len(states))
 
     def quantized(
-        self, bits: Bits, sets: int = 1, policy: Policy = COMMON, calibrated: bool = True
+        self, bits: Bits, sets: int = 1, policy: Policy | None = None, calibrated: bool = True
     ) -> QuantizedNetwork:
-        """The model rounded to nearest, its activation scales from calibration data."""
-        recipe = start.recipe(self.settings, bits, sets, policy)
+        """The model rounded to nearest, its activation scales from calibration data; under QuEST's policy unless given
+        another."""
+        recipe = start.recipe_of(self.settings, self.model, "quest", bits)
+        recipe = replace(recipe, sets=sets, policy=policy or recipe.policy)
         network = QuantizedNetwork(self._copy().network, recipe, self.model.example())
         if calibrated:
             calibrate_activations(network, self.calibration)
         return network
 
     def reconstructed(
-        self, bits: Bits, sets: int = 1, policy: Policy = COMMON, calibrated: bool = True
+        self, bits: Bits, sets: int = 1, policy: Policy | None = None, calibrated: bool = True
     ) -> QuantizedNetwork:
-        """The same with the learned rounding of its weights: what finetuning starts from."""
+        """The same with the learned rounding of its weights, what finetuning starts from. A policy may change the bits
+        of activations alone."""
         network = self.quantized(bits, sets, policy, calibrated=False)
-        reconstruction.apply(self.files["reconstruction"][0], network, self.model)
+        rounding = methods.starts_from("quest", self.settings.methods.quest)
+        if rounding is None:
+            raise ValueError("methods.quest.rounding: found nearest, expected learned, which the study looks at")
+        reconstruction.apply(self.files["reconstruction"][0], network, self.model, rounding)
         if calibrated:
             calibrate_activations(network, self.calibration)
         return network

@@ -274,15 +274,20 @@ def test_overrides_keep_what_the_protocol_says_beside_them():
 def test_a_reconstruction_is_needed_where_a_method_starts_from_learned_rounding():
     dataset, variants = load_dataset("digits", ROOT / "config"), load_variants(ROOT / "config")
     expected = {
-        "quest": "blocks",
+        "quest": ("blocks", "common"),
+        "quest+everything": ("blocks", "everything"),
+        "quest+paper": ("blocks", "quest-paper"),
         "quest+nearest-rounding": None,
-        "quest+tla-only": "blocks",
+        "quest+tla-only": ("blocks", "common"),
+        "quest+time-full-precision": ("blocks", "time_full_precision"),
         "efficientdm": None,
-        "efficientdm+learned-rounding": "blocks",
+        "efficientdm+learned-rounding": ("blocks", "common"),
         "nearest+per-token": None,
-        "tfmq-dm": "temporal",
+        "tfmq-dm": ("temporal", "common"),
+        "tfmq-dm+paper": ("temporal", "tfmq-dm-paper"),
     }
-    assert {name: starts_from(of_cell(dataset, name, variants).method(name)) for name in expected} == expected
+    found = {name: starts_from(name, of_cell(dataset, name, variants).method(name)) for name in expected}
+    assert found == expected
 
 
 @pytest.mark.parametrize(

@@ -71,7 +71,7 @@ from quest.config.values import Bits
 assert "half-dm" in METHODS, METHODS
 assert title("half-dm+x") == "Half-DM"
 assert methods.get("half-dm").quantize() == "done"
-assert methods.starts_from(methods.get("half-dm").HalfSettings()) is None
+assert methods.starts_from("half-dm", methods.get("half-dm").HalfSettings()) is None
 assert "methods.half_dm" in markdown()
 """
 

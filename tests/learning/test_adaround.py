@@ -98,18 +98,6 @@ def test_nothing_changes_at_first(layers: list[QuantizedLayer]) -> None:
     assert all(torch.equal(*pair) for pair in zip(nearest, decided, strict=True))
 
 
-@pytest.mark.parametrize("beta", [20.0, 2.0])
-def test_penalty(layers: list[QuantizedLayer], beta: float) -> None:
-    rounding = LearnedRounding(layers[:1])
-    rounding.v.data.fill_(0.0)
-    assert rounding.penalty(beta).item() == pytest.approx(len(rounding.v))
-    rounding.v.data.fill_(20.0)
-    assert rounding.penalty(beta).item() == 0
-    rounding.v.data[0] = 1.0
-    h = 1.2 * torch.sigmoid(torch.tensor(1.0)).item() - 0.1
-    assert rounding.penalty(beta).item() == pytest.approx(1 - (2 * h - 1) ** beta, abs=1e-5)
-
-
 def test_what_is_learned_is_what_is_decided(layers: list[QuantizedLayer]) -> None:
     """Up where h is above one half, each part in the layout of its scales."""
     rounding = LearnedRounding(layers)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from quest.artifacts import load_tensors
 from quest.config.dataset import DatasetSettings
 from quest.config.learning import ReconstructionSettings
+from quest.config.method import Rounding
 from quest.diffusion import denoiser as denoisers
 from quest.diffusion.denoiser import Denoiser
 from quest.learning import reconstruction
@@ -25,6 +26,7 @@ from quest.quantization.rounding import Fixed
 from quest.stages import reconstruct
 
 CPU = torch.device("cpu")
+ROUNDING = Rounding("blocks", "everything")
 Make = Callable[..., QuantizedNetwork]
 MakeSettings = Callable[..., DatasetSettings]
 
@@ -35,7 +37,7 @@ def reconstruction_file(
 ) -> Path:
     """The rounding of the tiny model at 4 bits, in one go."""
     path = tmp_path_factory.mktemp("reconstruction") / "w4.safetensors"
-    reconstruct.run("tiny", settings, model_file, 4, 0, "blocks", calibration_file, path, CPU)
+    reconstruct.run("tiny", settings, model_file, 4, 0, "blocks", "everything", calibration_file, path, CPU)
     return path
 
 
@@ -162,11 +164,11 @@ def test_killed_and_resumed_is_the_same_file(
 
     monkeypatch.setattr(reconstruction, "learn_unit", killed_after(kept))
     with pytest.raises(KeyboardInterrupt):
-        reconstruct.run("tiny", settings, model_file, 4, 0, "blocks", calibration_file, path, CPU)
+        reconstruct.run("tiny", settings, model_file, 4, 0, "blocks", "everything", calibration_file, path, CPU)
     assert not path.exists()
     torch.manual_seed(1234)  # nothing hangs on the global generator
     monkeypatch.setattr(reconstruction, "learn_unit", killed_after(1000))
-    reconstruct.run("tiny", settings, model_file, 4, 0, "blocks", calibration_file, path, CPU)
+    reconstruct.run("tiny", settings, model_file, 4, 0, "blocks", "everything", calibration_file, path, CPU)
     assert len(learned) == len(set(learned)) == 18, "no unit is learned twice"
     assert path.read_bytes() == reconstruction_file.read_bytes()
     assert [file.name for file in tmp_path.iterdir()] == [path.name], "nothing is left beside it"
@@ -191,7 +193,7 @@ def test_seed_matters(
     reconstruction_file: Path, settings: DatasetSettings, model_file: Path, calibration_file: Path, tmp_path: Path
 ) -> None:
     path = tmp_path / "w4.safetensors"
-    reconstruct.run("tiny", settings, model_file, 4, 1, "blocks", calibration_file, path, CPU)
+    reconstruct.run("tiny", settings, model_file, 4, 1, "blocks", "everything", calibration_file, path, CPU)
     tensors, others = (load_tensors(file, "reconstruction").tensors for file in (path, reconstruction_file))
     assert set(tensors) == set(others)
     assert any(not torch.equal(tensors[name], others[name]) for name in tensors)
@@ -328,7 +330,7 @@ def test_apply_gives_the_reconstructed_weights(
         for quantizer, _ in layer.weight_parts():
             quantizer.scale.mul_(1.01)  # as if another device had found another scale
     nearest = {name: layer.quantized_weight() for name, layer in target.layers().items()}
-    sha256 = reconstruction.apply(reconstruction_file, target, denoiser)
+    sha256 = reconstruction.apply(reconstruction_file, target, denoiser, ROUNDING)
     assert sha256 == load_tensors(reconstruction_file, "reconstruction").manifest.sha256
     for name, layer in target.layers().items():
         assert torch.equal(layer.quantized_weight(), source.layers()[name].quantized_weight()), name
@@ -353,12 +355,14 @@ def test_apply_to_another_grid(
     message: str,
 ) -> None:
     with pytest.raises(ValueError, match=f"reconstructed with {message}"):
-        reconstruction.apply(reconstruction_file, make_quantized(bits, calibrated=False, **options), denoiser)
+        reconstruction.apply(reconstruction_file, make_quantized(bits, calibrated=False, **options), denoiser, ROUNDING)
 
 
 def test_apply_to_another_model(reconstruction_file: Path, make_quantized: Make, other_model_file: Path) -> None:
     with pytest.raises(ValueError, match=r"rounding of model .*, but the model given is"):
-        reconstruction.apply(reconstruction_file, make_quantized(calibrated=False), denoisers.load(other_model_file))
+        reconstruction.apply(
+            reconstruction_file, make_quantized(calibrated=False), denoisers.load(other_model_file), ROUNDING
+        )
 
 
 def test_manifest_says_how_it_was_made(

@@ -19,7 +19,7 @@ from quest.learning.finetuning import Stage
 from quest.methods import nearest, quest
 from quest.quantization.network import QuantizedNetwork
 from quest.quantization.roles import Role
-from quest.quantization.rounding import Fixed
+from quest.quantization.rounding import Fixed, Nearest
 
 Make = Callable[..., QuantizedNetwork]
 TIME = (Role.TIME_MLP, Role.TIME_PROJECTION)
@@ -95,6 +95,34 @@ def test_quest_stages(network: QuantizedNetwork, trace: Trace) -> None:
     # A key's bias shifts all scores of a query alike, which the softmax takes out: only the local loss trains it.
     assert weights <= found
     assert len(scales - found) <= 0.1 * len(scales), "a scale may happen to get no gradient"
+
+
+def test_folded_weights_start_on_their_codes(
+    make_quantized: Make, settings: DatasetSettings, calibration: Calibration
+) -> None:
+    """What is trained starts as it was rounded, and a step smaller than half a scale changes none of its codes; where a
+    rounding is kept beside the weight, weights next to a whole number jump."""
+
+    def changed(folded: bool) -> tuple[float, set[type]]:
+        network = rounded(make_quantized(sets=settings.methods.quest.sets, calibrated=False))
+        before = {name: layer.quantized_weight() for name, layer in network.layers().items()}
+        # So many tiny steps that each weight moves by less than a twentieth of a scale.
+        small = {"tla_weight_lr": 1e-5, "cma_weight_lr": 1e-5, "folded": folded}
+        quest.quantize(network, calibration, settings.methods.quest.model_copy(update=small), 0)
+        moved, roundings = [], set()
+        for name, layer in network.layers().items():
+            if layer.role in (Role.TIME_PROJECTION, Role.ATTENTION_Q, Role.ATTENTION_K, Role.ATTENTION_V):
+                (quantizer, _), *_ = layer.weight_parts()
+                moved.append(((layer.quantized_weight() - before[name]).abs() > quantizer.scale / 2).float().mean())
+                roundings.add(type(quantizer.rounding))
+            else:
+                assert torch.equal(layer.quantized_weight(), before[name]), name
+        return torch.stack(moved).mean().item(), roundings
+
+    assert changed(folded=True) == (0, {Nearest})
+    share, roundings = changed(folded=False)
+    assert share > 0
+    assert roundings == {Fixed}
 
 
 def test_everything_else_is_frozen(network: QuantizedNetwork, trace: Trace) -> None:

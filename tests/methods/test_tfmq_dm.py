@@ -16,6 +16,7 @@ from quest import architectures
 from quest.architectures.unet import TemporalBlock
 from quest.artifacts import load_tensors
 from quest.config.dataset import DatasetSettings
+from quest.config.method import Rounding
 from quest.config.values import Bits
 from quest.deploy.start import recipe as make_recipe
 from quest.diffusion import denoiser as denoisers
@@ -173,7 +174,7 @@ def test_killed_and_resumed_is_the_same_file_and_of_another_grouping(
     tmp_path: Path,
 ) -> None:
     whole, resumed = tmp_path / "whole.safetensors", tmp_path / "resumed.safetensors"
-    reconstruct.run("tiny", settings, model_file, 4, 0, "temporal", calibration_file, whole, CPU)
+    reconstruct.run("tiny", settings, model_file, 4, 0, "temporal", "everything", calibration_file, whole, CPU)
     learn = reconstruction.learn_unit
     learned: list[str] = []
 
@@ -185,17 +186,17 @@ def test_killed_and_resumed_is_the_same_file_and_of_another_grouping(
 
     monkeypatch.setattr(reconstruction, "learn_unit", killed)
     with pytest.raises(KeyboardInterrupt):
-        reconstruct.run("tiny", settings, model_file, 4, 0, "temporal", calibration_file, resumed, CPU)
+        reconstruct.run("tiny", settings, model_file, 4, 0, "temporal", "everything", calibration_file, resumed, CPU)
     assert learned[0] == "temporal"
     monkeypatch.setattr(reconstruction, "learn_unit", learn)
-    reconstruct.run("tiny", settings, model_file, 4, 0, "temporal", calibration_file, resumed, CPU)
+    reconstruct.run("tiny", settings, model_file, 4, 0, "temporal", "everything", calibration_file, resumed, CPU)
     assert resumed.read_bytes() == whole.read_bytes()
     assert load_tensors(whole, "reconstruction").manifest.settings["grouping"] == "temporal"
 
     network = make_quantized("w4a8", calibrated=False)
     with pytest.raises(ValueError, match="reconstructed with grouping = temporal, expected blocks"):
-        reconstruction.apply(whole, network, denoiser, "blocks")
-    reconstruction.apply(whole, network, denoiser, "temporal")
+        reconstruction.apply(whole, network, denoiser, Rounding("blocks", "everything"))
+    reconstruction.apply(whole, network, denoiser, Rounding("temporal", "everything"))
 
 
 def test_every_sampling_step_has_a_range(

@@ -13,7 +13,7 @@ from quest.config.values import Bits
 from quest.quantization import storage
 from quest.quantization.layers import QuantizedLayer
 from quest.quantization.network import QuantizedNetwork
-from quest.quantization.policy import COMMON, EIGHT, FULL, Policy
+from quest.quantization.policy import COMMON, EIGHT, EVERYTHING, FULL, NAMED, Policy
 from quest.quantization.recipe import Recipe
 from quest.quantization.roles import Role
 
@@ -32,10 +32,12 @@ def test_first_match_wins() -> None:
     assert POLICY.bits("conv_out", Role.LAST, Bits(4, 4)) == FULL
     assert POLICY.bits("mid_block.resnets.0.conv1", Role.CONVOLUTION, Bits(4, 4)) == Bits(8, 32)
     assert POLICY.bits("up_blocks.0.resnets.0.conv1", Role.CONVOLUTION, Bits(4, 4)) == Bits(4, 4)
-    assert COMMON.bits("conv_in", Role.FIRST, Bits(4, 4)) == Bits(4, 4)
+    assert EVERYTHING.bits("conv_in", Role.FIRST, Bits(4, 4)) == Bits(4, 4)
+    assert COMMON.bits("conv_in", Role.FIRST, Bits(4, 4)) == COMMON.bits("conv_out", Role.LAST, Bits(4, 4)) == EIGHT
+    assert COMMON.bits("mid_block.resnets.0.conv1", Role.CONVOLUTION, Bits(4, 4)) == Bits(4, 4)
 
 
-@pytest.mark.parametrize("policy", [COMMON, POLICY])
+@pytest.mark.parametrize("policy", [*NAMED.values(), POLICY])
 def test_as_json(policy: Policy) -> None:
     assert Policy.from_plain(policy.plain()) == policy
 
@@ -71,4 +73,4 @@ def test_export_and_restore_under_a_policy(make_unet: Callable[..., UNet2DModel]
         other.set_step(0)
         assert torch.equal(other(x, t).sample, network(x, t).sample)
     with pytest.raises(ValueError, match=r"^conv_in\.weight\.0\.codes: found"):
-        storage.restore(make(make_unet(), COMMON), storage.export(network))
+        storage.restore(make(make_unet(), EVERYTHING), storage.export(network))

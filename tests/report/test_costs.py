@@ -29,7 +29,7 @@ def test_a_row_a_stage_in_the_order_of_the_chain(tmp_path: Path) -> None:
 
 
 def test_columns_are_aligned(tmp_path: Path) -> None:
-    job(tmp_path, "reconstruct/digits/blocks-w4-seed0", 12345.6)
+    job(tmp_path, "reconstruct/digits/blocks-common-w4-seed0", 12345.6)
     job(tmp_path, "table/digits", 0.1)
     assert len({len(line) for line in stages(tmp_path).splitlines()}) == 1
 

@@ -136,7 +136,7 @@ def test_cost_is_that_of_the_jobs_that_quantize_the_cell(tmp_path: Path):
     metrics = [write_metrics(tmp_path, row("quest", seed=seed), changes) for seed in (0, 1)]
     for seed, seconds in enumerate((100, 120)):
         benchmark(tmp_path, f"finetune/digits/quest-w4a4-seed{seed}", seconds, "900.5")
-        benchmark(tmp_path, f"reconstruct/digits/blocks-w4-seed{seed}", 50, "-")
+        benchmark(tmp_path, f"reconstruct/digits/blocks-common-w4-seed{seed}", 50, "-")
     rows, _, markdown = write(tmp_path, metrics, ROWS)
     assert (rows[3]["seconds"], rows[3]["host_mb"]) == (160, 900.5)
     assert rows[3]["seconds_spread"] == pytest.approx(200**0.5)

@@ -153,10 +153,10 @@ def test_calibration_has_every_state_under_its_condition_and_under_none(case: Ca
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_goes_through(case: Case, method: str, tmp_path: Path) -> None:
     learned = None
-    if grouping := methods.starts_from(case.settings.method(method)):
-        learned = case.folder / f"{grouping}.safetensors"
+    if rounding := methods.starts_from(method, case.settings.method(method)):
+        learned = case.folder / f"{rounding.grouping}.safetensors"
         if not learned.exists():
-            reconstruct.run("tiny", case.settings, case.file, 4, 0, grouping, case.recorded, learned, CPU)
+            reconstruct.run("tiny", case.settings, case.file, 4, 0, *rounding, case.recorded, learned, CPU)
     checkpoint, samples, plain = (tmp_path / f"{name}.safetensors" for name in ("checkpoint", "samples", "plain"))
     finetune.run("tiny", case.settings, case.file, method, "w4a8", 0, case.recorded, learned, checkpoint, CPU)
     sample.run("tiny", case.settings, case.file, checkpoint, 0, 0, samples, CPU)

@@ -11,6 +11,7 @@ import torch
 from quest import methods
 from quest.artifacts import load_tensors
 from quest.config.dataset import DatasetSettings
+from quest.config.method import Rounding
 from quest.config.methods import METHODS
 from quest.config.values import Bits
 from quest.deploy import checkpoints
@@ -35,13 +36,14 @@ def test_stage_writes_a_checkpoint(
     calibration: Calibration,
     tmp_path: Path,
 ) -> None:
-    grouping = methods.starts_from(settings.method(method))
+    rounding = methods.starts_from(method, settings.method(method))
     weights, output = tmp_path / "w4.safetensors", tmp_path / "checkpoint.safetensors"
-    reconstruct.run("tiny", settings, model_file, 4, 0, grouping or "blocks", calibration_file, weights, CPU)
+    start = rounding or Rounding("blocks", "common")
+    reconstruct.run("tiny", settings, model_file, 4, 0, *start, calibration_file, weights, CPU)
     finetune.run("tiny", settings, model_file, method, "w4a4", 0, calibration_file, weights, output, CPU)
     manifest = load_tensors(output, "checkpoint").manifest
     expected = {"model": denoiser.sha256, "calibration": calibration.sha256}
-    if grouping:
+    if rounding:
         expected["reconstruction"] = load_tensors(weights, "reconstruction").manifest.sha256
     assert manifest.inputs == expected
     assert manifest.settings["method"] == settings.method(method).model_dump(mode="json")

@@ -27,7 +27,7 @@ def rounding(
     tmp_path_factory: pytest.TempPathFactory, model_file: Path, calibration_file: Path, settings: DatasetSettings
 ) -> Path:
     path = tmp_path_factory.mktemp("rounding") / "rounding.safetensors"
-    reconstruct.run("tiny", settings, model_file, 4, 0, "blocks", calibration_file, path, CPU)
+    reconstruct.run("tiny", settings, model_file, 4, 0, "blocks", "common", calibration_file, path, CPU)
     return path
 
 

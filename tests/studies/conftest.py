@@ -23,11 +23,11 @@ def files(
     """All that a study may read of the tiny model."""
     folder = tmp_path_factory.mktemp("chain")
     reconstructed = folder / "reconstruction.safetensors"
-    reconstruct.run("tiny", settings, model_file, 4, 0, "blocks", calibration_file, reconstructed, CPU)
+    reconstruct.run("tiny", settings, model_file, 4, 0, "blocks", "common", calibration_file, reconstructed, CPU)
     of_eight = folder / "reconstruction-w8.safetensors"
-    reconstruct.run("tiny", settings, model_file, 8, 0, "blocks", calibration_file, of_eight, CPU)
+    reconstruct.run("tiny", settings, model_file, 8, 0, "blocks", "common", calibration_file, of_eight, CPU)
     temporal = folder / "reconstruction-temporal.safetensors"
-    reconstruct.run("tiny", settings, model_file, 4, 0, "temporal", calibration_file, temporal, CPU)
+    reconstruct.run("tiny", settings, model_file, 4, 0, "temporal", "common", calibration_file, temporal, CPU)
     checkpoints = []
     for method in ("quest", "nearest", "q-diffusion"):
         checkpoints.append(folder / f"{method}.safetensors")

@@ -70,7 +70,7 @@ def test_studies_run_only_when_they_are_asked_for(project: Project) -> None:
     files = {
         "model": "data/models/digits/denoiser.safetensors",
         "calibration": "results/calibration/digits/seed0.safetensors",
-        "reconstruction": "results/reconstruction/digits/blocks-w4-seed0.safetensors",
+        "reconstruction": "results/reconstruction/digits/blocks-common-w4-seed0.safetensors",
         "checkpoint": "results/finetune/digits/quest-w4a4-seed0.safetensors",
     }
     job = plan.job("results/analysis/digits/errors.csv")
@@ -161,16 +161,18 @@ def test_only_methods_that_start_from_it_are_given_the_reconstruction(project: P
     plan = Plan(project)
     quest = plan.job("results/finetune/digits/quest-w4a8-seed0.safetensors").shellcmd
     nearest = plan.job("results/finetune/digits/nearest-w4a8-seed0.safetensors").shellcmd
-    assert " --reconstruction results/reconstruction/digits/blocks-w4-seed0.safetensors " in quest
+    assert " --reconstruction results/reconstruction/digits/blocks-common-w4-seed0.safetensors " in quest
     assert "--reconstruction" not in nearest
 
 
 def test_each_grouping_of_the_reconstruction_is_made_once_for_each_weight_bit_width(project: Project) -> None:
     plan = Plan(project, {"methods": ["quest", "tfmq-dm"], "bits": ["w4a8", "w4a4"]})
-    files = [f"results/reconstruction/digits/{grouping}-w4-seed0.safetensors" for grouping in ("blocks", "temporal")]
+    files = [
+        f"results/reconstruction/digits/{grouping}-common-w4-seed0.safetensors" for grouping in ("blocks", "temporal")
+    ]
     assert plan.rules()["reconstruct"] == len(files)
     for method, grouping, file in zip(("quest", "tfmq-dm"), ("blocks", "temporal"), files, strict=True):
-        assert f" --grouping {grouping} " in plan.job(file).shellcmd
+        assert f" --grouping {grouping} --policy common " in plan.job(file).shellcmd
         for bits in ("w4a8", "w4a4"):
             job = plan.job(f"results/finetune/digits/{method}-{bits}-seed0.safetensors")
             assert f" --reconstruction {file} " in job.shellcmd
@@ -184,7 +186,7 @@ def test_each_stage_is_given_the_settings_that_it_depends_on(project: Project) -
             *("real_images", "reference_images", "reference_batch", "reference_sha256")
         },
         "results/calibration/digits/seed0.safetensors": {"sampler", "condition", "calibration"},
-        "results/reconstruction/digits/blocks-w4-seed0.safetensors": {
+        "results/reconstruction/digits/blocks-common-w4-seed0.safetensors": {
             *("sampler", "condition", "calibration", "quantizer", "reconstruction"),
         },
         "results/finetune/digits/quest-w4a4-seed0.safetensors": {
@@ -194,7 +196,7 @@ def test_each_stage_is_given_the_settings_that_it_depends_on(project: Project) -
         "results/metrics/digits/quest-w4a4-seed0.json": {"evaluation"},
     }
     assert {output: set(plan.settings(output)) - always for output in expected} == expected
-    reconstruct = plan.settings("results/reconstruction/digits/blocks-w4-seed0.safetensors")
+    reconstruct = plan.settings("results/reconstruction/digits/blocks-common-w4-seed0.safetensors")
     # Activations are not quantized there.
     assert set(reconstruct["quantizer"]) == set(OF_WEIGHTS), "and no variant may change these"
     assert set(plan.settings("results/finetune/digits/quest-w4a4-seed0.safetensors")["methods"]) == {"quest"}
@@ -207,7 +209,7 @@ def test_a_variant_is_a_cell_with_settings_of_its_own(project: Project) -> None:
     assert plan.rules()["reconstruct"] == 1
     job = plan.job(f"results/finetune/digits/{name}-w4a4-seed0.safetensors")
     assert f" --method {name} " in job.shellcmd
-    assert " --reconstruction results/reconstruction/digits/blocks-w4-seed0.safetensors " in job.shellcmd
+    assert " --reconstruction results/reconstruction/digits/blocks-common-w4-seed0.safetensors " in job.shellcmd
     given, plain = (
         plan.settings(f"results/finetune/digits/{method}-w4a4-seed0.safetensors")["methods"]["quest"]
         for method in (name, "quest")

@@ -9,7 +9,7 @@ import snakemake.exceptions
 from snakemake.exceptions import WorkflowError
 from snakemake.logging import logger
 
-from quest import paths
+from quest import methods, paths
 from quest.artifacts import ArtifactError
 from quest.cli import ending
 from quest.config.method import GROUPINGS

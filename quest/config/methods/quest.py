@@ -43,5 +43,10 @@ class QuestSettings(MethodSettings):
         default=None,
         description="rank of the adapters that stage 2 trains instead of weights (QALoRA), merged when it ends",
     )
+    folded: bool = Field(
+        default=False,
+        description="start from the weights as they are rounded, where a small step changes no code; without, a weight "
+        "beside an integer jumps a whole scale under a tiny one (the released code)",
+    )
     local_loss: bool = Field(default=True, description="match the outputs of the trained layers")
     global_loss: bool = Field(default=True, description="match the predicted noise (L_G)")

@@ -197,7 +197,7 @@ def of(network: nn.Module) -> Architecture:
         kind = _registered().get(ancestor.__name__)
         if kind is not None and ancestor in kind.networks:
             return kind(network)
-    raise ValueError(_unknown(type(network).__name__))
+    raise ValueError(unexplained(type(network).__name__))
 
 
 def build(name: str, config: Mapping[str, Any], heads: Mapping[str, int] | None = None) -> Any:
@@ -206,7 +206,7 @@ def build(name: str, config: Mapping[str, Any], heads: Mapping[str, int] | None 
     Raises ValueError for a class that no architecture explains.
     """
     if (kind := _registered().get(name)) is None:
-        raise ValueError(_unknown(name))
+        raise ValueError(unexplained(name))
     network = networks()[name].from_config(config)
     for attention, count in (heads or {}).items():
         kind(network).set_heads(attention, count)
@@ -261,7 +261,8 @@ def _read_folder() -> None:
         importlib.import_module(f"{__name__}.{file.name}")
 
 
-def _unknown(name: str) -> str:
+def unexplained(name: str) -> str:
+    """What is wrong with a network of this class, which no architecture explains, and what to do."""
     return (
         f"architecture: {unknown(name, _REGISTERED)}; to quantize another kind of network, describe it in a file of "
         "quest/architectures"

@@ -77,7 +77,7 @@ def _class_unet() -> UNet2DModel:
         up_block_types=("AttnUpBlock2D", "UpBlock2D"),
         attention_head_dim=8,
         norm_num_groups=4,
-        num_class_embeds=10,
+        num_class_embeds=11,
     )
 
 
@@ -237,7 +237,7 @@ MINIATURES = {
     ),
     "class-unet": Miniature(
         _class_unet,
-        lambda n: Inputs(*_images(n, 3), torch.arange(n) % 10),
+        lambda n: Inputs(*_images(n, 3), _classes(n)),
         lambda network, told: network(told.x, told.timesteps, class_labels=told.context),
     ),
     "dit": Miniature(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import json
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -15,19 +16,24 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from torch import Tensor, nn
 
-from quest import architectures
+from quest import architectures, methods
 from quest.architectures import Inputs
 from quest.artifacts import Manifest
+from quest.config.dataset import DatasetSettings
 from quest.config.learning import ReconstructionSettings
 from quest.config.quantizer import QuantizerSettings
 from quest.config.sampling import SamplerSettings
 from quest.config.values import Bits
-from quest.deploy import checkpoints
+from quest.deploy import checkpoints, start
 from quest.deploy.checkpoints import Checkpoint
+from quest.deploy.export import export
 from quest.deploy.packed import assembly
 from quest.deploy.packed.description import Description
+from quest.deploy.quantized import QuantizedModel
 from quest.diffusion import denoiser as denoisers
+from quest.diffusion import sampling
 from quest.diffusion.denoiser import Denoiser
+from quest.learning import calibration as calibrations
 from quest.learning import reconstruction
 from quest.quantization.account import account
 from quest.quantization.network import QuantizedNetwork
@@ -36,6 +42,7 @@ from quest.quantization.recipe import Recipe
 from quest.quantization.roles import Role, is_layer
 from tests.architectures.miniatures import MINIATURES
 
+CPU = torch.device("cpu")
 FAMILIES = pytest.mark.parametrize("family", MINIATURES)
 TIMESTEPS = [999, 400]  # of two sampling steps
 
@@ -196,6 +203,15 @@ def test_a_packed_network_gives_the_same(family: str) -> None:
     assert int(tables.get_buffer("step")) == 1
 
 
+def test_no_pipeline_is_written_that_could_not_call_it(tmp_path: Path) -> None:
+    for family in ("sd3", "sd2"):  # one is no U-Net, the other has lost its encoder of prompts
+        around = Denoiser(MINIATURES[family].network(), DDIMScheduler())
+        checkpoint = Checkpoint(quantized(family, "w4a4"), "nearest", SamplerSettings(steps=len(TIMESTEPS)))
+        with pytest.raises(ValueError, match=r"no pipeline is written here for a (SD3Transformer|UNet)2D"):
+            export(QuantizedModel(checkpoint, around), tmp_path / family)
+        assert list(tmp_path.iterdir()) == []
+
+
 @FAMILIES
 def test_what_depends_on_the_timestep_alone(family: str) -> None:
     """Of U-Nets the embedding and its projections, of PixArt-Σ its one norm; elsewhere another condition is in it."""
@@ -210,6 +226,43 @@ def test_what_depends_on_the_timestep_alone(family: str) -> None:
     else:
         with pytest.raises(ValueError, match="timestep alone"):
             reconstruction.units(network, "temporal")
+
+
+class Labels(nn.Module):
+    """The condition of a network that embeds classes itself: their numbers, the last one for none."""
+
+    kind = "class"
+
+    def forward(self, conditions: Sequence[int | None]) -> Tensor:
+        return torch.tensor([10 if label is None else label for label in conditions])
+
+
+@pytest.mark.parametrize("family", ["dit", "class-unet"])
+def test_classes_go_the_whole_way(family: str, make_settings: Callable[..., DatasetSettings]) -> None:
+    """Calibrated under guidance, its rounding learned, trained by a method, sampled from: the context is the class."""
+    settings = make_settings(
+        sampler={"steps": 4, "guidance_scale": 2.0},
+        calibration={"samples_per_step": 4},
+        condition={"classes": 10},
+        reconstruction={"iterations": 3},
+    )
+    method, conditioner = "quest", Labels()
+    model = Denoiser(MINIATURES[family].network(), DDIMScheduler(clip_sample=False), conditioner=conditioner)  # type: ignore[arg-type]
+    data = calibrations.record(model, settings, 0, CPU)
+    assert data.contexts is not None
+    assert data.contexts.dtype == torch.long
+    copied = replace(model, network=copy.deepcopy(model.network))
+    network = QuantizedNetwork(copied.network, start.recipe_of(settings, copied, method, Bits(8, 8)), copied.example())
+    grouping = methods.starts_from(settings.method(method))
+    if grouping is not None:
+        reconstruction.reconstruct(network, data, settings.reconstruction, 0, reconstruction.Progress(), grouping)
+    outcome = methods.get(method).quantize(network, data, settings.method(method), 0)
+    found, full = (
+        sampling.draw(model, each, settings, 0, range(3), CPU, outcome.correction if each is network else None)
+        for each in (network, model.network)
+    )
+    assert found.shape == (3, model.shape[0], 8, 8)
+    assert (found.float() - full.float()).abs().mean() < 8  # of 255
 
 
 @FAMILIES

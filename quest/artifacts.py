@@ -97,15 +97,29 @@ def load_tensors(path: str | Path, kind: str) -> TensorArtifact:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     except (SafetensorError, UnicodeDecodeError, ValueError) as error:
         raise _corrupt(path, str(error)) from error
-    if header is None:
-        raise ArtifactError(
-            f"{path}: a safetensors file without quest's manifest; expected an artifact of kind {kind!r}"
-        )
-    manifest = _parse_manifest(path, header)
+    manifest = _parse_manifest(path, _given(path, header, kind))
     _check(path, manifest, _tensor_digest(tensors), kind)
     if header != _canonical(asdict(manifest)):
         raise _corrupt(path, "its manifest was rewritten")  # the same values in other bytes, like 1E-5 for 1e-5
     return TensorArtifact(tensors, manifest)
+
+
+def read_manifest(path: str | Path, kind: str) -> Manifest:
+    """The manifest of a tensor artifact of the given ``kind``, whose tensors are not read, and so not checked.
+
+    Raises ArtifactError when it is missing, not to be read or of another kind.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    path = _existing(path)
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = (file.metadata() or {}).get(_HEADER_KEY)
+    except (SafetensorError, UnicodeDecodeError, ValueError) as error:
+        raise _corrupt(path, str(error)) from error
+    manifest = _parse_manifest(path, _given(path, header, kind))
+    _check_kind(path, manifest, kind)
+    return manifest
 
 
 def save_json(path: str | Path, content: Any, manifest: Manifest) -> Manifest:
@@ -271,6 +285,14 @@ def _sealed(manifest: Manifest, content_digest: str) -> Manifest:
     return replace(manifest, sha256=_seal(manifest, content_digest))
 
 
+def _given(path: Path, header: str | None, kind: str) -> str:
+    if header is None:
+        raise ArtifactError(
+            f"{path}: a safetensors file without quest's manifest; expected an artifact of kind {kind!r}"
+        )
+    return header
+
+
 def _parse_manifest(path: Path, text: str) -> Manifest:
     try:
         fields = json.loads(text)
@@ -289,5 +311,9 @@ def _check(path: Path, manifest: Manifest, content_digest: str, kind: str) -> No
     expected = _seal(manifest, content_digest)
     if manifest.sha256 != expected:
         raise _corrupt(path, f"sha256 is {expected[:12]}…, its manifest says {manifest.sha256[:12]}…")
+    _check_kind(path, manifest, kind)
+
+
+def _check_kind(path: Path, manifest: Manifest, kind: str) -> None:
     if manifest.kind != kind:
         raise ArtifactError(f"{path}: an artifact of kind {manifest.kind!r} where {kind!r} is expected")

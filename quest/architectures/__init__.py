@@ -8,6 +8,7 @@ registered; nothing else changes.
 from __future__ import annotations
 
 import importlib
+import json
 import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -27,11 +28,16 @@ if TYPE_CHECKING:
 
 
 class Inputs(NamedTuple):
-    """What a noise predictor is told. x: (N, C, H, W); timesteps: (N,); context: (N, L, d), of a conditional one."""
+    """What a noise predictor is told. x: (N, C, H, W); timesteps: (N,), the scheduler's.
+
+    Of a conditional one, context: (N, L, d) tokens, or (N,) int64 classes; added: what else, by the names that the
+    network's architecture has for it, each with N first.
+    """
 
     x: Tensor
     timesteps: Tensor
     context: Tensor | None = None
+    added: Mapping[str, Tensor] | None = None
 
 
 class Places(NamedTuple):
@@ -93,7 +99,18 @@ class Architecture(ABC):
 
     def arguments(self, inputs: Inputs) -> tuple[Any, ...]:
         """What the network is called with."""
-        return tuple(inputs) if inputs.context is not None else (inputs.x, inputs.timesteps)
+        return (inputs.x, inputs.timesteps) if inputs.context is None else (inputs.x, inputs.timesteps, inputs.context)
+
+    @classmethod
+    def timestep(cls, args: tuple[Any, ...], named: Mapping[str, Any]) -> Any:
+        """The timestep, as the scheduler has it, in the arguments of a call: a number, or a tensor of equal ones."""
+        return named["timestep"] if "timestep" in named else args[1]
+
+    def blank(self) -> Inputs:
+        """What one sample's call is told where there is nothing to say: zeros of the right shapes, on the network's
+        device."""
+        device = next(self.network.parameters()).device
+        return Inputs(torch.zeros(1, *self.shape, device=device), torch.zeros(1, dtype=torch.long, device=device))
 
     def prediction(self, output: Any) -> Tensor:
         """The predicted noise (N, C, H, W) in what a call returns."""
@@ -106,6 +123,10 @@ class Architecture(ABC):
     def set_heads(self, name: str, heads: int) -> None:
         """Split the channels of an attention into ``heads``, whatever the network's config says."""
         raise ValueError(f"{type(self.network).__name__}: the heads of {name} follow from its config")
+
+    def with_one_output(self, block: nn.Module) -> nn.Module:
+        """A block, or a layer outside any, as a module whose output is one tensor; itself unless it gives several."""
+        return block
 
     def split_at(self, layer: str) -> int | None:
         """Channels of the first half of a shortcut's input, where that is a concatenation; else None."""
@@ -125,7 +146,8 @@ class Architecture(ABC):
         naming the layers whose role is unknown, for none is skipped silently, or the pattern that matches no layer.
         """
         given, own = given or {}, self.own_roles()
-        found, strange = {}, []
+        found: dict[str, Role] = {}
+        strange: dict[str, nn.Module] = {}
         unused = set(given)
         for name, module in self.network.named_modules():
             if not is_layer(module):
@@ -134,13 +156,14 @@ class Architecture(ABC):
             unused -= set(matching)
             role = given[max(matching, key=len)] if matching else own.get(name)
             if role is None:
-                strange.append(f"{name} ({type(module).__name__})")
+                strange[name] = module
             else:
                 found[name] = role
         if strange:
+            listed = ", ".join(f"{name} ({type(module).__name__})" for name, module in strange.items())
             raise ValueError(
-                f"layers of unknown role in {type(self.network).__name__}: {', '.join(strange)}; give each a role by a "
-                f"pattern of its name (quantizer.roles), one of {', '.join(Role)}"
+                f"layers of unknown role in {type(self.network).__name__}: {listed}; give each a role by a "
+                f"pattern of its name (quantizer.roles), one of {', '.join(Role)}; to begin with: {proposal(strange)}"
             )
         if unused:
             raise ValueError(
@@ -150,10 +173,9 @@ class Architecture(ABC):
         return found
 
     def example(self, context: Tensor | None = None) -> tuple[Any, ...]:
-        """Arguments of one call with a batch of 1, on the network's device; context (1, L, d) of a conditional one."""
-        device = next(self.network.parameters()).device
-        timestep = torch.zeros(1, dtype=torch.long, device=device)
-        return self.arguments(Inputs(torch.zeros(1, *self.shape, device=device), timestep, context))
+        """Arguments of one call with a batch of 1, on the network's device; context (1, …), a blank one without."""
+        told = self.blank()
+        return self.arguments(told if context is None else told._replace(context=context))
 
 
 _REGISTERED: dict[str, type[Architecture]] = {}  # by the name of the network's class
@@ -175,7 +197,7 @@ def of(network: nn.Module) -> Architecture:
         kind = _registered().get(ancestor.__name__)
         if kind is not None and ancestor in kind.networks:
             return kind(network)
-    raise ValueError(_unknown(type(network).__name__))
+    raise ValueError(unexplained(type(network).__name__))
 
 
 def build(name: str, config: Mapping[str, Any], heads: Mapping[str, int] | None = None) -> Any:
@@ -184,11 +206,36 @@ def build(name: str, config: Mapping[str, Any], heads: Mapping[str, int] | None 
     Raises ValueError for a class that no architecture explains.
     """
     if (kind := _registered().get(name)) is None:
-        raise ValueError(_unknown(name))
+        raise ValueError(unexplained(name))
     network = networks()[name].from_config(config)
     for attention, count in (heads or {}).items():
         kind(network).set_heads(attention, count)
     return network
+
+
+# What a layer is for, guessed from its own name: the first of these that is in it says.
+_GUESSES = {
+    **dict.fromkeys(("query", "to_q", "q_proj", "q_linear"), Role.ATTENTION_Q),
+    **dict.fromkeys(("key", "to_k", "k_proj", "k_linear"), Role.ATTENTION_K),
+    **dict.fromkeys(("value", "to_v", "v_proj", "v_linear"), Role.ATTENTION_V),
+    **dict.fromkeys(("to_out", "to_add_out", "out_proj"), Role.ATTENTION_OUT),
+    **dict.fromkeys(("time", "temb", "adaln", "modulation"), Role.TIME_PROJECTION),
+    **dict.fromkeys(("text", "caption", "context", "class", "label", "cond"), Role.CONDITION),
+    **dict.fromkeys(("mlp", "ff", "fc", "feed"), Role.FEED_FORWARD),
+}
+
+
+def proposal(strange: Mapping[str, nn.Module]) -> str:
+    """Patterns for layers without a role, and a guess at their roles, as JSON: what ``quantizer.roles`` takes.
+
+    Layers that differ in the numbers of their names share a pattern.
+    """
+    roles = {}
+    for name, module in strange.items():
+        plain = Role.PROJECTION if isinstance(module, nn.Linear) else Role.CONVOLUTION
+        guess = next((role for part, role in _GUESSES.items() if part in name.lower()), plain)
+        roles.setdefault(".".join("*" if part.isdecimal() else part for part in name.split(".")), guess)
+    return json.dumps(roles)
 
 
 def networks() -> dict[str, Any]:
@@ -214,7 +261,8 @@ def _read_folder() -> None:
         importlib.import_module(f"{__name__}.{file.name}")
 
 
-def _unknown(name: str) -> str:
+def unexplained(name: str) -> str:
+    """What is wrong with a network of this class, which no architecture explains, and what to do."""
     return (
         f"architecture: {unknown(name, _REGISTERED)}; to quantize another kind of network, describe it in a file of "
         "quest/architectures"

@@ -1,84 +1,94 @@
-"""diffusers' U-Nets: UNet2DModel, unconditional, and UNet2DConditionModel, with a context for cross-attention."""
+"""diffusers' U-Nets: UNet2DModel, of classes or nothing, and UNet2DConditionModel, of a context for cross-attention."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import torch
-from diffusers.models.attention import BasicTransformerBlock, FeedForward
+from diffusers.models.attention import BasicTransformerBlock
 from diffusers.models.attention_processor import Attention
-from diffusers.models.downsampling import Downsample2D
-from diffusers.models.embeddings import TimestepEmbedding
 from diffusers.models.resnet import ResnetBlock2D
-from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from diffusers.models.unets.unet_2d import UNet2DModel
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
-from diffusers.models.upsampling import Upsample2D
 from torch import Tensor, nn
 
-from quest.architectures import Architecture, Places, Temporal, register
-from quest.architectures.attention import AttentionProcessor, set_heads
-from quest.quantization.layers import Switches
+from quest.architectures import Inputs, Places, Temporal, register
+from quest.architectures.attention import set_heads
+from quest.architectures.common import OfDiffusers
 from quest.quantization.roles import Role
 
-# Path of a layer inside the block that gives it its role.
-_IN_BLOCK: dict[type[nn.Module], dict[str, Role]] = {
-    TimestepEmbedding: {"linear_1": Role.TIME_MLP, "linear_2": Role.TIME_MLP, "cond_proj": Role.TIME_MLP},
-    ResnetBlock2D: {
-        "conv1": Role.CONVOLUTION,
-        "conv2": Role.CONVOLUTION,
-        "time_emb_proj": Role.TIME_PROJECTION,
-        "conv_shortcut": Role.SHORTCUT,
-    },
-    Attention: {
-        "to_q": Role.ATTENTION_Q,
-        "to_k": Role.ATTENTION_K,
-        "to_v": Role.ATTENTION_V,
-        "to_out.0": Role.ATTENTION_OUT,
-    },
-    FeedForward: {"net.0.proj": Role.FEED_FORWARD, "net.2": Role.FEED_FORWARD},
-    Transformer2DModel: {"proj_in": Role.PROJECTION, "proj_out": Role.PROJECTION},
-    Downsample2D: {"conv": Role.DOWNSAMPLE},
-    Upsample2D: {"conv": Role.UPSAMPLE},
-}
-# Keys and values of the context, which depend on neither the timestep nor the image.
-_CROSS_ATTENTION = {"to_k": Role.CROSS_ATTENTION_K, "to_v": Role.CROSS_ATTENTION_V}
-_AT_TOP = {"conv_in": Role.FIRST, "conv_out": Role.LAST}
+_CLASS, _GUIDANCE = "class_labels", "timestep_cond"
+"""What ``added`` may have for a UNet2DConditionModel that is not one of its added_cond_kwargs."""
+_SIZES = 6  # numbers of the image's size and crop that SDXL is told
 
 
 @register
-class UNet(Architecture):
-    """Residual blocks, with attention or transformer blocks between them, down to a middle and up again."""
+class UNet(OfDiffusers):
+    """Residual blocks, with attention or transformer blocks between them, down to a middle, where there is one, and up.
+
+    The context of a UNet2DModel with classes is those, as its ``class_labels``. Of a UNet2DConditionModel it is
+    (N, L, d) of a text encoder, and ``added`` has what else it is told: class_labels, timestep_cond (the guidance
+    scale, embedded), and all that diffusers calls added_cond_kwargs, as SDXL's text_embeds (N, d) and time_ids (N, 6).
+    """
 
     networks = (UNet2DModel, UNet2DConditionModel)
     blocks = (ResnetBlock2D, BasicTransformerBlock, Attention)
     token_blocks = (BasicTransformerBlock, Attention)
+    own: ClassVar[Mapping[str, Role]] = {
+        "conv_in": Role.FIRST,
+        "conv_out": Role.LAST,
+        "encoder_hid_proj": Role.CONDITION,
+        "class_embedding": Role.CONDITION,
+        **{f"{each}_embedding.linear_{i}": Role.CONDITION for each in ("class", "add") for i in (1, 2)},
+    }
 
     @property
     def shape(self) -> tuple[int, int, int]:
         config = self.network.config
-        return config.in_channels, config.sample_size, config.sample_size
+        size = config.sample_size
+        height, width = size if isinstance(size, list | tuple) else (size, size)
+        return config.in_channels, height, width
 
     @property
     def conditional(self) -> bool:
-        return isinstance(self.network, UNet2DConditionModel)
+        return isinstance(self.network, UNet2DConditionModel) or self.network.class_embedding is not None
 
-    def own_roles(self) -> dict[str, Role]:
-        roles = dict(_AT_TOP)
-        for name, block in self.network.named_modules():
-            inside = next((parts for kind, parts in _IN_BLOCK.items() if isinstance(block, kind)), {})
-            if isinstance(block, Attention) and block.is_cross_attention:
-                inside = inside | _CROSS_ATTENTION
-            roles |= {f"{name}.{part}": role for part, role in inside.items()}
-        return roles
+    def arguments(self, inputs: Inputs) -> tuple[Any, ...]:
+        if not inputs.added:
+            return super().arguments(inputs)
+        added = dict(inputs.added)
+        classes, guidance = added.pop(_CLASS, None), added.pop(_GUIDANCE, None)
+        return inputs.x, inputs.timesteps, inputs.context, classes, guidance, None, None, added or None
 
-    def attentions(self) -> dict[str, nn.Module]:
-        return {name: module for name, module in self.network.named_modules() if isinstance(module, Attention)}
+    def blank(self) -> Inputs:
+        told, config = super().blank(), self.network.config
+        if isinstance(self.network, UNet2DModel):
+            return told._replace(context=self._blank_class())
+        width = config.cross_attention_dim if config.encoder_hid_dim is None else config.encoder_hid_dim
+        width = width[0] if isinstance(width, list | tuple) else width
+        added: dict[str, Tensor] = {}
+        if (label := self._blank_class()) is not None:
+            added[_CLASS] = label
+        if config.time_cond_proj_dim is not None:
+            added[_GUIDANCE] = self.zeros(1, config.time_cond_proj_dim)
+        if config.addition_embed_type == "text_time":
+            text = config.projection_class_embeddings_input_dim - _SIZES * config.addition_time_embed_dim
+            added |= {"text_embeds": self.zeros(1, text), "time_ids": self.zeros(1, _SIZES)}
+        return told._replace(context=self.zeros(1, self.tokens, width), added=added or None)
 
-    def quantize_products(self, name: str, switches: Switches) -> AttentionProcessor:
-        processor = AttentionProcessor(switches)
-        self._attention(name).set_processor(processor)  # type: ignore[arg-type]
-        return processor
+    def _blank_class(self) -> Tensor | None:
+        """What a network with a class embedding takes for one."""
+        config, embedding = self.network.config, self.network.class_embedding
+        if embedding is None:
+            return None
+        if isinstance(embedding, nn.Embedding):
+            return self.zeros(1, dtype=torch.long)
+        if config.class_embed_type == "timestep":
+            return self.zeros(1)
+        if config.class_embed_type == "identity":
+            return self.zeros(1, len(self.network.time_embedding.linear_2.weight))
+        return self.zeros(1, config.projection_class_embeddings_input_dim)
 
     def places(self) -> Places:
         return Places(("time_embedding.linear_1", "time_embedding.linear_2"), "down_blocks.0.resnets.0.conv1")
@@ -103,8 +113,12 @@ class UNet(Architecture):
             before = self.network.get_submodule(f"{up_block}.resnets.{int(place) - 1}")
         else:
             number = int(up_block.removeprefix("up_blocks."))
-            source = f"up_blocks.{number - 1}" if number else "mid_block"
-            before = self.network.get_submodule(source).resnets[-1]
+            middle = (
+                "mid_block"
+                if self.network.mid_block is not None
+                else f"down_blocks.{len(self.network.down_blocks) - 1}"
+            )
+            before = self.network.get_submodule(f"up_blocks.{number - 1}" if number else middle).resnets[-1]
         assert isinstance(before, ResnetBlock2D)
         return before.out_channels
 

@@ -51,6 +51,7 @@ def export(
     packed form.
     """
     output = Path(output)
+    _check_pipeline(model)
     with torch.no_grad(), _whole(output, force) as folder:
         parts = _Folder(folder)
         description = _network(parts, model)
@@ -60,6 +61,16 @@ def export(
         write_bytes(folder / "README.md", words.encode())
         parts.write_index()
     return output
+
+
+def _check_pipeline(model: QuantizedModel) -> None:
+    """Raises ValueError for a network that no pipeline written here calls with all that it is told."""
+    kind, conditional = type(model.network.network).__name__, model.network.architecture.conditional
+    if not kind.startswith("UNet2D") or (conditional and model.around.conditioner is None):
+        raise ValueError(
+            f"{model!r}: no pipeline is written here for a {kind} with its conditions; expected a U-Net that is told a "
+            "timestep and at most one context"
+        )
 
 
 class _Folder:

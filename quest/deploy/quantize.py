@@ -75,9 +75,9 @@ def quantize(
 
     Raises ConfigError or ArtifactError, both ValueErrors, for settings or a model that cannot be used.
     """
-    width = _width(bits)
+    width = width_of(bits)
     given = {"steps": steps, "eta": eta, "guidance_scale": guidance_scale}
-    chosen = _settings(
+    chosen = settings_of(
         method,
         sampler=_plain(sampler) | {key: value for key, value in given.items() if value is not None},
         calibration=_plain(calibration),
@@ -139,17 +139,19 @@ def _learned_rounding(
     return progress.tensors
 
 
-def _width(bits: str) -> Bits:
+def width_of(bits: str) -> Bits:
+    """Bits of a quantized model. Raises ConfigError for full precision, or what is no bit-width."""
     width = Bits.parse(bits)
     if width == UNQUANTIZED:
         raise ConfigError("bits: w32a32 is full precision; expected bits from 2 to 8, like w4a8")
     return width
 
 
-def _settings(
-    method: str, *, calibration: dict[str, Any], own: dict[str, Any], **sections: dict[str, Any]
+def settings_of(
+    method: str, *, calibration: Mapping[str, Any], own: Mapping[str, Any], **sections: dict[str, Any]
 ) -> QuantizationSettings:
-    """Typed settings from plain sections, their counts made to divide. Raises ConfigError naming each wrong key."""
+    """Typed settings from plain sections, their counts made to divide. own: of the method. Raises ConfigError naming
+    each wrong key."""
     if method not in METHODS:
         raise ConfigError(f"method: {unknown(method, METHODS)}")
 
@@ -158,9 +160,9 @@ def _settings(
 
     default = QuantizationSettings()
     steps = checked().sampler.steps
-    calibration = {"steps": _divisor(steps, default.calibration.steps)} | calibration
+    calibration = {"steps": _divisor(steps, default.calibration.steps)} | dict(calibration)
     recorded = checked(calibration=calibration).calibration.steps
-    own = {"sets": _divisor(recorded, default.method(method).sets)} | own
+    own = {"sets": _divisor(recorded, default.method(method).sets)} | dict(own)
     return checked(calibration=calibration, methods={python_name(method): own})
 
 

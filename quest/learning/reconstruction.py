@@ -84,9 +84,14 @@ def _blocks(network: QuantizedNetwork) -> list[Unit]:
     found = outermost(network.network, (*network.architecture.blocks, QuantizedLayer))
     with network.quantizing(weights=False, activations=False):
         order = in_call_order(network, network.example, found)
-    layers = network.layers()
+    layers, whole = network.layers(), network.architecture.with_one_output
     return [
-        Unit(name, found[name], {key: layers[key] for key in layers if f"{key}.".startswith(f"{name}.")})
+        Unit(
+            name,
+            whole(found[name]),
+            {key: layers[key] for key in layers if f"{key}.".startswith(f"{name}.")},
+            found[name],
+        )
         for name in order
     ]
 

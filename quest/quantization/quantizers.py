@@ -28,7 +28,11 @@ class WeightQuantizer(nn.Module):
     def __init__(self, weight: Tensor, grid: Grid, granularity: Granularity, search: grids.Search):
         super().__init__()
         self.grid, self.granularity = grid, granularity
-        scale, zero_point = grids.search(granularity.rows(weight.detach()), grid, search)
+        rows = granularity.rows(weight.detach())
+        if weight.is_meta:  # a network without numbers, of which sizes are asked
+            scale, zero_point = rows.new_ones(len(rows)), rows.new_zeros(len(rows))
+        else:
+            scale, zero_point = grids.search(rows, grid, search)
         shape = granularity.shape(weight.shape)
         self.register_buffer("scale", scale.view(shape))
         self.register_buffer("zero_point", zero_point.view(shape))

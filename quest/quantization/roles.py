@@ -9,10 +9,15 @@ from torch import nn
 
 
 class Role(StrEnum):
-    """The families that methods choose layers by."""
+    """The families that methods choose layers by.
+
+    time_projection: what a block makes of the timestep's embedding, adaptive norms too. condition: what embeds all else
+    that a network is told, a prompt, a class, a size, the guidance scale; neither timestep nor image go through it.
+    """
 
     TIME_MLP = "time_mlp"
     TIME_PROJECTION = "time_projection"
+    CONDITION = "condition"
     ATTENTION_Q = "attention_q"
     ATTENTION_K = "attention_k"
     ATTENTION_V = "attention_v"

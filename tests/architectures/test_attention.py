@@ -1,4 +1,4 @@
-"""Quantized attention: diffusers' own result when off, few levels when on."""
+"""Quantized attention: diffusers' own result without grids, to the last bit when off; few levels on grids."""
 
 from __future__ import annotations
 
@@ -6,10 +6,17 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers.models.attention_processor import Attention, AttnProcessor
+from diffusers.models.attention_processor import (
+    Attention,
+    AttnAddedKVProcessor,
+    AttnProcessor2_0,
+    JointAttnProcessor2_0,
+    SlicedAttnProcessor,
+)
+from diffusers.models.transformers.transformer_flux import FluxAttention
 from torch import Tensor
 
-from quest.architectures.attention import AttentionProcessor
+from quest.architectures.attention import quantize_products
 from quest.quantization.granularity import PerTensor
 from quest.quantization.grid import Grid
 from quest.quantization.layers import Switches
@@ -17,12 +24,21 @@ from quest.quantization.quantizers import ActivationQuantizer, calibrating
 from quest.quantization.steps import Step
 
 
-def both(attention: Attention, **inputs: Any) -> tuple[Tensor, Tensor]:
-    attention.set_processor(AttnProcessor())
+def both(attention: Any, **inputs: Any) -> tuple[Any, Any]:
+    """What an attention gives by our processor, no operand on a grid, and by diffusers'."""
+    switches = Switches()
     with torch.no_grad():
         expected = attention(**inputs)
-        attention.set_processor(AttentionProcessor(Switches()))  # type: ignore[arg-type]
-        return attention(**inputs), expected
+        quantize_products("attention", attention, switches)
+        found = attention(**inputs)
+        switches.activations = False
+        for off, plain in zip(tensors(attention(**inputs)), tensors(expected), strict=True):
+            assert torch.equal(off, plain)
+        return found, expected
+
+
+def tensors(output: Any) -> tuple[Tensor, ...]:
+    return (output,) if isinstance(output, Tensor) else output
 
 
 @pytest.mark.parametrize("rescale", [1.0, 2**0.5])
@@ -55,14 +71,54 @@ def test_transformer_attention_equals_diffusers(cross: bool, masked: bool) -> No
         assert not torch.allclose(found, unmasked, atol=1e-3), "the mask does something"
 
 
+@pytest.mark.parametrize("norm", [None, "rms_norm"])
+@pytest.mark.parametrize("kind", ["joint", "last", "alone"])
+def test_joint_attention_equals_diffusers(kind: str, norm: str | None) -> None:
+    """As Stable Diffusion 3 has it: with a context, which its last block drops, and as the second one of a block."""
+    torch.manual_seed(0)
+    added = {} if kind == "alone" else {"added_kv_proj_dim": 16, "context_pre_only": kind == "last"}
+    attention = Attention(
+        16, heads=2, dim_head=8, out_dim=16, bias=True, processor=JointAttnProcessor2_0(), qk_norm=norm, **added
+    ).eval()
+    context = {} if kind == "alone" else {"encoder_hidden_states": torch.randn(3, 5, 16)}
+    found, expected = both(attention, hidden_states=torch.randn(3, 9, 16), **context)
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
+    assert [tuple(each.shape) for each in tensors(found)] == [(3, 9, 16), (3, 5, 16)][: len(tensors(found))]
+
+
+@pytest.mark.parametrize("streams", [1, 2])
+def test_rotated_attention_equals_diffusers(streams: int) -> None:
+    """As Flux has it: two streams with layers of their own, or one whose output is a part of another layer's input."""
+    torch.manual_seed(0)
+    added = {"added_kv_proj_dim": 16} if streams == 2 else {"pre_only": True}
+    attention = FluxAttention(16, heads=2, dim_head=8, out_dim=16, bias=True, **added).eval()
+    context = {"encoder_hidden_states": torch.randn(3, 5, 16)} if streams == 2 else {}
+    angles = torch.rand(9 + 5 * (streams - 1), 8)
+    hidden = torch.randn(3, 9, 16)
+    found, expected = both(attention, hidden_states=hidden, image_rotary_emb=(angles.cos(), angles.sin()), **context)
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
+    still, _ = both(attention, hidden_states=hidden, **context)
+    assert not torch.allclose(tensors(found)[0], tensors(still)[0], atol=1e-3), "the rotation does something"
+
+
+def test_sliced_attention_is_the_same_and_others_are_refused() -> None:
+    attention = Attention(16, heads=2, dim_head=8)
+    attention.set_processor(SlicedAttnProcessor(1))
+    assert isinstance(quantize_products("attention", attention, Switches()).plain, AttnProcessor2_0)
+    attention.set_processor(AttnAddedKVProcessor())
+    with pytest.raises(
+        ValueError, match=r"^mid\.attention: its attention is computed by AttnAddedKVProcessor; expected "
+    ):
+        quantize_products("mid.attention", attention, Switches())
+
+
 @pytest.mark.parametrize("bits", [2, 4, 8])
 def test_operands_have_few_levels(bits: int) -> None:
     torch.manual_seed(0)
     step = Step(1, 1)
     step.set(0)
-    processor = AttentionProcessor(Switches())
     attention = Attention(16, heads=2, dim_head=8, bias=True).eval()
-    attention.set_processor(processor)  # type: ignore[arg-type]
+    processor = quantize_products("attention", attention, Switches())
     x = torch.randn(2, 9, 16) * 3
     attention(x)
     assert processor.shapes == {"q": (9, 8), "k": (9, 8), "v": (9, 8), "probabilities": (9, 9)}

@@ -19,7 +19,7 @@ import quest
 from quest.artifacts import ArtifactError, load_tensors
 from quest.config.dataset import DatasetSettings
 from quest.config.values import Bits
-from quest.deploy.quantize import _settings
+from quest.deploy.quantize import settings_of
 from quest.diffusion.conditioners import ClassEmbedder, Conditioner, TextEncoder
 from quest.diffusion.denoiser import Denoiser
 from quest.stages import calibrate, finetune, reconstruct, sample
@@ -228,7 +228,7 @@ def test_what_cannot_be_used_is_named(pipeline: DDPMPipeline, changes: dict[str,
 )
 def test_default_counts_divide_the_steps(method: str, steps: int, recorded: int, sets: int) -> None:
     empty: dict[str, Any] = {"calibration": {}, "own": {}, "quantizer": {}, "reconstruction": {}}
-    settings = _settings(method, sampler={"steps": steps}, **empty)
+    settings = settings_of(method, sampler={"steps": steps}, **empty)
     assert (settings.calibration.steps, settings.method(method).sets) == (recorded, sets)
 
 

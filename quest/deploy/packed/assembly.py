@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -114,7 +115,7 @@ def assemble(network: nn.Module, description: Description) -> None:
             ) from error
         network.get_submodule(parent).add_module(child, packed)
     network.add_module(TABLES, tables)
-    network.register_forward_pre_hook(_set_tables, with_kwargs=True)
+    network.register_forward_pre_hook(partial(_set_tables, architecture.timestep), with_kwargs=True)
     if description.correction is not None:
         network.add_module(CORRECTION, Correction(description.tables.steps, description.correction, tables))
         network.register_forward_hook(_correct)
@@ -136,10 +137,10 @@ def packed_layers(network: nn.Module) -> dict[str, Packed]:
     return {name: module for name, module in network.named_modules() if isinstance(module, Packed)}
 
 
-def _set_tables(network: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:
+def _set_tables(timestep: Callable[..., Any], network: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:
     tables = network.get_submodule(TABLES)
     assert isinstance(tables, Tables)
-    tables.set(named["timestep"] if "timestep" in named else args[1])
+    tables.set(timestep(args, named))
 
 
 def _correct(network: nn.Module, _args: tuple[Any, ...], output: Any) -> Any:

@@ -22,7 +22,7 @@ _IMAGES = click.Path(path_type=Path)
 
 
 def _reading(command: Callable[..., None]) -> Callable[..., None]:
-    """The options of how images are read."""
+    """Adds the options of how images are read."""
     for option in reversed(
         (
             click.option(
@@ -34,7 +34,7 @@ def _reading(command: Callable[..., None]) -> Callable[..., None]:
             click.option(
                 "--resize",
                 type=click.Choice(["adm", "pytorch-fid", "clean-fid"]),
-                help="Whose way to Inception's 299×299; default: adm, the papers'.",
+                help="Whose way to Inception's 299×299; default: that of the reference, or else adm, the papers'.",
             ),
             click.option(
                 "--other-sizes",

@@ -28,35 +28,28 @@ class Fits(NamedTuple):
     sha256: str
 
 
-def has_only_fits(path: Path) -> bool:
-    """Whether a file is an .npz of statistics without images. Raises ArtifactError where it is no .npz at all."""
+def read(path: Path) -> Fits | None:
+    """The statistics of an .npz without images, in float64; None for a folder, and for a file that has images.
+
+    Raises ArtifactError for an .npz that has neither, is corrupt, or holds what is no mean with its covariance.
+    """
     if path.suffix != ".npz" or not path.is_file():
-        return False
-    try:
-        with zipfile.ZipFile(path) as archive:
-            names = {name.removesuffix(".npy") for name in archive.namelist()}
-    except (zipfile.BadZipFile, OSError) as error:
-        raise ArtifactError(f"{path}: corrupt ({error}); fetch it again") from error
-    if IMAGES not in names and not names >= set(ARRAYS["pooled"]):
-        raise ArtifactError(
-            f"{path}: has {', '.join(sorted(names)) or 'nothing'}; expected images as {IMAGES}, or statistics as "
-            f"{' and '.join(ARRAYS['pooled'])}"
-        )
-    return IMAGES not in names
-
-
-def read(path: Path) -> Fits:
-    """The statistics of a file, in float64. Raises ArtifactError for what is no mean with its covariance."""
+        return None
     gaussians = {}
     try:
         with np.load(path, allow_pickle=False) as arrays:
+            if IMAGES in arrays:
+                return None
             for name, (mean, covariance) in ARRAYS.items():
                 if mean in arrays and covariance in arrays:
                     gaussians[name] = _checked(path, arrays[mean], arrays[covariance])
+            names = ", ".join(sorted(arrays)) or "nothing"
+    except ArtifactError:
+        raise
     except (zipfile.BadZipFile, OSError, ValueError, EOFError) as error:
-        if isinstance(error, ArtifactError):
-            raise
         raise ArtifactError(f"{path}: corrupt ({error}); fetch it again") from error
+    if "pooled" not in gaussians:
+        raise ArtifactError(f"{path}: has {names}; expected images as {IMAGES}, or statistics as mu and sigma")
     with path.open("rb") as file:
         return Fits(gaussians, hashlib.file_digest(file, "sha256").hexdigest())
 

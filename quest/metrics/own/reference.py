@@ -59,9 +59,9 @@ def write(
     The artifact is of kind "reference" with the tensors of `quest.stages.reference`. Raises ValueError for images that
     cannot be measured as they are (`open_for`) and for statistics of another network.
     """
-    if fits.has_only_fits(source):
-        found = fits.read(source)
-        real = _of_fits(source, found, name, extractor, resize_named)
+    published = fits.read(source)
+    if published is not None:
+        real = _of_fits(source, published, name, extractor, resize_named)
         return _save(output, source.name, real, extractor, None, Reading(), {}), {}
     images = open_for(extractor, source, reading, size)
     if images.count < 2:

@@ -59,7 +59,7 @@ class _Commands(click.Group):
         """As click does, but without importing a single command."""
         for heading, rows in (
             ("Stages of the pipeline", [(name, _help_of_stage(name)) for name in _stages()]),
-            ("Images of your own", [(name, _help_of(_OF_IMAGES, name)) for name in _OF_IMAGES]),
+            ("Images of your own", [(f"{name} DIR", _help_of(_OF_IMAGES, name)) for name in _OF_IMAGES]),
             ("Other commands", [(name, _help_of(_OTHERS, name)) for name in _OTHERS]),
         ):
             with formatter.section(heading):

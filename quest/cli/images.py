@@ -168,8 +168,6 @@ def measure(
     click.echo(measurement.table(row))
     if reference_file is not None:
         click.echo(measurement.protocol(row))
-    if row.get("without"):
-        click.echo(row["without"])
     for each in ("found", "against_found"):
         for line in measurement.findings(row.get(each, {})):
             click.echo(f"  {'against: ' if each == 'against_found' else ''}{line}")
@@ -213,4 +211,4 @@ def _of_size(size: Any) -> str:
 
 
 def _plain(found: Mapping[str, Finding]) -> dict[str, Any]:
-    return {what: each._asdict() for what, each in found.items()}
+    return {what: asdict(each) for what, each in found.items()}

@@ -50,10 +50,16 @@ def findings(found: Mapping[str, Mapping[str, Any]]) -> Iterable[str]:
 
 
 def protocol(row: Mapping[str, Any]) -> str:
-    """What the numbers of a row were measured by, in two lines."""
+    """What the numbers of a row were measured by, and why some of them are missing."""
     reference = f"{row['reference_images']:,} images" if row["reference_images"] else "an unknown number of images"
-    return (
-        f"{row['images']:,} images against {row['reference']} ({reference}, sha256 {row['reference_sha256'][:12]}…)\n"
-        f"features of {row['extractor']}, resize {row['resize']}; IS in groups of {row['inception_split_size']:,}, "
-        f"KID in blocks of {row['kid_block_size']:,}, k = {row['neighbours']}"
-    )
+    lines = [
+        f"{row['images']:,} images against {row['reference']} ({reference}, sha256 {row['reference_sha256'][:12]}…)",
+        f"features of {row['extractor']}, resize {row['resize']}; IS in groups of {row['inception_split_size']:,}",
+    ]
+    if row["kid"] is not None:
+        lines[-1] += f", KID in blocks of {row['kid_block_size']:,}, k = {row['neighbours']}"
+    if row["fid_se"] is None:
+        lines.append("fewer than 40 images have no standard errors")
+    if row["without"]:
+        lines.append(row["without"])
+    return "\n".join(lines)

@@ -77,8 +77,8 @@ def decode(data: bytes, channels: int, background: tuple[int, int, int] | None =
     except Refused:
         raise
     except Exception as error:  # Pillow's readers raise whatever they stumble over in a damaged file
-        # Not its description of the buffer, which has an address.
-        raise Refused(BROKEN, re.sub(r"<_io\.BytesIO.*?>", "file", str(error)) or type(error).__name__) from error
+        # Without its description of the buffer, which has an address.
+        raise Refused(BROKEN, re.sub(r" ?<_io\.BytesIO.*?>", "", str(error)) or type(error).__name__) from error
     return Picture(_with_channels(pixels, channels, told), tuple(told))
 
 

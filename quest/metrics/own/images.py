@@ -33,6 +33,7 @@ Size = tuple[int, int]
 """Height and width."""
 
 OTHER_SIZE, OTHER_FILES, SUBFOLDERS = "of another size", "other files", "subfolders"
+_KEPT = "each resized from its own size"
 _PART_BYTES = 256 * 2**20  # of images in memory at once
 _NAMED = 5  # files that a message names
 
@@ -51,7 +52,8 @@ class Reading:
     skip_broken: bool = False
 
 
-class Finding(NamedTuple):
+@dataclass(frozen=True)
+class Finding:
     """Something that is told of some images: what was done with them, how many they are, their names if any."""
 
     done: str
@@ -210,7 +212,7 @@ def _open_folder(path: Path, channels: int, reading: Reading, size: Size | None)
     for what, done in DONE.items():
         _tell(found, what, done, [name for name, each in chosen.items() if what in each.told])
     keep = reading.other_sizes == "keep"
-    _tell(found, OTHER_SIZE, "each resized from its own size" if keep else "left out", odd)
+    _tell(found, OTHER_SIZE, _KEPT if keep else "left out", odd)
     _tell(found, BROKEN, "left out", left_out)
     _tell(found, OTHER_FILES, "not read", others)
     _tell(found, SUBFOLDERS, "read too", subfolders)
@@ -286,6 +288,8 @@ def _open_batch(path: Path, channels: int, reading: Reading, size: Size | None) 
     if size and size != (height, width) and reading.other_sizes != "keep":
         raise ValueError(f"{path}: its images are {written((height, width))}, but {written(size)} is expected")
     found: dict[str, Finding] = {}
+    if size and size != (height, width):
+        found[OTHER_SIZE] = Finding(_KEPT, count)
     if present != channels:
         what = GREYSCALE if present < channels else THREE_EQUAL
         found[what] = Finding(DONE[what], count)
@@ -298,4 +302,7 @@ def _progress(images: ImageSet) -> tqdm:
 
 def _stacked(run: list[NDArray[np.uint8]], progress: tqdm) -> Tensor:
     progress.update(len(run))
-    return torch.from_numpy(np.stack(run)).permute(0, 3, 1, 2).contiguous()
+    height, width, channels = run[0].shape
+    # Not `contiguous`, which leaves one channel its strides as they are, so that convolutions sum in another order.
+    images = torch.empty(len(run), channels, height, width, dtype=torch.uint8)
+    return images.copy_(torch.from_numpy(np.stack(run)).permute(0, 3, 1, 2))

@@ -40,6 +40,8 @@ def measure(
     A number is None where the reference has nothing to compute it from; "without" then says why.
     Raises ValueError for a reference of another extractor, and for sets too small for a metric.
     """
+    if known.has_features:
+        import torchmetrics.image.kid  # noqa: F401 (where it is missing, say so before hours of features)
     accumulator = evaluation.start(settings, images.count, extractor)
     first = 0
     for part in images.parts():

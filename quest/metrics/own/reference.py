@@ -145,12 +145,12 @@ def _save(
     tensors: dict[str, Tensor] = {"pooled": real.pooled}
     for fitted, gaussian in real.gaussians.items():
         tensors |= {f"{fitted}_mean": gaussian.mean, f"{fitted}_covariance": gaussian.covariance}
-    square = size is not None and size[0] == size[1]
+    side = size and (size[0] if size[0] == size[1] else list(size))  # the stages know square images only
     manifest = Manifest(
         kind="reference",
         settings={
             "source": source,
-            "image_size": size[0] if square else size and list(size),
+            "image_size": side,
             "reading": asdict(reading),
         },
         inputs={"extractor": extractor.sha256, "images": real.sha256},

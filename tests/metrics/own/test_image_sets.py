@@ -44,6 +44,14 @@ def test_images_come_in_the_order_of_their_paths_with_those_of_subfolders(folder
     assert images.found == {"subfolders": Finding("read too", 2, ("z0", "z1"))}
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+def test_images_lie_in_memory_as_the_stages_have_them(tmp_path: Path, channels: int):
+    """Other strides, which one channel may have, would make convolutions sum in another order."""
+    save(tmp_path / "grey.png", PIXELS[0, ..., 0])
+    for images in open_images(tmp_path, channels, Reading()).parts():
+        assert images.stride() == torch.empty(images.shape).stride()
+
+
 def test_parts_are_as_many_images_as_memory_allows(folder: Path, monkeypatch: pytest.MonkeyPatch):
     whole = torch.cat(list(open_images(folder, 3, Reading()).parts()))
     monkeypatch.setattr(sets, "_PART_BYTES", 5 * 16 * 24 * 3)
@@ -169,6 +177,7 @@ def test_a_batch_of_another_size_or_with_alpha_is_refused(tmp_path: Path):
     np.savez(file, arr_0=PIXELS)
     with pytest.raises(ValueError, match="its images are 16×24, but 24×16 is expected"):
         open_images(file, 3, Reading(), (24, 16))
+    assert open_images(file, 3, KEEP, (24, 16)).found["of another size"].count == 12
     np.savez(file, arr_0=PIXELS[..., [0, 1, 2, 0]])
     with pytest.raises(ValueError, match="its images have 4 channels; expected 1 or 3"):
         open_images(file, 3, Reading())

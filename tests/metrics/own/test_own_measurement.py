@@ -7,16 +7,20 @@ from typing import Any
 
 import numpy as np
 import pytest
-import scipy.linalg
 import torch
+from miniature import inception
 from numpy.typing import NDArray
 from own_images import pixels, save_folder
+from PIL import Image
 
 from quest.artifacts import Manifest, load_json, save_tensors
 from quest.config.dataset import DatasetSettings
+from quest.metrics.distances import FrechetDistance, fit
 from quest.metrics.extractor import load_extractor
 from quest.metrics.own import measurement, reference
-from quest.metrics.own.images import Reading, open_images
+from quest.metrics.own.fits import ARRAYS
+from quest.metrics.own.images import Reading, open_for, open_images
+from quest.metrics.own.resizing import resized
 from quest.stages import measure as stage
 from quest.stages import reference as reference_stage
 
@@ -101,8 +105,8 @@ def test_statistics_made_with_numpy_give_numpys_fid(folder: Path, tmp_path: Path
         own_reference(tmp_path, tmp_path / "fits.npz", narrow_extractor), folder / "samples", narrow_extractor
     )
     other = np.cov(samples, rowvar=False)
-    root = scipy.linalg.sqrtm(sigma @ other)
-    expected = ((mu - samples.mean(0)) ** 2).sum() + np.trace(sigma + other - 2 * np.real(root))
+    root = np.sqrt(np.linalg.eigvals(sigma @ other).real.clip(0)).sum()
+    expected = ((mu - samples.mean(0)) ** 2).sum() + np.trace(sigma + other) - 2 * root
     assert row["fid"] == pytest.approx(expected, rel=1e-6)
 
     whole = measured(own_reference(tmp_path, folder / "real", narrow_extractor), folder / "samples", narrow_extractor)
@@ -119,7 +123,7 @@ def test_spatial_statistics_give_sfid(folder: Path, tmp_path: Path, narrow_extra
     images = torch.from_numpy(REAL.transpose(0, 3, 1, 2).copy())
     found = load_extractor(narrow_extractor)(images)
     fitted = {}
-    for (mean, covariance), rows in zip(fits_names(), (found.pooled, found.spatial), strict=True):
+    for (mean, covariance), rows in zip(ARRAYS.values(), (found.pooled, found.spatial), strict=True):
         values = rows.double().numpy()
         fitted |= {mean: values.mean(0), covariance: np.cov(values, rowvar=False)}
     np.savez(tmp_path / "fits.npz", **fitted)
@@ -132,8 +136,36 @@ def test_spatial_statistics_give_sfid(folder: Path, tmp_path: Path, narrow_extra
     assert row["without"].endswith("no KID, precision and recall")
 
 
-def fits_names() -> list[tuple[str, str]]:
-    return [("mu", "sigma"), ("mu_s", "sigma_s")]
+def test_the_stage_refuses_a_reference_without_images(tmp_path: Path, narrow_extractor: Path):
+    np.savez(tmp_path / "fits.npz", mu=np.zeros(8), sigma=np.eye(8))
+    file = own_reference(tmp_path, tmp_path / "fits.npz", narrow_extractor)
+    protocol = {"title": "t", "model": "m", "extractor": "e", "image_size": 16, "image_channels": 3}
+    settings = DatasetSettings.model_validate(protocol)
+    with pytest.raises(ValueError, match="of images of size None, but image_size is 16"):
+        stage.run("t", settings, [], [], file, narrow_extractor, None, tmp_path, tmp_path / "row.json", CPU)
+
+
+def test_images_of_several_sizes_are_measured_by_an_extractor_that_resizes(tmp_path: Path):
+    """Each from its own size: the same numbers as of images that were resized one by one before."""
+    extractor = resized(inception(), "pil-bicubic-299")
+    keep = Reading(other_sizes="keep")
+    for name, seed in (("real", 0), ("samples", 1)):
+        folder = save_folder(tmp_path / name, pixels(seed, 40))
+        for number, image in enumerate(pixels(seed, 4, 24, 16)):
+            Image.fromarray(image).save(folder / f"{number}5.png")
+    file = tmp_path / "reference.safetensors"
+    reference.write(file, tmp_path / "real", "real", extractor, keep)
+    known = reference.load(file)
+    assert (known.size, known.real.images) == (None, 44)
+    images = open_for(extractor, tmp_path / "samples", keep)
+    row = measurement.measure(images, known, extractor, measurement.choices(44, known), CPU)
+    seen = [
+        extractor(torch.from_numpy(np.array(Image.open(tmp_path / name / file))).permute(2, 0, 1)[None]).pooled
+        for name in ("real", "samples")
+        for file in images.names
+    ]
+    real, samples = torch.cat(seen).split(44)
+    assert row["fid"] == pytest.approx(FrechetDistance(fit(real))(fit(samples)), rel=1e-6)
 
 
 def test_a_set_is_at_no_distance_from_itself(folder: Path, tmp_path: Path, narrow_extractor: Path):

@@ -166,17 +166,22 @@ def listing(names: Iterable[str], most: int = _NAMED) -> str:
     """The first of ``names``, and how many more."""
     names = list(names)
     more = f" and {len(names) - most:,} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
+    return ", ".join(map(_shown, names[:most])) + more
+
+
+def _shown(name: str) -> str:
+    """The name of a file as text, whatever its bytes are."""
+    return os.fsencode(name).decode(errors="replace")
 
 
 class _Look(NamedTuple):
-    """What looking at a file gave; ``refused`` and why, or its size."""
+    """What looking at a file gave: its size and what is told of it, or why it is refused."""
 
     digest: str
     size: Size | None
-    told: tuple[str, ...]
-    refused: str | None
-    detail: str
+    told: tuple[str, ...] = ()
+    refused: str | None = None
+    detail: str = ""
 
 
 def _open_folder(path: Path, channels: int, reading: Reading, size: Size | None) -> Folder:
@@ -184,50 +189,54 @@ def _open_folder(path: Path, channels: int, reading: Reading, size: Size | None)
     if not names:
         seen = f"; it has {listing(others)}" if others else ""
         raise ValueError(f"{path}: no image in it or its subfolders; expected PNG, JPEG or WebP files{seen}")
-
-    def look(name: str) -> _Look:
-        return _look(path / name, channels, reading.background)
-
-    with ThreadPoolExecutor() as pool:
-        bar = tqdm(pool.map(look, names), desc=f"look at {path.name}", total=len(names), unit="image", mininterval=5)
-        looks = dict(zip(names, bar, strict=True))
-    sizes = Counter(each.size for each in looks.values() if each.size)
-    common = size or (sizes.most_common(1)[0][0] if sizes else None)
+    looks = _look_through(path, names, channels, reading.background)
+    chosen = {name: each for name, each in looks.items() if each.size}
+    common = size or next(iter(Counter(each.size for each in chosen.values()).most_common(1)), (None,))[0]
+    odd = [f"{name} ({written(each.size)})" for name, each in chosen.items() if each.size and each.size != common]
     refused: dict[str, list[str]] = {}  # reason to names
-    odd: list[str] = []
     for name, each in looks.items():
         if each.refused:
             refused.setdefault(each.refused, []).append(f"{name} ({each.detail})" if each.detail else name)
-        elif each.size and each.size != common:
-            odd.append(f"{name} ({written(each.size)})")
-    left_out = refused.pop(BROKEN, []) if reading.skip_broken else []
+    broken = refused.pop(BROKEN, []) if reading.skip_broken else []
     _require_measurable(path, len(names), refused, odd if reading.other_sizes == "refuse" else [], common, size)
-
-    chosen = {name: each for name, each in looks.items() if not each.refused}
     if reading.other_sizes == "skip":
         chosen = {name: each for name, each in chosen.items() if each.size == common}
     if not chosen:
-        raise ValueError(f"{path}: all of its {len(names)} images are left out: {listing(left_out + odd)}")
-    found: dict[str, Finding] = {}
-    for what, done in DONE.items():
-        _tell(found, what, done, [name for name, each in chosen.items() if what in each.told])
-    keep = reading.other_sizes == "keep"
-    _tell(found, OTHER_SIZE, _KEPT if keep else "left out", odd)
-    _tell(found, BROKEN, "left out", left_out)
-    _tell(found, OTHER_FILES, "not read", others)
-    _tell(found, SUBFOLDERS, "read too", subfolders)
+        raise ValueError(f"{path}: all of its {len(names)} images are left out: {listing(broken + odd)}")
+    told = {what: [name for name, each in chosen.items() if what in each.told] for what in DONE}
+    found = {
+        **{what: (DONE[what], files) for what, files in told.items()},
+        OTHER_SIZE: (_KEPT if reading.other_sizes == "keep" else "left out", odd),
+        BROKEN: ("left out", broken),
+        OTHER_FILES: ("not read", others),
+        SUBFOLDERS: ("read too", subfolders),
+    }
+    sizes = {each.size for each in chosen.values()}
     lines = "".join(f"{each.digest}  {name}\n" for name, each in chosen.items())
     return Folder(
         path,
         len(chosen),
-        None if keep and len({each.size for each in chosen.values()}) > 1 else next(iter(chosen.values())).size,
+        sizes.pop() if len(sizes) == 1 else None,
         channels,
         hashlib.sha256(os.fsencode(lines)).hexdigest(),
-        found,
+        {what: Finding(done, len(files), tuple(map(_shown, files))) for what, (done, files) in found.items() if files},
         tuple(chosen),
         tuple(each.digest for each in chosen.values()),
         reading.background,
     )
+
+
+def _look_through(
+    path: Path, names: list[str], channels: int, background: tuple[int, int, int] | None
+) -> dict[str, _Look]:
+    """A look at each file, several at once."""
+
+    def look(name: str) -> _Look:
+        return _look(path / name, channels, background)
+
+    with ThreadPoolExecutor() as pool:
+        bar = tqdm(pool.map(look, names), desc=f"look at {path.name}", total=len(names), unit="image", mininterval=5)
+        return dict(zip(names, bar, strict=True))
 
 
 def _listed(folder: Path) -> tuple[list[str], list[str], list[str]]:
@@ -251,13 +260,13 @@ def _look(file: Path, channels: int, background: tuple[int, int, int] | None) ->
     try:
         data = file.read_bytes()
     except OSError as error:
-        return _Look("", None, (), BROKEN, error.strerror or str(error))
+        return _Look("", None, refused=BROKEN, detail=error.strerror or str(error))
     digest = hashlib.sha256(data).hexdigest()
     try:
         pixels, told = decode(data, channels, background)
     except Refused as error:
-        return _Look(digest, None, (), error.reason, str(error))
-    return _Look(digest, (pixels.shape[0], pixels.shape[1]), told, None, "")
+        return _Look(digest, None, refused=error.reason, detail=str(error))
+    return _Look(digest, (pixels.shape[0], pixels.shape[1]), told)
 
 
 def _require_measurable(
@@ -273,11 +282,6 @@ def _require_measurable(
         )
     if lines:
         raise ValueError("\n  ".join([f"{path}: not all of its {count:,} images can be measured as they are", *lines]))
-
-
-def _tell(found: dict[str, Finding], what: str, done: str, names: list[str]) -> None:
-    if names:
-        found[what] = Finding(done, len(names), tuple(names))
 
 
 def _open_batch(path: Path, channels: int, reading: Reading, size: Size | None) -> Batch:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -129,6 +130,17 @@ def test_broken_files_are_left_out_where_that_is_wanted(folder: Path):
     names = images.found["broken"].names
     assert names[0].startswith("00.png (")
     assert names[1] == "gone.png (No such file or directory)"
+
+
+def test_names_may_be_of_any_bytes(folder: Path):
+    name = os.fsdecode(b"\xff.png")
+    save(folder / name, PIXELS[0, ..., 0])
+    images = open_images(folder, 3, Reading())
+    assert images.found["greyscale"].names == ("�.png",)
+    assert sum(len(part) for part in images.parts()) == 13
+    (folder / name).write_bytes(b"")
+    with pytest.raises(ValueError, match=r"1 broken: �\.png \(empty\)"):
+        open_images(folder, 3, Reading())
 
 
 def test_a_folder_without_images_is_refused(tmp_path: Path):

@@ -278,7 +278,7 @@ def _require_measurable(
         expected = f"{written(common)}, which {'is expected' if size else 'most have'}"
         lines.append(
             f"{len(odd):,} {OTHER_SIZE} than {expected}: {listing(odd)}; --other-sizes skip leaves them out, "
-            "--other-sizes keep has each resized from its own size"
+            "--other-sizes keep has Inception resize each from its own size"
         )
     if lines:
         raise ValueError("\n  ".join([f"{path}: not all of its {count:,} images can be measured as they are", *lines]))

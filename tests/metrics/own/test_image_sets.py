@@ -99,7 +99,7 @@ def test_all_that_stands_against_a_folder_is_said_at_once(folder: Path):
     assert sorted(line.strip() for line in lines) == [
         "1 broken: empty.jpg (empty); --skip-broken leaves them out",
         "1 of another size than 16×24, which most have: flipped.png (24×16); --other-sizes skip leaves them out, "
-        "--other-sizes keep has each resized from its own size",
+        "--other-sizes keep has Inception resize each from its own size",
         "1 transparent: clear.png; --background COLOUR (white, black, #808080, …) says what shows through",
     ]
 

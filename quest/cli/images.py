@@ -15,7 +15,9 @@ from quest.stages import DEVICE, FILE
 if TYPE_CHECKING:
     import torch
 
+    from quest.metrics.extractor import Extractor
     from quest.metrics.own.images import Finding, Reading
+    from quest.metrics.own.reference import Known
 
 INCEPTION = "inception-fid"
 _IMAGES = click.Path(path_type=Path)
@@ -173,7 +175,9 @@ def measure(
             click.echo(f"  {'against: ' if each == 'against_found' else ''}{line}")
 
 
-def _extractor(reference_file: Path, known: Any, given: Path | None, resize: str | None, device: torch.device) -> Any:
+def _extractor(
+    reference_file: Path, known: Known, given: Path | None, resize: str | None, device: torch.device
+) -> Extractor:
     """The extractor of a reference, refused where what is given is another."""
     from quest.metrics.extractor import load_extractor
     from quest.metrics.own.reference import require_alike

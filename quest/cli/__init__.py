@@ -10,17 +10,18 @@ import importlib
 import logging
 import os
 import pkgutil
+import re
 import sys
 from pathlib import Path
 from typing import Any
 
 import click
 
-from quest import stages
+from quest import paths, stages
 from quest.artifacts import ArtifactError
 from quest.cli import ending, extras
 from quest.cli.announcing import Announcer, announced
-from quest.config.values import ConfigError
+from quest.config.values import NAME, ConfigError
 
 # Commands that are no stages, by the module of this package that has them.
 _OTHERS = {
@@ -36,6 +37,8 @@ _OTHERS = {
     "testkit": "bench",
     "bench": "bench",
 }
+# The same names with a folder or a file of images instead of a dataset's name first: commands of their own.
+_OF_IMAGES = {"reference": "images", "measure": "images"}
 
 
 class _Commands(click.Group):
@@ -49,7 +52,7 @@ class _Commands(click.Group):
         if cmd_name in _stages():
             return announcer.telling(stages.command(cmd_name))
         if cmd_name in _OTHERS:
-            found = getattr(importlib.import_module(f"quest.cli.{_OTHERS[cmd_name]}"), cmd_name)
+            found = _imported(_OTHERS, cmd_name)
             return found if isinstance(found, click.Group) else announcer.telling(found)
         return None
 
@@ -57,14 +60,18 @@ class _Commands(click.Group):
         """As click does, but without importing a single command."""
         for heading, rows in (
             ("Stages of the pipeline", [(name, _help_of_stage(name)) for name in _stages()]),
-            ("Other commands", [(name, _help_of_other(name)) for name in _OTHERS]),
+            ("Images of your own", [(f"{name} DIR", _help_of(_OF_IMAGES, name)) for name in _OF_IMAGES]),
+            ("Other commands", [(name, _help_of(_OTHERS, name)) for name in _OTHERS]),
         ):
             with formatter.section(heading):
                 formatter.write_dl(rows)
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
         ctx.invoked_subcommand = args[0]  # as click does, but before the command is imported, which may fail
-        ctx.obj.command = args[0]
+        name, *rest = args
+        ctx.obj.command = name
+        if name in _OF_IMAGES and not _of_a_dataset(rest):
+            return name, ctx.obj.telling(_imported(_OF_IMAGES, name)), rest
         return super().resolve_command(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:
@@ -111,8 +118,19 @@ def _help_of_stage(name: str) -> str:
     return (ast.get_docstring(ast.parse(source)) or "").partition("\n")[0]
 
 
-def _help_of_other(name: str) -> str:
+def _help_of(modules: dict[str, str], name: str) -> str:
     """The first line of the docstring of another command's function."""
-    tree = ast.parse(Path(__path__[0], f"{_OTHERS[name]}.py").read_text(encoding="utf-8"))
+    tree = ast.parse(Path(__path__[0], f"{modules[name]}.py").read_text(encoding="utf-8"))
     function = next(node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == name)
     return (ast.get_docstring(function) or "").partition("\n")[0]
+
+
+def _imported(modules: dict[str, str], name: str) -> click.Command:
+    return getattr(importlib.import_module(f"quest.cli.{modules[name]}"), name)
+
+
+def _of_a_dataset(arguments: list[str]) -> bool:
+    """Whether a stage is meant, which is told its protocol, or a dataset's name before anything else."""
+    first = arguments[0] if arguments else ""
+    known = re.fullmatch(NAME, first) and (paths.CONFIG / "datasets" / f"{first}.yaml").is_file()
+    return bool(known) or any(each.partition("=")[0] == "--settings" for each in arguments)

@@ -27,6 +27,7 @@ PHASES = {
     "quest.metrics.measure": "metrics",
     "quest.metrics.evaluation": "metrics",
     "quest.metrics.extractor": "features of images",
+    "quest.metrics.own.images": "reading images",
     "quest.embedded.training.optimization": "training",
     "quest.studies": "the study",
     "quest.deploy.checkpoints": "the checkpoint",

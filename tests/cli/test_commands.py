@@ -26,11 +26,11 @@ def command_of(name: str) -> click.Command:
 
 
 def listed() -> dict[str, str]:
-    """Help of each command by name, as `quest --help` prints it."""
+    """Help of each command by name, as `quest --help` prints it; of a stage where another shares its name."""
     result = CliRunner().invoke(main, ["--help"], terminal_width=500, max_content_width=500)
     assert result.exit_code == 0
     rows = [line.split(maxsplit=1) for line in result.output.splitlines() if line.startswith("  ")]
-    return {row[0]: row[1] for row in rows if len(row) == 2}
+    return {row[0]: row[1] for row in reversed(rows) if len(row) == 2}  # stages come first
 
 
 @pytest.mark.parametrize("name", STAGES)

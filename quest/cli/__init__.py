@@ -24,6 +24,7 @@ from quest.config.values import ConfigError
 
 # Commands that are no stages, by the module of this package that has them.
 _OTHERS = {
+    "estimate": "estimate",
     "export": "deploy",
     "compare": "results",
     "ui": "results",

@@ -24,7 +24,6 @@ from quest.config.dataset import DatasetSettings
 from quest.config.evaluation import EvaluationSettings
 from quest.config.sampling import SamplerSettings
 from quest.config.values import Bits
-from quest.deploy import start
 from quest.diffusion.samplers import Sampler
 from quest.estimate import networks
 from quest.estimate.networks import Model

@@ -94,7 +94,9 @@ def model(dataset: str, settings: DatasetSettings) -> Model:
             return Model(testkit.cifar10_unet())
         if dataset == "stable-diffusion":
             network = testkit.stable_diffusion_unet()
-            return Model(network, testkit.stable_diffusion_autoencoder(), (_TEXT_TOKENS, network.config.cross_attention_dim))
+            return Model(
+                network, testkit.stable_diffusion_autoencoder(), (_TEXT_TOKENS, network.config.cross_attention_dim)
+            )
     raise ConfigError(
         f"{dataset}: {settings.model} is not here, and its protocol does not say how its network is built; import it "
         f"first (`snakemake -- {settings.model}`)"

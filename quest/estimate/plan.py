@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from quest import paths
 from quest.config.dataset import DatasetSettings
 from quest.config.reading import named_files, unknown, validate
@@ -60,6 +62,22 @@ def ask(name: str | None, *, every: bool = False, root: Path | None = None) -> l
         reason = ended.stderr.strip().splitlines() or [f"ended with {ended.returncode}"]
         raise ConfigError(f"the plan of the run: {reason[-1]}")
     return [_job(each) for each in json.loads(ended.stdout.splitlines()[-1])]
+
+
+def cores(root: Path | None = None) -> int:
+    """Cores that a run uses: those of profiles/default, or of the machine where it says all."""
+    asked = _profile(root).get("cores", "all")
+    return len(os.sched_getaffinity(0)) if asked == "all" else int(asked)
+
+
+def gpus(root: Path | None = None) -> int | None:
+    """How many jobs with a GPU run at once; None where profiles/default does not say."""
+    return _profile(root).get("resources", {}).get("gpu")
+
+
+def _profile(root: Path | None) -> dict[str, Any]:
+    file = (Path.cwd() if root is None else root) / "profiles/default/config.yaml"
+    return yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else {}
 
 
 def _config(name: str | None, folder: Path) -> dict[str, Any]:

@@ -95,9 +95,10 @@ def halves(settings: QuantizationSettings) -> int:
     return 1 if settings.condition is None or settings.sampler.guidance_scale == 1 else 2
 
 
-def recorded(settings: QuantizationSettings, wanted: float) -> int:
-    """Calibration samples of a step when ``wanted`` are asked for: at most those that are there."""
-    return max(1, min(int(wanted), settings.calibration.samples_per_step * halves(settings)))
+def recorded(settings: QuantizationSettings, wanted: int | None = None) -> int:
+    """Calibration samples of a step when ``wanted`` are asked for: at most those that are there, which None takes."""
+    there = settings.calibration.samples_per_step * halves(settings)
+    return there if wanted is None else max(1, min(wanted, there))
 
 
 # The stages
@@ -149,7 +150,7 @@ def _pretrain(_job: Job, settings: DatasetSettings) -> Work:
 
 def _chosen(settings: DatasetSettings, sets: int) -> Work:
     """Activation scales of every group of steps, each on at most 64 of its samples."""
-    of_group = settings.calibration.steps // sets * recorded(settings, float("inf"))
+    of_group = settings.calibration.steps // sets * recorded(settings)
     return calls(CHOOSE, min(_CHUNK, of_group), _CHUNK, sets)
 
 
@@ -173,7 +174,7 @@ def _learned_scales(settings: DatasetSettings, own: QDiffusionSettings | PtqdSet
     samples = steps * recorded(settings, own.samples // steps)
     work = _chosen(settings, own.sets)
     if own.running_statistics:
-        work += calls(RANGES, steps * recorded(settings, float("inf")) / own.sets, _CHUNK, own.sets)
+        work += calls(RANGES, steps * recorded(settings) / own.sets, _CHUNK, own.sets)
     return (
         work
         + calls(RECORD_FULL, samples, _CHUNK)
@@ -196,7 +197,9 @@ def _ptqd(settings: DatasetSettings, own: PtqdSettings, bits: str) -> Work:
 
 def _efficientdm(settings: DatasetSettings, own: EfficientDMSettings, _bits: str) -> Work:
     of_set = settings.calibration.steps // own.sets * recorded(settings, 16)
-    errors = calls(FORWARD, of_set, max(1, of_set), 2 * own.sets) + calls(QUANTIZED, of_set, max(1, of_set), 2 * own.sets)
+    errors = calls(FORWARD, of_set, max(1, of_set), 2 * own.sets) + calls(
+        QUANTIZED, of_set, max(1, of_set), 2 * own.sets
+    )
     trajectory = sampled(DISTIL, settings, own.batch_size, own.batch_size)
     return (
         _chosen(settings, own.sets)
@@ -206,7 +209,7 @@ def _efficientdm(settings: DatasetSettings, own: EfficientDMSettings, _bits: str
 
 
 def _tfmq_dm(settings: DatasetSettings, own: TFMQDMSettings, _bits: str) -> Work:
-    of_set = settings.calibration.steps // own.sets * recorded(settings, float("inf"))
+    of_set = settings.calibration.steps // own.sets * recorded(settings)
     first = calls(CHOOSE, min(own.batch_size, of_set), own.batch_size, own.sets)
     return first + calls(RANGES, of_set, own.batch_size, own.sets)
 

@@ -1,0 +1,188 @@
+"""What calls take on this machine: measured once, kept in a small file, and read from lines between what was measured.
+
+A network that is too large to be timed here in seconds is reckoned from the largest that is not: a call takes as many
+times longer as it has operations, a pass over all units as many times again as there are units.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import platform
+import subprocess
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from quest import artifacts
+from quest.bench import testkit
+from quest.config.dataset import DatasetSettings
+from quest.estimate import networks, work
+from quest.estimate.calls import Calls, Took
+from quest.estimate.networks import INCEPTION_FLOPS, Model, Size
+from quest.estimate.work import Call
+
+log = logging.getLogger(__name__)
+
+FILE = Path("data/speed.json")
+THREADS = 1  # of a job, as the rules ask for; more are taken to be as much faster
+REFERENCE_BATCH = 2
+"""Of the network that stands in for larger ones."""
+_FIRST = 16  # batch that is timed first
+_LONGEST = {"cpu": 3.0, "cuda": 10.0}  # seconds of a call that is worth timing
+_LARGEST = {"cpu": 2e10, "cuda": 1e13}  # operations of one sample, of a network that is timed
+_IMAGES = 2_000  # of which all metrics are timed at most
+_BY_UNIT = (work.RECORD, work.RECORD_FULL)
+
+# What a process imports before it begins, by rule; other rules import what `sample` does.
+_DIFFUSION = "quest.stages.finetune, quest.architectures.unet, diffusers.models.unets.unet_2d_condition"
+_IMPORTS = {
+    "score": "quest.stages.score",
+    "table": "quest.stages.table, quest.report.tables, pandas",
+    "write_table": "quest.stages.table, quest.report.tables, pandas",
+    "paper": "quest.stages.table, quest.report.tables, pandas",
+    "preview": "quest.stages.preview",
+    "figures": "quest.stages.figures, matplotlib.pyplot",
+    "track": "quest.stages.track, mlflow, mlflow.tracking",
+    "track_paper": "quest.stages.track, mlflow, mlflow.tracking",
+    "measure": "quest.stages.measure",
+    "reference": "quest.stages.reference, sklearn.datasets",
+}
+_REPORTING = "import json, resource, time; print(json.dumps([time.process_time(), resource.getrusage(0).ru_maxrss]))"
+
+
+class Network:
+    """A dataset's network: how large it is, and what was measured of it, by kind and batch."""
+
+    def __init__(self, dataset: str, settings: DatasetSettings, model: Model):
+        self.dataset, self.settings, self.model = dataset, settings, model
+        self.size: Size = networks.size(model)
+        decides = [self.size.flops, self.size.parameters, artifacts.plain(settings.quantizer)]
+        digest = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:8]
+        self.name = f"{settings.model.parent.name}-{digest}"
+        self._calls: Calls | None = None
+
+    def take(self, kind: str, batch: int, device: torch.device) -> Took:
+        """Time a call."""
+        self._calls = self._calls or Calls(self.settings, self.model, device)
+        return self._calls.take(kind, batch)
+
+
+class Speed:
+    """This machine's speed. path: of the file that it is kept in; a file of another machine or torch keeps its part."""
+
+    def __init__(self, path: Path, device: torch.device):
+        self.path, self.device = path, device
+        self.machine = _machine(device)
+        self._whole = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        self._known: dict[str, Any] = self._whole.setdefault(self.machine, {"starts": {}, "networks": {}})
+
+    def forget(self) -> None:
+        """Measure anew what is asked for from now on."""
+        self._known.update(starts={}, networks={})
+
+    def save(self) -> None:
+        """Keep what was measured."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        artifacts.write_bytes(self.path, json.dumps(self._whole, indent=1, sort_keys=True).encode() + b"\n")
+
+    def start(self, rule: str) -> Took:
+        """What a rule's process takes to begin: its imports, measured when they are missing."""
+        modules = _IMPORTS.get(rule, _DIFFUSION)
+        if modules not in self._known["starts"]:
+            log.info("measuring the start of %s", rule)
+            code = f"import quest.cli, {modules}; {_REPORTING}"
+            ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+            seconds, size = json.loads(ended.stdout.splitlines()[-1])
+            self._known["starts"][modules] = [seconds, size * (1 if sys.platform == "darwin" else 2**10)]
+        return Took(*self._known["starts"][modules])
+
+    def measured(self, network: Network) -> bool:
+        """Whether the network itself is timed here, or reckoned from `reference`."""
+        return network.size.flops <= _LARGEST[self.device.type]
+
+    def measure(self, network: Network, calls: Iterable[Call]) -> None:
+        """Time what is missing of these calls of a network that is `measured`: each kind at few batches."""
+        known = self._known["networks"].setdefault(network.name, {})
+        wanted: dict[str, list[int]] = {}
+        for call in calls:
+            wanted.setdefault(call.kind, []).append(call.batch)
+        for kind, batches in sorted(wanted.items()):
+            points = known.setdefault(kind, {})
+            largest = min(max(batches), _IMAGES) if kind == work.METRICS else max(batches)
+            first = min(min(batches), _IMAGES // 2 if kind == work.METRICS else _FIRST)
+            if not points:
+                points[str(first)] = self._timed(network, kind, first)
+            batch = max(map(int, points))
+            # The larger the batch, the fewer calls of it are needed to be sure.
+            most = int(batch * _LONGEST[self.device.type] / max(points[str(batch)][0], 1e-6))
+            further = largest if kind == work.METRICS else min(largest, most)
+            if further > 1.5 * batch:
+                points[str(further)] = self._timed(network, kind, further)
+
+    def _timed(self, network: Network, kind: str, batch: int) -> list[float]:
+        log.info("measuring %s, %s of %d", network.dataset, kind, batch)
+        return list(network.take(kind, batch, self.device))
+
+    def took(self, network: Network, call: Call, reference: Network | None = None) -> Took:
+        """What a call takes. reference: the network that was measured in the place of one that is too large."""
+        if self.measured(network):
+            return line(self._known["networks"][network.name][call.kind], call.batch)
+        assert reference is not None
+        ours, theirs = network.size, reference.size
+        known = self._known["networks"][reference.name]
+        if call.kind == work.METRICS:
+            return line(known[call.kind], call.batch)
+        source = known[work.FORWARD if call.kind in (work.DECODE, work.FEATURES) else call.kind]
+        batch = max(map(int, source))
+        one = Took(*source[str(batch)])
+        operations = {work.DECODE: ours.decode_flops, work.FEATURES: INCEPTION_FLOPS}.get(call.kind, ours.flops)
+        times = operations / theirs.flops
+        if call.kind in _BY_UNIT:
+            times *= ours.units / theirs.units
+        if call.kind == work.BUILD:
+            return Took(
+                one.seconds * ours.parameters / theirs.parameters, one.bytes * ours.parameters / theirs.parameters
+            )
+        if call.kind in (
+            work.DECODE,
+            work.FEATURES,
+        ):  # an image of a decoder is 8 times as long and wide as its latents
+            wider = times
+        else:
+            wider = sum(ours.output_bytes.values()) / sum(theirs.output_bytes.values())
+        scale = call.batch / batch
+        return Took(one.seconds * times * scale, one.bytes * wider * scale)
+
+
+def line(points: dict[str, list[float]], batch: int) -> Took:
+    """Between and beyond what was measured at two batches; of one, in proportion to the batch."""
+    known = sorted((int(size), Took(*took)) for size, took in points.items())
+    (small, low), (large, high) = known[0], known[-1]
+    if small == large:
+        return Took(low.seconds * batch / small, low.bytes * batch / small)
+    share = (batch - small) / (large - small)
+    return Took(*(max(0.0, a + share * (b - a)) for a, b in zip(low, high, strict=True)))
+
+
+def reference(settings: DatasetSettings) -> Network:
+    """What networks are reckoned from that are too large for this machine: CIFAR-10's, with random weights, on the
+    grids of ``settings``."""
+    own = settings.model_copy(update={"model": Path("data/models/reference/none"), "condition": None})
+    return Network("a network of 35.7 M parameters", own, Model(testkit.cifar10_unet()))
+
+
+def _machine(device: torch.device) -> str:
+    where = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
+    return f"{where}; torch {torch.__version__}; {THREADS} threads"
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()

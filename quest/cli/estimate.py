@@ -9,10 +9,8 @@ from pathlib import Path
 
 import click
 
-from quest.stages import DEVICE
 
-
-@click.command(params=[DEVICE])
+@click.command()
 @click.argument("run", required=False)
 @click.option("--all", "every", is_flag=True, help="Every job of the run, not only those that are missing or stale.")
 @click.option("--cores", type=click.IntRange(min=1), help="Cores of the run; default: profiles/default, all of them.")
@@ -24,9 +22,12 @@ from quest.stages import DEVICE
     flag_value=Path(),
     help="Compare with what Snakemake recorded, in this folder or another.",
 )
+@click.option(
+    "--device", "name", default="auto", show_default=True, help="cpu, cuda, …; auto takes a GPU if there is one."
+)
 @click.option("--json", "as_json", is_flag=True, help="For programs: seconds and bytes.")
 def estimate(
-    run: str | None, every: bool, cores: int | None, measure: bool, check: Path | None, as_json: bool, device: object
+    run: str | None, every: bool, cores: int | None, measure: bool, check: Path | None, name: str, as_json: bool
 ) -> None:
     """Hours, memory and disk of RUN before it runs: a suite (a file of config/), a dataset, or the default run.
 
@@ -35,10 +36,11 @@ def estimate(
     os.environ["TQDM_DISABLE"] = "1"  # the bars of the steps that are timed; read when tqdm is imported
     import torch
 
+    from quest.device import resolve
     from quest.estimate import costs, plan, report, speed
     from quest.estimate.schedule import schedule
 
-    assert isinstance(device, torch.device)
+    device = resolve(name)
     logging.getLogger("quest.learning").setLevel(logging.WARNING)
     torch.set_num_threads(speed.THREADS)
     jobs = plan.ask(run, every=every or check is not None)

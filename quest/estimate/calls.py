@@ -7,11 +7,9 @@ Speed does not depend on values, so scales and targets are whatever noise gives.
 from __future__ import annotations
 
 import copy
-import re
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -25,7 +23,7 @@ from quest.config.evaluation import EvaluationSettings
 from quest.config.sampling import SamplerSettings
 from quest.config.values import Bits
 from quest.diffusion.samplers import Sampler
-from quest.estimate import networks
+from quest.estimate import networks, resident
 from quest.estimate.networks import Model
 from quest.learning import finetuning, reconstruction
 from quest.learning import scales as scale_learning
@@ -56,15 +54,16 @@ class Calls:
     def __init__(self, settings: DatasetSettings, model: Model, device: torch.device):
         self.settings, self.device = settings, device
         self.model = networks.materialized(model, device)
-        self._before = _resident() if device.type == "cpu" else 0.0
+        self._before = resident.now() if device.type == "cpu" else 0.0
         self._grids: QuantizedNetwork | None = None
         self._extractor: Extractor | None = None
 
     def take(self, kind: str, batch: int) -> Took:
         """What a call of a kind takes."""
-        _reset_peak(self.device)
+        measuring.reset_peak(self.device)
+        resident.begin_anew()
         seconds = getattr(self, f"_{kind}")(batch)
-        peak = _peak() if self.device.type == "cpu" else measuring.peak_mib(self.device) * 2**20
+        peak = resident.peak() if self.device.type == "cpu" else measuring.peak_mib(self.device) * 2**20
         return Took(max(seconds, 0.0), max(peak - self._before, 0.0))
 
     # The network as it is
@@ -285,27 +284,3 @@ class Calls:
 def _sampler(steps: int) -> Sampler:
     scheduler = DDIMScheduler(beta_schedule="scaled_linear", clip_sample=False, steps_offset=1)
     return Sampler(scheduler, SamplerSettings(steps=steps, timesteps=tuple(range(900, 900 - steps, -1))))
-
-
-_STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
-
-
-def _resident() -> float:
-    """Bytes of the process that are in memory now; where the system does not say, the most there ever were."""
-    return _status("VmRSS")
-
-
-def _peak() -> float:
-    """The most bytes of the process in memory since `_reset_peak`, or ever."""
-    return _status("VmHWM")
-
-
-def _status(key: str) -> float:
-    found = re.search(rf"^{key}:\s+(\d+) kB", _STATUS.read_text(), re.M) if _STATUS.exists() else None
-    return measuring.peak_mib("cpu") * 2**20 if found is None else float(found[1]) * 2**10
-
-
-def _reset_peak(device: torch.device) -> None:
-    measuring.reset_peak(device)
-    if device.type == "cpu" and _CLEAR.exists():
-        _CLEAR.write_text("5")  # Linux: begin VmHWM anew

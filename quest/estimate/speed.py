@@ -38,21 +38,23 @@ _LARGEST = {"cpu": 2e10, "cuda": 1e13}  # operations of one sample, of a network
 _IMAGES = 2_000  # of which all metrics are timed at most
 _BY_UNIT = (work.RECORD, work.RECORD_FULL)
 
-# What a process imports before it begins, by rule; other rules import what `sample` does.
+# What a process imports until it works, by rule, where it needs it or later; other rules import what `finetune` does.
 _DIFFUSION = "quest.stages.finetune, quest.architectures.unet, diffusers.models.unets.unet_2d_condition"
 _IMPORTS = {
     "score": "quest.stages.score",
     "table": "quest.stages.table, quest.report.tables, pandas",
     "write_table": "quest.stages.table, quest.report.tables, pandas",
     "paper": "quest.stages.table, quest.report.tables, pandas",
-    "preview": "quest.stages.preview",
-    "figures": "quest.stages.figures, matplotlib.pyplot",
-    "track": "quest.stages.track, mlflow, mlflow.tracking",
-    "track_paper": "quest.stages.track, mlflow, mlflow.tracking",
-    "measure": "quest.stages.measure",
-    "reference": "quest.stages.reference, sklearn.datasets",
+    "preview": "quest.stages.preview, safetensors.torch",
+    "figures": "quest.stages.figures, matplotlib.pyplot, safetensors.torch",
+    "track": "quest.stages.track, mlflow.tracking, quest.report.tracking.store",
+    "track_paper": "quest.stages.track, mlflow.tracking, quest.report.tracking.store",
+    "measure": "quest.stages.measure, safetensors.torch, torchmetrics.image.kid",
+    "reference": "quest.stages.reference, safetensors.torch, sklearn.datasets",
 }
-_REPORTING = "import json, resource, time; print(json.dumps([time.process_time(), resource.getrusage(0).ru_maxrss]))"
+_REPORTING = (
+    "import json, time; from quest.estimate import resident; print(json.dumps([time.process_time(), resident.peak()]))"
+)
 
 
 class Network:
@@ -98,7 +100,7 @@ class Speed:
             code = f"import quest.cli, {modules}; {_REPORTING}"
             ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
             seconds, size = json.loads(ended.stdout.splitlines()[-1])
-            self._known["starts"][modules] = [seconds, size * (1 if sys.platform == "darwin" else 2**10)]
+            self._known["starts"][modules] = [seconds, size]
         return Took(*self._known["starts"][modules])
 
     def measured(self, network: Network) -> bool:

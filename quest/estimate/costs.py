@@ -91,7 +91,6 @@ def prepare(jobs: Sequence[Job], speed: Speed) -> Estimator:
     for dataset in asked:
         if dataset not in large:
             speed.measure(known[dataset], asked[dataset])
-            speed.save()
     if large:
         reference = speeds.reference(known[large[0]].settings)
         kinds = {call.kind for name in large for call in asked[name]} | {work.FORWARD}
@@ -99,7 +98,6 @@ def prepare(jobs: Sequence[Job], speed: Speed) -> Estimator:
         speed.measure(reference, [work.Call(kind, speeds.REFERENCE_BATCH) for kind in kinds])
         images = [call for name in large for call in asked[name] if call.kind == work.METRICS]
         speed.measure(reference, images)
-    speed.save()
     return Estimator(speed, known, reference)
 
 

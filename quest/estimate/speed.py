@@ -87,8 +87,8 @@ class Speed:
         """Measure anew what is asked for from now on."""
         self._known.update(starts={}, networks={})
 
-    def save(self) -> None:
-        """Keep what was measured."""
+    def _save(self) -> None:
+        """Keep what was measured, so that nothing is measured twice however the process ends."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         artifacts.write_bytes(self.path, json.dumps(self._whole, indent=1, sort_keys=True).encode() + b"\n")
 
@@ -101,6 +101,7 @@ class Speed:
             ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
             seconds, size = json.loads(ended.stdout.splitlines()[-1])
             self._known["starts"][modules] = [seconds, size]
+            self._save()
         return Took(*self._known["starts"][modules])
 
     def measured(self, network: Network) -> bool:
@@ -118,17 +119,19 @@ class Speed:
             largest = min(max(batches), _IMAGES) if kind == work.METRICS else max(batches)
             first = min(min(batches), _IMAGES // 2 if kind == work.METRICS else _FIRST)
             if not points:
-                points[str(first)] = self._timed(network, kind, first)
+                self._put(network, kind, first)
             batch = max(map(int, points))
-            # The larger the batch, the fewer calls of it are needed to be sure.
+            # As large as the jobs have it, or as is timed in seconds.
             most = int(batch * _LONGEST[self.device.type] / max(points[str(batch)][0], 1e-6))
             further = largest if kind == work.METRICS else min(largest, most)
             if further > 1.5 * batch:
-                points[str(further)] = self._timed(network, kind, further)
+                self._put(network, kind, further)
 
-    def _timed(self, network: Network, kind: str, batch: int) -> list[float]:
+    def _put(self, network: Network, kind: str, batch: int) -> None:
+        known = self._known["networks"].setdefault(network.name, {}).setdefault(kind, {})
         log.info("measuring %s, %s of %d", network.dataset, kind, batch)
-        return list(network.take(kind, batch, self.device))
+        known[str(batch)] = list(network.take(kind, batch, self.device))
+        self._save()
 
     def took(self, network: Network, call: Call, reference: Network | None = None) -> Took:
         """What a call takes. reference: the network that was measured in the place of one that is too large."""

@@ -23,7 +23,7 @@ from quest.config.evaluation import EvaluationSettings
 from quest.config.sampling import SamplerSettings
 from quest.config.values import Bits
 from quest.diffusion.samplers import Sampler
-from quest.estimate import networks, resident
+from quest.estimate import networks, resident, work
 from quest.estimate.networks import Model
 from quest.learning import finetuning, reconstruction
 from quest.learning import scales as scale_learning
@@ -37,12 +37,12 @@ from quest.quantization.recipe import Recipe
 BITS = Bits(4, 4)
 """Calls are timed at 4 bits, scales by channel; other bits differ by less than what is promised."""
 _UNITS = 8  # at most so many units are timed, spread over the network; the others take as long as these
+_IN_FULL_PRECISION = (work.FORWARD, work.DECODE, work.TRAIN, work.BUILD, work.FEATURES, work.METRICS)
 _KEPT = 2**62  # bytes: no cache is too large to be timed where it is
 
 
 class Took(NamedTuple):
-    """seconds: of one call. bytes: the most memory that was in use meanwhile beyond what was before the first call,
-    the model included on a GPU."""
+    """seconds: of one call. bytes: the most memory that was in use meanwhile, beyond what was before."""
 
     seconds: float
     bytes: float
@@ -54,17 +54,20 @@ class Calls:
     def __init__(self, settings: DatasetSettings, model: Model, device: torch.device):
         self.settings, self.device = settings, device
         self.model = networks.materialized(model, device)
-        self._before = resident.now() if device.type == "cpu" else 0.0
         self._grids: QuantizedNetwork | None = None
         self._extractor: Extractor | None = None
 
     def take(self, kind: str, batch: int) -> Took:
         """What a call of a kind takes."""
+        if kind not in _IN_FULL_PRECISION:
+            _ = self.quantized  # made before, so that it is no part of what the call takes
+        on_cpu = self.device.type == "cpu"
+        before = resident.now() if on_cpu else torch.cuda.memory_allocated(self.device)
         measuring.reset_peak(self.device)
         resident.begin_anew()
         seconds = getattr(self, f"_{kind}")(batch)
-        peak = resident.peak() if self.device.type == "cpu" else measuring.peak_mib(self.device) * 2**20
-        return Took(max(seconds, 0.0), max(peak - self._before, 0.0))
+        peak = resident.peak() if on_cpu else measuring.peak_mib(self.device) * 2**20
+        return Took(max(seconds, 0.0), max(peak - before, 0.0))
 
     # The network as it is
 
@@ -118,8 +121,8 @@ class Calls:
             return self._repeated(lambda: architectures.predict(network, inputs))
 
     def _choose(self, batch: int) -> float:
-        data = self._calibration(batch)
-        return self._timed(lambda: finetuning.calibrate_activations(self.quantized, data))
+        network, data = self.quantized, self._calibration(batch)
+        return self._timed(lambda: finetuning.calibrate_activations(network, data))
 
     def _ranges(self, batch: int) -> float:
         network, data = self.quantized, self._calibration(batch).samples(batch)

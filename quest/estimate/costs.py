@@ -27,10 +27,12 @@ _PICTURE = 500_000
 
 
 class Cost(NamedTuple):
-    """seconds: on a machine that does nothing else. memory: bytes of the host; gpu_memory: of the device. disk: bytes
-    that are written and stay. reckoned: whether the network was too large to be timed."""
+    """seconds: on a machine that does nothing else; computing: of all threads together. memory: bytes of the host;
+    gpu_memory: of the device. disk: bytes that are written and stay. reckoned: whether the network was too large to be
+    timed."""
 
     seconds: float
+    computing: float
     memory: float
     gpu_memory: float
     disk: float
@@ -50,9 +52,9 @@ class Estimator:
         start = self.speed.start(job.rule)
         network = self.networks.get(job.dataset or "")
         if job.rule == "bring":  # it only looks
-            return Cost(0.0, 0.0, 0.0, 0.0)
+            return Cost(0.0, 0.0, 0.0, 0.0, 0.0)
         if network is None or job.settings is None:
-            return Cost(start.seconds, start.bytes, 0.0, _disk(job, None, None))
+            return Cost(start.seconds, start.seconds, start.bytes, 0.0, _disk(job, None, None))
         size, settings = network.size, job.settings
         calls = work.of(job)
         took = {call: self.speed.took(network, call, self.reference) for call in calls}
@@ -60,18 +62,19 @@ class Estimator:
         on_gpu = self.speed.device.type == "cuda"
         held = _held(job, settings, size)
         most = max((each.bytes for each in took.values()), default=0.0)
-        own = size.all_parameters * _FLOAT * (2 if job.rule in ("import_model", "pretrain") else 1)
-        own = own if job.rule in _WITH_NETWORK else 0
+        own = size.all_parameters * _FLOAT * _COPIES.get(job.rule, 0)
         return Cost(
             seconds=start.seconds + seconds / (1 if on_gpu else job.threads),
-            memory=start.bytes + own + (_shards(job, settings) if on_gpu else most + held),
-            gpu_memory=most + held if on_gpu else 0.0,
+            computing=start.seconds + seconds,
+            memory=start.bytes + (_shards(job, settings) if on_gpu else own + most + held),
+            gpu_memory=own + most + held if on_gpu else 0.0,
             disk=_disk(job, settings, size),
             reckoned=bool(calls) and not self.speed.measured(network),
         )
 
 
-_WITH_NETWORK = ("import_model", "pretrain", "calibrate", "reconstruct", "finetune", "sample")
+# Of all weights, in memory: beside the network's own those on their grids, gradients, a teacher's, or the file's.
+_COPIES = {"import_model": 2, "pretrain": 5, "calibrate": 1, "reconstruct": 3, "finetune": 3, "sample": 2}
 
 
 def prepare(jobs: Sequence[Job], speed: Speed) -> Estimator:
@@ -95,7 +98,7 @@ def prepare(jobs: Sequence[Job], speed: Speed) -> Estimator:
         reference = speeds.reference(known[large[0]].settings)
         kinds = {call.kind for name in large for call in asked[name]} | {work.FORWARD}
         kinds -= {work.DECODE, work.FEATURES, work.METRICS}
-        speed.measure(reference, [work.Call(kind, speeds.REFERENCE_BATCH) for kind in kinds])
+        speed.measure(reference, [work.Call(kind, size) for kind in kinds for size in speeds.batches(kind)])
         images = [call for name in large for call in asked[name] if call.kind == work.METRICS]
         speed.measure(reference, images)
     return Estimator(speed, known, reference)
@@ -188,6 +191,7 @@ def total(costs: Iterable[Cost]) -> Cost:
     costs = list(costs)
     return Cost(
         sum(cost.seconds for cost in costs),
+        sum(cost.computing for cost in costs),
         max((cost.memory for cost in costs), default=0.0),
         max((cost.gpu_memory for cost in costs), default=0.0),
         sum(cost.disk for cost in costs),

@@ -110,21 +110,20 @@ def recorded(file: Path) -> Recorded | None:
 def check(jobs: Sequence[Job], costs: Sequence[Cost], root: Path) -> str:
     """Estimate and record, by stage, of the jobs that have a benchmark file under ``root``. Raises ValueError if none
     has."""
-    pairs: dict[str, list[tuple[Cost, int, Recorded]]] = {}
+    pairs: dict[str, list[tuple[Cost, Recorded]]] = {}
     for job, cost in zip(jobs, costs, strict=True):
         found = None if job.benchmark is None else recorded(root / job.benchmark)
         if found is not None:
-            pairs.setdefault(job.rule, []).append((cost, job.threads, found))
+            pairs.setdefault(job.rule, []).append((cost, found))
     if not pairs:
         raise ValueError(f"{root / 'benchmarks'}: none of the jobs of this run has a benchmark file that can be read")
     rows = [
         ("stage", "jobs", "estimate s", "clock s", "ratio", "computing s", "ratio", "memory GiB", "recorded", "ratio")
     ]
     for name, found in pairs.items():
-        seconds = sum(cost.seconds for cost, _, _ in found)
-        computing = sum(cost.seconds * threads for cost, threads, _ in found)
-        clock, busy = (sum(getattr(each, key) for _, _, each in found) for key in ("seconds", "computing"))
-        memory, held = max(cost.memory for cost, _, _ in found), max(each.memory for _, _, each in found)
+        seconds, computing = (sum(getattr(cost, key) for cost, _ in found) for key in ("seconds", "computing"))
+        clock, busy = (sum(getattr(each, key) for _, each in found) for key in ("seconds", "computing"))
+        memory, held = max(cost.memory for cost, _ in found), max(each.memory for _, each in found)
         rows.append(
             (
                 name,

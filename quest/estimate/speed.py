@@ -30,12 +30,14 @@ log = logging.getLogger(__name__)
 
 FILE = Path("data/speed.json")
 THREADS = 1  # of a job, as the rules ask for; more are taken to be as much faster
-REFERENCE_BATCH = 2
-"""Of the network that stands in for larger ones."""
+REFERENCE_BATCHES = (1, 2)
+"""Of the network that stands in for larger ones: from two, what a step does with weights and with samples are told
+apart."""
 _FIRST = 16  # batch that is timed first
 _LONGEST = {"cpu": 3.0, "cuda": 10.0}  # seconds of a call that is worth timing
 _LARGEST = {"cpu": 2e10, "cuda": 1e13}  # operations of one sample, of a network that is timed
 _IMAGES = 2_000  # of which all metrics are timed at most
+_OF_WEIGHTS = (work.ROUNDING, *work.STAGES, work.DISTIL)  # steps that do something with every weight
 _BY_UNIT = (work.RECORD, work.RECORD_FULL)
 
 # What a process imports until it works, by rule, where it needs it or later; other rules import what `finetune` does.
@@ -142,26 +144,29 @@ class Speed:
         known = self._known["networks"][reference.name]
         if call.kind == work.METRICS:
             return line(known[call.kind], call.batch)
-        source = known[work.FORWARD if call.kind in (work.DECODE, work.FEATURES) else call.kind]
-        batch = max(map(int, source))
-        one = Took(*source[str(batch)])
+        as_forward = call.kind in (work.DECODE, work.FEATURES)
+        once, each = parts(known[work.FORWARD if as_forward else call.kind])
         operations = {work.DECODE: ours.decode_flops, work.FEATURES: INCEPTION_FLOPS}.get(call.kind, ours.flops)
         times = operations / theirs.flops
         if call.kind in _BY_UNIT:
             times *= ours.units / theirs.units
-        if call.kind == work.BUILD:
-            return Took(
-                one.seconds * ours.parameters / theirs.parameters, one.bytes * ours.parameters / theirs.parameters
-            )
-        if call.kind in (
-            work.DECODE,
-            work.FEATURES,
-        ):  # an image of a decoder is 8 times as long and wide as its latents
-            wider = times
-        else:
-            wider = sum(ours.output_bytes.values()) / sum(theirs.output_bytes.values())
-        scale = call.batch / batch
-        return Took(one.seconds * times * scale, one.bytes * wider * scale)
+        heavier = ours.parameters / theirs.parameters
+        if call.kind == work.BUILD:  # of weights alone
+            return Took(heavier * (once.seconds + each.seconds), heavier * (once.bytes + each.bytes))
+        wider = times if as_forward else sum(ours.output_bytes.values()) / sum(theirs.output_bytes.values())
+        seconds = heavier * once.seconds + times * each.seconds * call.batch
+        return Took(seconds, heavier * once.bytes + wider * each.bytes * call.batch)
+
+
+def parts(points: dict[str, list[float]]) -> tuple[Took, Took]:
+    """What a call takes whatever its batch, and what a sample adds; of one batch, all is the samples'."""
+    known = sorted((int(size), took) for size, took in points.items())
+    (small, low), (large, high) = known[0], known[-1]
+    each = [
+        b / large if small == large else min(max((b - a) / (large - small), 0.0), b / large)
+        for a, b in zip(low, high, strict=True)
+    ]
+    return Took(*(b - one * large for b, one in zip(high, each, strict=True))), Took(*each)
 
 
 def line(points: dict[str, list[float]], batch: int) -> Took:
@@ -172,6 +177,12 @@ def line(points: dict[str, list[float]], batch: int) -> Took:
         return Took(low.seconds * batch / small, low.bytes * batch / small)
     share = (batch - small) / (large - small)
     return Took(*(max(0.0, a + share * (b - a)) for a, b in zip(low, high, strict=True)))
+
+
+def batches(kind: str) -> tuple[int, ...]:
+    """The batches that a kind of call is timed at on the network that stands in for larger ones."""
+    one, two = REFERENCE_BATCHES
+    return (one,) if kind == work.BUILD else (one, two) if kind in _OF_WEIGHTS else (two,)
 
 
 def reference(settings: DatasetSettings) -> Network:

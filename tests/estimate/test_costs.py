@@ -50,10 +50,9 @@ def test_disk_is_what_the_shapes_say(estimator: Estimator, settings: DatasetSett
     calibrate, sample, _ = map(estimator.cost, jobs(settings))
     assert calibrate.disk == 4 * 8 * 64 * 4  # steps, samples, pixels, bytes
     assert sample.disk == 32 * 64
-    eight, four = (
-        estimator.cost(Job("finetune", ("f",), CELL | {"method": "nearest", "bits": bits}, settings)).disk
-        for bits in ("w8a8", "w4a4")
-    )
+    cells = [Job("finetune", ("f",), CELL | {"method": "nearest", "bits": bits}, settings) for bits in ("w8a8", "w4a4")]
+    estimator.speed.measure(estimator.networks["tiny"], costs.work.of(cells[0]))
+    eight, four = (estimator.cost(cell).disk for cell in cells)
     assert eight - four == estimator.networks["tiny"].size.weights / 2
 
 
@@ -68,7 +67,11 @@ def test_memory_grows_with_what_is_cached(estimator: Estimator, settings: Datase
 
 
 def test_the_table_has_a_row_a_stage_and_the_whole(settings: DatasetSettings) -> None:
-    found = [Cost(3600.0, 2**30, 0.0, 2**29), Cost(1800.0, 2**31, 0.0, 2**29), Cost(36.0, 2**28, 0.0, 0.0)]
+    found = [
+        Cost(3600.0, 3600.0, 2**30, 0.0, 2**29),
+        Cost(1800.0, 1800.0, 2**31, 0.0, 2**29),
+        Cost(36.0, 36.0, 2**28, 0.0, 0.0),
+    ]
     stages = report.by_stage(jobs(settings), found)
     shown = report.table(stages, Schedule(5436.0, 5436.0, 2**31), 2, "a machine")
     rows = [line.split() for line in shown.splitlines()]
@@ -87,7 +90,7 @@ def test_the_table_has_a_row_a_stage_and_the_whole(settings: DatasetSettings) ->
 
 
 def test_what_is_reckoned_says_so() -> None:
-    shown = report.table({"sample": [Cost(1.0, 1.0, 0.0, 1.0, reckoned=True)]}, Schedule(1, 1, 1), 2, "a machine")
+    shown = report.table({"sample": [Cost(1.0, 1.0, 1.0, 0.0, 1.0, reckoned=True)]}, Schedule(1, 1, 1), 2, "a machine")
     assert "sample*" in shown
     assert "* An extrapolation" in shown
 
@@ -101,9 +104,9 @@ def test_the_check_compares_with_what_snakemake_wrote(settings: DatasetSettings,
     for name, seconds, memory, computing in (("c", 20.0, 512, 36.0), ("s", 50.0, "NA", "NA")):
         row = f"{seconds}\t0:00:01\t{memory}\t1\t1\t1\t0\t0\t99\t{computing}\n"
         (tmp_path / f"b/{name}.tsv").write_text(HEADER + row)
-    found = [Cost(18.0, 2**30, 0.0, 0.0), Cost(1.0, 1.0, 0.0, 0.0), Cost(1.0, 1.0, 0.0, 0.0)]
+    found = [Cost(18.0, 36.0, 2**30, 0.0, 0.0), Cost(1.0, 1.0, 1.0, 0.0, 0.0), Cost(1.0, 1.0, 1.0, 0.0, 0.0)]
     rows = [line.split() for line in report.check(jobs(settings), found, tmp_path).splitlines()]
-    # 18 s on two threads are 36 s of computing. The other job ended before it was looked at.
+    # The other job ended before it was looked at.
     assert rows[1] == ["calibrate", "1", "18.0", "20.0", "0.90", "36.0", "1.00", "1.00", "0.50", "2.00"]
     assert rows[2] == []
     with pytest.raises(ValueError, match="none of the jobs of this run has a benchmark file"):

@@ -95,7 +95,7 @@ def test_a_network_too_large_is_reckoned_by_its_operations(
     assert not speed.measured(large)
     speed.measure(small, [Call("forward", 2), Call("record", 2)])
     times = 3e10 / small.size.flops
-    one = speed.took(small, Call("forward", 2)).seconds
+    one = speed.took(small, Call("forward", 2)).seconds  # of one batch alone, so all of it is the samples'
     assert speed.took(large, Call("forward", 8), small).seconds == pytest.approx(4 * times * one)
     assert speed.took(large, Call("record", 2), small).seconds == pytest.approx(2 * times * one)
 

@@ -32,7 +32,7 @@ def test_every_job_is_planned_though_all_is_there_but_no_model_that_is(finished:
 
 
 def test_a_suite_and_a_dataset_are_named_alike(project: Project) -> None:
-    assert {job.dataset for job in plan.ask("methods", root=project.root)} == {"digits"}
+    assert {job.dataset for job in plan.ask("quick", root=project.root)} == {"digits-quick"}
     found = plan.ask("digits-quick", root=project.root)
     assert {job.dataset for job in found} == {"digits-quick"}
     assert next(job for job in found if job.rule == "calibrate").settings is not None

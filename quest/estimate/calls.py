@@ -62,9 +62,9 @@ class Calls:
         if kind not in _IN_FULL_PRECISION:
             _ = self.quantized  # made before, so that it is no part of what the call takes
         on_cpu = self.device.type == "cpu"
-        before = resident.now() if on_cpu else torch.cuda.memory_allocated(self.device)
         measuring.reset_peak(self.device)
         resident.begin_anew()
+        before = resident.now() if on_cpu else torch.cuda.memory_allocated(self.device)
         seconds = getattr(self, f"_{kind}")(batch)
         peak = resident.peak() if on_cpu else measuring.peak_mib(self.device) * 2**20
         return Took(max(seconds, 0.0), max(peak - before, 0.0))

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import re
 import resource
 import sys
 from pathlib import Path
 
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")  # Linux
+_TRIM = getattr(ctypes.CDLL(None), "malloc_trim", None)  # of the GNU library
 
 
 def now() -> float:
@@ -21,7 +24,10 @@ def peak() -> float:
 
 
 def begin_anew() -> None:
-    """Begin `peak` anew, where the system can."""
+    """Give back what was freed and is kept for later, and begin `peak` anew; where the system can."""
+    gc.collect()
+    if _TRIM is not None:
+        _TRIM(0)
     if _CLEAR.exists():
         _CLEAR.write_text("5")
 

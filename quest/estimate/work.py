@@ -20,7 +20,7 @@ from quest.config.methods.q_diffusion import QDiffusionSettings
 from quest.config.methods.quest import QuestSettings
 from quest.config.methods.tfmq_dm import TFMQDMSettings
 from quest.config.quantization import QuantizationSettings
-from quest.config.values import FULL_PRECISION, Bits
+from quest.config.values import FULL_PRECISION, Bits, ConfigError
 from quest.estimate.plan import Job
 
 FORWARD = "forward"
@@ -121,7 +121,9 @@ def _reconstruct(_job: Job, settings: DatasetSettings) -> Work:
 
 def _finetune(job: Job, settings: DatasetSettings) -> Work:
     name = job.wildcards["method"]
-    return calls(BUILD, 1, 1) + _METHODS[base_method(name)](settings, settings.method(name), job.wildcards["bits"])
+    if (counted := _METHODS.get(base_method(name))) is None:
+        raise ConfigError(f"methods: {name}: its calls are not counted; say in {__name__} how many it makes")
+    return calls(BUILD, 1, 1) + counted(settings, settings.method(name), job.wildcards["bits"])
 
 
 def _sample(job: Job, settings: DatasetSettings) -> Work:

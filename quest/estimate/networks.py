@@ -93,10 +93,9 @@ def model(dataset: str, settings: DatasetSettings) -> Model:
         if dataset == "cifar10":
             return Model(testkit.cifar10_unet())
         if dataset == "stable-diffusion":
-            network = testkit.stable_diffusion_unet()
-            return Model(
-                network, testkit.stable_diffusion_autoencoder(), (_TEXT_TOKENS, network.config.cross_attention_dim)
-            )
+            network: Any = testkit.stable_diffusion_unet()
+            context = _TEXT_TOKENS, network.config.cross_attention_dim
+            return Model(network, testkit.stable_diffusion_autoencoder(), context)
     raise ConfigError(
         f"{dataset}: {settings.model} is not here, and its protocol does not say how its network is built; import it "
         f"first (`snakemake -- {settings.model}`)"
@@ -108,8 +107,8 @@ def _embedded(settings: DatasetSettings) -> Model:
     assert pretrain is not None
     context = None
     if settings.condition is not None:
-        text = settings.condition.prompts is not None and pretrain.clip is not None
-        context = (pretrain.clip.tokens, pretrain.clip.width) if text else (1, pretrain.unet.channels[-1])
+        clip = pretrain.clip if settings.condition.prompts is not None else None
+        context = (1, pretrain.unet.channels[-1]) if clip is None else (clip.tokens, clip.width)
     width = context and context[1]
     if pretrain.autoencoder is None:
         return Model(build_unet(pretrain.unet, settings.image_channels, settings.image_size, width), None, context)
@@ -160,9 +159,8 @@ def size(model: Model) -> Size:
 
 def materialized(model: Model, device: torch.device) -> Model:
     """The same on ``device``; random weights where it has none, which keep the size of what passes through."""
-    return Model(
-        *(None if part is None else _on(part, device) for part in (model.network, model.decoder)), model.context
-    )
+    decoder = None if model.decoder is None else _on(model.decoder, device)
+    return Model(_on(model.network, device), decoder, model.context)
 
 
 def _on(network: nn.Module, device: torch.device) -> nn.Module:

@@ -95,7 +95,10 @@ def prepare(jobs: Sequence[Job], speed: Speed) -> Estimator:
         if dataset not in large:
             speed.measure(known[dataset], asked[dataset])
     if large:
-        reference = speeds.reference(known[large[0]].settings)
+        timed = [known[name] for name in asked if name not in large]
+        reference = max(timed, key=lambda network: network.size.flops, default=None)
+        if reference is None or reference.size.flops < speeds.REFERENCE_FLOPS:
+            reference = speeds.reference(known[large[0]].settings)
         kinds = {call.kind for name in large for call in asked[name]} | {work.FORWARD}
         kinds -= {work.DECODE, work.FEATURES, work.METRICS}
         speed.measure(reference, [work.Call(kind, size) for kind in kinds for size in speeds.batches(kind)])

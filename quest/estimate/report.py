@@ -72,7 +72,7 @@ def table(stages: dict[str, list[Cost]], whole: Schedule, cores: int, machine: s
     if any(cost.reckoned for cost in everything):
         lines.append(
             "* An extrapolation: its network is too large to be timed here, so its calls are reckoned from those of a "
-            "network of 35.7 M parameters by their operations."
+            "smaller one by their operations."
         )
     return "\n".join(lines)
 

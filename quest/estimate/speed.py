@@ -30,10 +30,12 @@ log = logging.getLogger(__name__)
 
 FILE = Path("data/speed.json")
 THREADS = 1  # of a job, as the rules ask for; more are taken to be as much faster
+REFERENCE_FLOPS = 5e9
+"""Operations of a sample that a network must have to stand in for larger ones."""
 REFERENCE_BATCHES = (1, 2)
 """Of the network that stands in for larger ones: from two, what a step does with weights and with samples are told
 apart."""
-_FIRST = 16  # batch that is timed first
+_FIRST, _BEGIN = 16, 3e10  # batch that is timed first; fewer where a call would be of more operations
 _LONGEST = {"cpu": 3.0, "cuda": 10.0}  # seconds of a call that is worth timing
 _LARGEST = {"cpu": 2e10, "cuda": 1e13}  # operations of one sample, of a network that is timed
 _IMAGES = 2_000  # of which all metrics are timed at most
@@ -116,16 +118,21 @@ class Speed:
         wanted: dict[str, list[int]] = {}
         for call in calls:
             wanted.setdefault(call.kind, []).append(call.batch)
+        few = max(1, min(_FIRST, int(_BEGIN / network.size.flops)))
         for kind, batches in sorted(wanted.items()):
             points = known.setdefault(kind, {})
-            largest = min(max(batches), _IMAGES) if kind == work.METRICS else max(batches)
-            first = min(min(batches), _IMAGES // 2 if kind == work.METRICS else _FIRST)
+            if few < _FIRST and kind in _OF_WEIGHTS:  # too slow for more, and weights must be told from samples
+                for batch in REFERENCE_BATCHES:
+                    if str(batch) not in points:
+                        self._put(network, kind, batch)
+                continue
             if not points:
-                self._put(network, kind, first)
+                self._put(network, kind, min(min(batches), _IMAGES // 2 if kind == work.METRICS else few))
             batch = max(map(int, points))
             # As large as the jobs have it, or as is timed in seconds.
-            most = int(batch * _LONGEST[self.device.type] / max(points[str(batch)][0], 1e-6))
-            further = largest if kind == work.METRICS else min(largest, most)
+            longest = _LONGEST[self.device.type] * (5 if kind == work.METRICS else 1)
+            most = int(batch * longest / max(points[str(batch)][0], 1e-6))
+            further = min(max(batches), most, _IMAGES if kind == work.METRICS else most)
             if further > 1.5 * batch:
                 self._put(network, kind, further)
 

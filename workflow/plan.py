@@ -7,17 +7,12 @@
 from __future__ import annotations
 
 import json
-import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from snakemake.api import SnakemakeApi
-from snakemake.settings.types import DAGSettings, OutputSettings, Quietness, ResourceSettings
-
 from quest.artifacts import write_bytes
 from quest.paths import PLAN, fill
+from workflow.jobs import planned
 
 _DECIDES = ("settings", "code")
 
@@ -25,26 +20,11 @@ _DECIDES = ("settings", "code")
 def plan(root: Path) -> dict[str, dict[str, Any]]:
     """Stage to job (its first output) to the settings and the code that decide whether it runs again."""
     found: dict[str, dict[str, Any]] = {}
-    with _quiet(), SnakemakeApi(OutputSettings(dryrun=True, quiet={Quietness.ALL})) as api:
-        workflow = api.workflow(resource_settings=ResourceSettings(cores=1), snakefile=root / "Snakefile", workdir=root)
-        workflow.dag(DAGSettings(targets={"all"}, forceall=True)).execute_workflow(executor="dryrun")
-        graph: Any = workflow._workflow.dag  # the one way to the jobs of a plan
-        for job in graph.jobs:
-            if not job.rule.norun:
-                decides = {name: job.params.get(name) for name in _DECIDES if job.params.get(name) is not None}
-                found.setdefault(job.rule.name, {})[str(job.output[0])] = decides
+    for job in planned(root, every=True).jobs:
+        if not job.rule.norun:
+            decides = {name: job.params.get(name) for name in _DECIDES if job.params.get(name) is not None}
+            found.setdefault(job.rule.name, {})[str(job.output[0])] = decides
     return found
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Within, the plan is not logged job by job, as a dry run does however quiet it was asked to be."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        yield
-    finally:
-        logging.disable(before)
 
 
 def main() -> None:

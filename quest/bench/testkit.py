@@ -101,6 +101,20 @@ def stable_diffusion_unet() -> UNet2DConditionModel:
         return UNet2DConditionModel(sample_size=64, cross_attention_dim=768)
 
 
+def stable_diffusion_autoencoder() -> AutoencoderKL:
+    """Stable Diffusion v1's first stage without weights, on the meta device."""
+    config: dict[str, Any] = {
+        "block_out_channels": (128, 256, 512, 512),
+        "down_block_types": ("DownEncoderBlock2D",) * 4,
+        "up_block_types": ("UpDecoderBlock2D",) * 4,
+        "layers_per_block": 2,
+        "latent_channels": 4,
+        "sample_size": 512,
+    }
+    with torch.device("meta"):
+        return AutoencoderKL(**config)
+
+
 def small(settings: DatasetSettings, source: Path, prompts: Path) -> DatasetSettings:
     """A protocol cut down to two optimizer steps a stage and two images.
 
@@ -217,20 +231,10 @@ def _write_stable_diffusion(folder: Path) -> None:
         tokenizer="CLIPTokenizer",
         scheduler="PNDMScheduler",
     )
-    config: dict[str, Any] = {
-        "block_out_channels": (128, 256, 512, 512),
-        "down_block_types": ("DownEncoderBlock2D",) * 4,
-        "up_block_types": ("UpDecoderBlock2D",) * 4,
-        "layers_per_block": 2,
-        "latent_channels": 4,
-        "sample_size": 512,
-    }
-    with torch.device("meta"):
-        autoencoder = AutoencoderKL(**config)
     words = [*("a</w>", "b</w>", "c</w>"), *(f"word{i}</w>" for i in range(49_403)), "<|startoftext|>", "<|endoftext|>"]
     encoder = CLIPTextConfig(hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12)
     _filled(stable_diffusion_unet()).save_pretrained(folder / "unet")
-    _filled(autoencoder).save_pretrained(folder / "vae")
+    _filled(stable_diffusion_autoencoder()).save_pretrained(folder / "vae")
     CLIPTextModel(encoder).save_pretrained(folder / "text_encoder")
     PNDMScheduler(
         beta_start=0.00085,

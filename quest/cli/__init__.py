@@ -26,6 +26,7 @@ from quest.config.values import NAME, ConfigError
 # Commands that are no stages, by the module of this package that has them.
 _OTHERS = {
     "inspect": "inspect",
+    "estimate": "estimate",
     "export": "deploy",
     "compare": "results",
     "ui": "results",

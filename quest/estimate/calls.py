@@ -1,0 +1,289 @@
+"""What each kind of call does (`quest.estimate.work`), so that it can be timed: the library's own steps on noise.
+
+A CPU is timed by the seconds that the process computes for, so that other processes do not count; a GPU by the clock.
+Speed does not depend on values, so scales and targets are whatever noise gives.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import torch
+from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+
+from quest import architectures
+from quest.bench import measuring
+from quest.bench.memory import RandomFeatures
+from quest.config.dataset import DatasetSettings
+from quest.config.evaluation import EvaluationSettings
+from quest.config.sampling import SamplerSettings
+from quest.config.values import Bits
+from quest.diffusion.samplers import Sampler
+from quest.estimate import networks, resident, work
+from quest.estimate.networks import Model
+from quest.learning import finetuning, reconstruction
+from quest.learning import scales as scale_learning
+from quest.learning.calibration import Calibration
+from quest.methods import efficientdm, quest
+from quest.metrics import evaluation, reference
+from quest.metrics.extractor import Classifier, ClassifierExtractor, Extractor, load_extractor
+from quest.quantization.network import QuantizedNetwork
+from quest.quantization.recipe import Recipe
+
+BITS = Bits(4, 4)
+"""Calls are timed at 4 bits, scales by channel; other bits differ by less than what is promised."""
+_UNITS = 8  # at most so many units are timed, spread over the network; the others take as long as these
+_IN_FULL_PRECISION = (work.FORWARD, work.DECODE, work.TRAIN, work.BUILD, work.FEATURES, work.METRICS)
+_KEPT = 2**62  # bytes: no cache is too large to be timed where it is
+
+
+class Took(NamedTuple):
+    """seconds: of one call. bytes: the most memory that was in use meanwhile, beyond what was before."""
+
+    seconds: float
+    bytes: float
+
+
+class Calls:
+    """A dataset's networks, ready to be timed. model: of `quest.estimate.networks`, taken over and changed."""
+
+    def __init__(self, settings: DatasetSettings, model: Model, device: torch.device):
+        self.settings, self.device = settings, device
+        self.model = networks.materialized(model, device)
+        self._grids: QuantizedNetwork | None = None
+        self._extractor: Extractor | None = None
+
+    def take(self, kind: str, batch: int) -> Took:
+        """What a call of a kind takes."""
+        if kind not in _IN_FULL_PRECISION:
+            _ = self.quantized  # made before, so that it is no part of what the call takes
+        on_cpu = self.device.type == "cpu"
+        measuring.reset_peak(self.device)
+        resident.begin_anew()
+        before = resident.now() if on_cpu else torch.cuda.memory_allocated(self.device)
+        seconds = getattr(self, f"_{kind}")(batch)
+        peak = resident.peak() if on_cpu else measuring.peak_mib(self.device) * 2**20
+        return Took(max(seconds, 0.0), max(peak - before, 0.0))
+
+    # The network as it is
+
+    def _forward(self, batch: int) -> float:
+        inputs = self.model.inputs(batch, self.device)
+        with torch.inference_mode():
+            return self._repeated(lambda: architectures.predict(self.model.network, inputs))
+
+    def _decode(self, batch: int) -> float:
+        if self.model.decoder is None:
+            return 0.0
+        latents = self.model.inputs(batch, self.device).x
+        with torch.inference_mode():
+            return self._repeated(lambda: self.model.decoder.decode(latents))
+
+    def _train(self, batch: int) -> float:
+        network = copy.deepcopy(self.model.network).train().requires_grad_(True)
+        optimizer = torch.optim.AdamW(network.parameters(), fused=True)
+        inputs = self.model.inputs(batch, self.device)
+
+        def step() -> None:
+            architectures.predict(network, inputs).square().mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+        return self._repeated(step)
+
+    # On grids
+
+    @property
+    def quantized(self) -> QuantizedNetwork:
+        """The network on its grids, scales of all activations chosen."""
+        if self._grids is None:
+            self._grids = self._on_grids()
+            finetuning.calibrate_activations(self._grids, self._calibration(2))
+        return self._grids
+
+    def _build(self, _batch: int) -> float:
+        return self._timed(self._on_grids)
+
+    def _on_grids(self) -> QuantizedNetwork:
+        network = copy.deepcopy(self.model.network)
+        example = tuple(architectures.of(network).arguments(self.model.inputs(1, self.device)))
+        recipe = Recipe(BITS, self.settings.quantizer, 1, self.settings.sampler.steps)
+        return QuantizedNetwork(network, recipe, example)
+
+    def _quantized(self, batch: int) -> float:
+        network, inputs = self.quantized, self.model.inputs(batch, self.device)
+        network.set_step(0)
+        with torch.inference_mode(), network.frozen():
+            return self._repeated(lambda: architectures.predict(network, inputs))
+
+    def _choose(self, batch: int) -> float:
+        network, data = self.quantized, self._calibration(batch)
+        return self._timed(lambda: finetuning.calibrate_activations(network, data))
+
+    def _ranges(self, batch: int) -> float:
+        network, data = self.quantized, self._calibration(batch).samples(batch)
+        with torch.no_grad(), finetuning.running_ranges(network, 0.95):
+            return self._repeated(lambda: finetuning.predict(network, data, torch.arange(batch)))
+
+    # Unit by unit
+
+    def _record(self, batch: int) -> float:
+        with self.quantized.quantizing(weights=True, activations=False), self.quantized.frozen():
+            return self._of_units(lambda unit: self._recorded(unit, batch, weights=True))
+
+    def _record_full(self, batch: int) -> float:
+        with self.quantized.frozen():
+            return self._of_units(lambda unit: self._recorded(unit, batch, weights=False))
+
+    def _recorded(self, unit: Any, batch: int, *, weights: bool) -> float:
+        data = self._calibration(batch).samples(batch)
+        return self._timed(lambda: reconstruction.record(self.quantized, unit, data, _KEPT, weights=weights))
+
+    def _rounding(self, batch: int) -> float:
+        data = self._calibration(batch).samples(batch)
+        settings = self.settings.reconstruction.model_copy(update={"batch_size": batch})
+        with self.quantized.quantizing(weights=True, activations=False):
+
+            def step(unit: Any) -> float:
+                with self.quantized.frozen():
+                    cache = reconstruction.record(self.quantized, unit, data, _KEPT, weights=True)
+
+                def learn(steps: int) -> None:
+                    own = settings.model_copy(update={"iterations": steps})
+                    reconstruction.learn_unit(unit, cache, own, torch.Generator())
+
+                return self._step(learn)
+
+            return self._of_units(step)
+
+    def _scales(self, batch: int) -> float:
+        data, members = self._calibration(batch).samples(batch), [torch.arange(batch)]
+        settings = self.settings.methods.q_diffusion.model_copy(update={"batch_size": batch})  # type: ignore[attr-defined]
+        with self.quantized.frozen():
+
+            def step(unit: Any) -> float:
+                if not scale_learning.sites_of(unit):
+                    return 0.0
+                cache = reconstruction.record(self.quantized, unit, data, _KEPT, weights=False)
+
+                def learn(steps: int) -> None:
+                    own = settings.model_copy(update={"iterations": steps})
+                    scale_learning.learn_unit(self.quantized, unit, cache, members, own, torch.Generator())
+
+                return self._step(learn)
+
+            return self._of_units(step)
+
+    def _of_units(self, seconds: Callable[[Any], float]) -> float:
+        """Seconds of all units, from those of some of them."""
+        units = reconstruction.units(self.quantized)
+        some = [units[int((i + 0.5) * len(units) / _UNITS)] for i in range(_UNITS)] if len(units) > _UNITS else units
+        return sum(map(seconds, some)) * len(units) / len(some)
+
+    # The whole network
+
+    def _tla(self, batch: int) -> float:
+        return self._stage(quest.time_embedding_alignment, batch)
+
+    def _cma(self, batch: int) -> float:
+        return self._stage(quest.attention_alignment, batch)
+
+    def _full(self, batch: int) -> float:
+        return self._stage(quest.full_finetuning, batch)
+
+    def _stage(self, make: Callable[..., finetuning.Stage], batch: int) -> float:
+        network, data = self.quantized, self._calibration(3 * batch)
+        chosen = make(network, self.settings.methods.quest)  # type: ignore[attr-defined]
+        stage = replace(chosen, batch_size=batch, epochs=1, samples=3 * batch)  # an epoch is as many steps as batches
+        targets = stage.record(network, data)
+        return self._step(
+            lambda steps: finetuning.finetune(network, data, replace(stage, samples=batch * steps), targets, 0)
+        )
+
+    def _distil(self, batch: int) -> float:
+        data = self._calibration(batch, samples_of_schedule=3)
+        own = self.settings.methods.efficientdm  # type: ignore[attr-defined]
+        own = own.model_copy(update={"batch_size": batch, "trajectories": 1})
+        student = copy.deepcopy(self.quantized)
+        layers, sites = efficientdm.trained_layers(student), efficientdm.trained_sites(student)
+        generator = torch.Generator().manual_seed(0)
+        adapters = {name: efficientdm.attach_adapter(layer, own, generator) for name, layer in layers.items()}
+        groups = efficientdm.parameter_groups(layers, adapters, sites, own)
+
+        def learn(steps: int) -> None:
+            few = replace(data, sampler=_sampler(steps))
+            efficientdm.distil(student, self.quantized, few, copy.copy(groups), own, 0)
+
+        with self.quantized.quantizing(weights=False, activations=False):
+            return self._step(learn)
+
+    # Metrics
+
+    @property
+    def extractor(self) -> Extractor:
+        """The dataset's; random features where Inception's weights would be needed."""
+        if self._extractor is None:
+            file, channels = self.settings.extractor, self.settings.image_channels
+            if file.is_file() and file.suffix != ".pth":
+                self._extractor = load_extractor(file, self.device)
+            elif self.settings.pretrain is not None:
+                classifier = Classifier(channels, 10, self.settings.pretrain.classifier_width)
+                self._extractor = ClassifierExtractor(classifier, "untrained", "0" * 64, self.device)
+            else:
+                self._extractor = RandomFeatures(self.device)
+        return self._extractor
+
+    def _features(self, batch: int) -> float:
+        images = self._images(batch)
+        return self._repeated(lambda: self.extractor(images))
+
+    def _metrics(self, images: int) -> float:
+        known = min(images, reference.MANIFOLD_IMAGES)
+        real = reference.reduce([self._images(known)], known, self.extractor, "noise")
+        block = min(self.settings.evaluation.kid_block_size, images, known)
+        split = min(self.settings.evaluation.inception_split_size, images)
+        settings = EvaluationSettings(images=images, kid_block_size=block, inception_split_size=split)
+        statistics = evaluation.start(settings, images, self.extractor)
+        evaluation.take_in(statistics, 0, self._images(images), self.extractor)
+        return self._timed(lambda: evaluation.numbers(statistics, real, settings, self.device))
+
+    def _images(self, images: int) -> torch.Tensor:
+        size = 256 if isinstance(self._extractor, RandomFeatures) else self.settings.image_size
+        return torch.randint(256, (images, self.settings.image_channels, size, size), dtype=torch.uint8)
+
+    # Shared
+
+    def _calibration(self, samples: int, samples_of_schedule: int = 1) -> Calibration:
+        told = self.model.inputs(samples, self.device)
+        return Calibration(told.x.unsqueeze(0), [0], _sampler(samples_of_schedule), told.context)
+
+    def _repeated(self, call: Callable[[], Any]) -> float:
+        """Seconds of a call: the second one's, or of the best of some where they are short."""
+        if (first := self._timed(call)) > 5:
+            return first
+        best = self._timed(call)
+        for _ in range(4 if best < 0.2 else 0):
+            best = min(best, self._timed(call))
+        return best
+
+    def _step(self, learn: Callable[[int], Any]) -> float:
+        """Seconds of a step of ``learn(steps)``, without what it does once."""
+        learn(1)
+        once = self._timed(lambda: learn(1))
+        return max(self._timed(lambda: learn(3)) - once, 0.0) / 2
+
+    def _timed(self, call: Callable[[], Any]) -> float:
+        if self.device.type != "cpu":
+            return measuring.seconds(call, self.device)
+        begun = time.process_time()
+        call()
+        return time.process_time() - begun
+
+
+def _sampler(steps: int) -> Sampler:
+    scheduler = DDIMScheduler(beta_schedule="scaled_linear", clip_sample=False, steps_offset=1)
+    return Sampler(scheduler, SamplerSettings(steps=steps, timesteps=tuple(range(900, 900 - steps, -1))))

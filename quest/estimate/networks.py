@@ -1,0 +1,211 @@
+"""How large a dataset's networks are: operations of a call, parameters, units, and what a sample takes in caches.
+
+Where the model is not here it is built as its protocol says, without weights on the meta device: sizes and speed do
+not depend on them.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from quest import architectures
+from quest.architectures import Inputs
+from quest.architectures.order import outermost
+from quest.bench import testkit
+from quest.config.dataset import DatasetSettings
+from quest.config.values import ConfigError
+from quest.diffusion import denoiser as denoisers
+from quest.embedded.training.autoencoder import build as build_autoencoder
+from quest.embedded.training.denoiser import build_unet
+from quest.quantization.roles import is_layer
+from quest.sources import compvis
+
+INCEPTION_FLOPS = 2 * 5.7e9
+"""Of an image in the papers' feature extractor: Inception v3 at 299×299 has 5.7 G multiply-accumulates."""
+_TEXT_TOKENS = 77  # of Stable Diffusion's encoder
+_FLOAT = 4  # bytes
+
+
+@dataclass(frozen=True)
+class Model:
+    """network: the noise predictor. decoder: the first stage of a latent model. context: tokens and channels of what a
+    conditional network is told. Either network may be on the meta device."""
+
+    network: Any
+    decoder: Any = None
+    context: tuple[int, int] | None = None
+
+    def inputs(self, batch: int, device: torch.device | str) -> Inputs:
+        """Noise at timestep 500, under random conditions, of ``batch`` samples."""
+        shape = architectures.of(self.network).shape
+        context = None if self.context is None else torch.randn(batch, *self.context, device=device)
+        timesteps = torch.full((batch,), 500, device=device)
+        return Inputs(torch.randn(batch, *shape, device=device), timesteps, context)
+
+
+@dataclass(frozen=True)
+class Size:
+    """flops: of one sample in a call, decode_flops: of the first stage. parameters: of the network, all_parameters:
+    with the first stage; weights: of layers that are quantized, scales: their output channels.
+    units: that learned rounding takes one after another. cache_bytes: inputs and targets of the largest, of a sample;
+    output_bytes: of all layers of a role, of a sample. shape: (C, H, W) of what is denoised. context_bytes: of a
+    sample.
+    """
+
+    flops: float
+    decode_flops: float
+    parameters: int
+    all_parameters: int
+    weights: int
+    scales: int
+    units: int
+    cache_bytes: int
+    output_bytes: dict[str, int]
+    shape: tuple[int, int, int]
+    context_bytes: int
+
+
+def model(dataset: str, settings: DatasetSettings) -> Model:
+    """The dataset's model, with its weights where they are here. Raises ConfigError where nothing says how it is
+    built."""
+    if settings.model.is_file():
+        loaded = denoisers.load(settings.model)
+        context = None if loaded.conditioner is None else tuple(loaded.conditioner([None]).shape[1:])
+        return Model(loaded.network, loaded.first_stage and loaded.first_stage.network, context)
+    with torch.device("meta"):
+        if settings.pretrain is not None:
+            return _embedded(settings)
+        if settings.architecture is not None:
+            described = compvis.read_architecture(settings.architecture)
+            width = described.unet_config.context_dim
+            return Model(
+                compvis.build_unet(described),
+                compvis.build_autoencoder(described),
+                None if width is None else (1, width),
+            )
+        if dataset == "cifar10":
+            return Model(testkit.cifar10_unet())
+        if dataset == "stable-diffusion":
+            network: Any = testkit.stable_diffusion_unet()
+            context = _TEXT_TOKENS, network.config.cross_attention_dim
+            return Model(network, testkit.stable_diffusion_autoencoder(), context)
+    raise ConfigError(
+        f"{dataset}: {settings.model} is not here, and its protocol does not say how its network is built; import it "
+        f"first (`snakemake -- {settings.model}`)"
+    )
+
+
+def _embedded(settings: DatasetSettings) -> Model:
+    pretrain = settings.pretrain
+    assert pretrain is not None
+    context = None
+    if settings.condition is not None:
+        clip = pretrain.clip if settings.condition.prompts is not None else None
+        context = (1, pretrain.unet.channels[-1]) if clip is None else (clip.tokens, clip.width)
+    width = context and context[1]
+    if pretrain.autoencoder is None:
+        return Model(build_unet(pretrain.unet, settings.image_channels, settings.image_size, width), None, context)
+    stage = pretrain.autoencoder
+    size = settings.image_size // 2 ** (len(stage.channels) - 1)
+    network = build_unet(pretrain.unet, stage.latent_channels, size, width)
+    return Model(network, build_autoencoder(stage, settings.image_channels), context)
+
+
+@torch.no_grad()
+def size(model: Model) -> Size:
+    """The sizes of a model, from one call of a copy of it without weights."""
+    network = copy.deepcopy(model.network).to("meta").eval()
+    empty = Model(network, None, model.context)
+    architecture = architectures.of(network)
+    roles = architecture.roles()
+    layers = {name: network.get_submodule(name) for name in roles}
+    units = outermost(network, (*architecture.blocks, *{type(layer) for layer in layers.values()}))
+    units = {name: unit for name, unit in units.items() if any(map(is_layer, unit.modules()))}
+    of_unit, of_layer = _watched(units, inputs=True), _watched(layers, inputs=False)
+    with of_unit as caches, of_layer as outputs, sdpa_kernel(SDPBackend.MATH):
+        flops = _flops(lambda: architectures.predict(network, empty.inputs(1, "meta")))
+    by_role: dict[str, int] = {}
+    for name, role in roles.items():
+        by_role[role] = by_role.get(role, 0) + outputs.get(name, 0)
+    decode_flops, all_parameters = 0.0, _parameters(network)
+    if model.decoder is not None:
+        decoder = copy.deepcopy(model.decoder).to("meta").eval()
+        all_parameters += _parameters(decoder)
+        latents = torch.randn(1, *architecture.shape, device="meta")
+        # A VQ model's codebook is looked up, which is no product, and cannot be on the meta device.
+        named = {"force_not_quantize": True} if hasattr(decoder, "quantize") else {}
+        decode_flops = _flops(lambda: decoder.decode(latents, return_dict=False, **named))
+    return Size(
+        flops=flops,
+        decode_flops=decode_flops,
+        parameters=_parameters(network),
+        all_parameters=all_parameters,
+        weights=sum(layer.weight.numel() for layer in layers.values()),
+        scales=sum(layer.weight.shape[0] for layer in layers.values()),
+        units=len(units),
+        cache_bytes=max(caches.values()),
+        output_bytes=by_role,
+        shape=architecture.shape,
+        context_bytes=0 if model.context is None else model.context[0] * model.context[1] * _FLOAT,
+    )
+
+
+def materialized(model: Model, device: torch.device) -> Model:
+    """The same on ``device``; random weights where it has none, which keep the size of what passes through."""
+    decoder = None if model.decoder is None else _on(model.decoder, device)
+    return Model(_on(model.network, device), decoder, model.context)
+
+
+def _on(network: nn.Module, device: torch.device) -> nn.Module:
+    network = network.eval().requires_grad_(False)
+    if next(network.parameters()).device.type != "meta":
+        return network.to(device)
+    network = network.to_empty(device=device)
+    for name, parameter in network.named_parameters():
+        if parameter.ndim < 2:
+            parameter.fill_(float(name.endswith("weight")))
+        else:
+            parameter.normal_(std=(parameter.numel() / parameter.shape[0]) ** -0.5)
+    return network
+
+
+class _watched:
+    """Within, bytes of what modules give, and of what they are called with, by name; of one sample."""
+
+    def __init__(self, modules: dict[str, nn.Module], inputs: bool):
+        self._modules, self._inputs = modules, inputs
+        self._bytes: dict[str, int] = {}
+
+    def __enter__(self) -> dict[str, int]:
+        self._handles = [
+            module.register_forward_hook(self._noting(name), with_kwargs=True) for name, module in self._modules.items()
+        ]
+        return self._bytes
+
+    def __exit__(self, *_: object) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+    def _noting(self, name: str) -> Any:
+        def note(_module: nn.Module, args: Any, named: dict[str, Any], output: Any) -> None:
+            values = [output, *(args if self._inputs else ()), *(named.values() if self._inputs else ())]
+            self._bytes[name] = sum(value.nbytes for value in values if isinstance(value, Tensor))
+
+        return note
+
+
+def _flops(call: Any) -> float:
+    with FlopCounterMode(display=False) as counter:
+        call()
+    return float(counter.get_total_flops())
+
+
+def _parameters(network: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in network.parameters())

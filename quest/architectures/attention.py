@@ -130,7 +130,7 @@ class FluxProcessor(Processor):
             streams.insert(0, _projected(attn, _ADDED, encoder_hidden_states))
         q, k, v = (torch.cat(parts, 1) for parts in zip(*streams, strict=True))
         if image_rotary_emb is not None:
-            q, k = (cast(Tensor, apply_rotary_emb(each, image_rotary_emb, sequence_dim=1)) for each in (q, k))
+            q, k = (cast(Tensor, apply_rotary_emb(each, image_rotary_emb, sequence_dim=1)) for each in (q, k))  # type: ignore
         attended = self.attend(q, k, v)
         if encoder_hidden_states is None:
             return attended  # its block has one layer for this and its feed-forward part

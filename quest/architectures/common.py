@@ -82,7 +82,7 @@ class OfDiffusers(Architecture):
             if isinstance(module, Attention) and module.is_cross_attention:
                 inside = inside | _CROSS_ATTENTION
             roles |= {f"{name}.{part}": role for part, role in inside.items()}
-        return roles | self.own
+        return roles | self.own  # type: ignore
 
     def attentions(self) -> dict[str, nn.Module]:
         kinds = (Attention, FluxAttention)

@@ -118,7 +118,7 @@ class Outputs:
         return output
 
     def _plain(self, *told: Tensor) -> tuple[Tensor]:
-        return (architectures.predict(self.network, Inputs(*told)),)
+        return (architectures.predict(self.network, Inputs(*told)),)  # type: ignore  # x, timesteps, perhaps a context
 
     def _mode(self) -> Any:
         return getattr(self.network, "mode", None)

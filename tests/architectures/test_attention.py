@@ -76,9 +76,10 @@ def test_transformer_attention_equals_diffusers(cross: bool, masked: bool) -> No
 def test_joint_attention_equals_diffusers(kind: str, norm: str | None) -> None:
     """As Stable Diffusion 3 has it: with a context, which its last block drops, and as the second one of a block."""
     torch.manual_seed(0)
-    added = {} if kind == "alone" else {"added_kv_proj_dim": 16, "context_pre_only": kind == "last"}
+    added: dict[str, Any] = {} if kind == "alone" else {"added_kv_proj_dim": 16, "context_pre_only": kind == "last"}
+    processor: Any = JointAttnProcessor2_0()
     attention = Attention(
-        16, heads=2, dim_head=8, out_dim=16, bias=True, processor=JointAttnProcessor2_0(), qk_norm=norm, **added
+        16, heads=2, dim_head=8, out_dim=16, bias=True, processor=processor, qk_norm=norm, **added
     ).eval()
     context = {} if kind == "alone" else {"encoder_hidden_states": torch.randn(3, 5, 16)}
     found, expected = both(attention, hidden_states=torch.randn(3, 9, 16), **context)
@@ -90,7 +91,7 @@ def test_joint_attention_equals_diffusers(kind: str, norm: str | None) -> None:
 def test_rotated_attention_equals_diffusers(streams: int) -> None:
     """As Flux has it: two streams with layers of their own, or one whose output is a part of another layer's input."""
     torch.manual_seed(0)
-    added = {"added_kv_proj_dim": 16} if streams == 2 else {"pre_only": True}
+    added: dict[str, Any] = {"added_kv_proj_dim": 16} if streams == 2 else {"pre_only": True}
     attention = FluxAttention(16, heads=2, dim_head=8, out_dim=16, bias=True, **added).eval()
     context = {"encoder_hidden_states": torch.randn(3, 5, 16)} if streams == 2 else {}
     angles = torch.rand(9 + 5 * (streams - 1), 8)
@@ -102,7 +103,7 @@ def test_rotated_attention_equals_diffusers(streams: int) -> None:
 
 
 def test_sliced_attention_is_the_same_and_others_are_refused() -> None:
-    attention = Attention(16, heads=2, dim_head=8)
+    attention: Any = Attention(16, heads=2, dim_head=8)
     attention.set_processor(SlicedAttnProcessor(1))
     assert isinstance(quantize_products("attention", attention, Switches()).plain, AttnProcessor2_0)
     attention.set_processor(AttnAddedKVProcessor())

@@ -253,9 +253,7 @@ def test_classes_go_the_whole_way(family: str, make_settings: Callable[..., Data
     assert data.contexts.dtype == torch.long
     copied = replace(model, network=copy.deepcopy(model.network))
     network = QuantizedNetwork(copied.network, start.recipe_of(settings, copied, method, Bits(8, 8)), copied.example())
-    grouping = methods.starts_from(settings.method(method))
-    if grouping is not None:
-        reconstruction.reconstruct(network, data, settings.reconstruction, 0, reconstruction.Progress(), grouping)
+    reconstruction.reconstruct(network, data, settings.reconstruction, 0, reconstruction.Progress())
     outcome = methods.get(method).quantize(network, data, settings.method(method), 0)
     found, full = (
         sampling.draw(model, each, settings, 0, range(3), CPU, outcome.correction if each is network else None)

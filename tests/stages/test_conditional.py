@@ -142,7 +142,7 @@ def test_calibration_has_every_state_under_its_condition_and_under_none(case: Ca
     assert recorded.null is not None
     assert len(recorded) == 2 * 8
     samples = recorded.samples(4)
-    x, _, context = samples.inputs(torch.arange(4))
+    x, _, context, _ = samples.inputs(torch.arange(4))
     assert context is not None
     assert torch.equal(x[0], x[1])
     assert torch.equal(context[0], recorded.contexts[0])

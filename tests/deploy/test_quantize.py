@@ -238,3 +238,10 @@ def test_what_is_returned_says_what_it_is(pipeline: DDPMPipeline) -> None:
     assert model.bits == Bits(4, 8)
     account = model.account()
     assert (account["mean_weight_bits"], account["full_precision_layers"]) == (4, 0)
+
+
+def test_a_pruned_network_without_a_middle(make_unet: Callable[..., UNet2DModel]) -> None:
+    pipeline = DDPMPipeline(make_unet(mid_block_type=None), DDPMScheduler())
+    model = quest.quantize(pipeline, "w8a8", **QUICK)
+    assert not [name for name in model.network.layers() if name.startswith("mid_block")]
+    assert model.sample(2).shape == (2, 1, 8, 8)

@@ -77,7 +77,6 @@ CONDITIONAL: list[tuple[dict[str, Any], str]] = [
     ({"encoder_hid_dim_type": "text_proj", "encoder_hid_dim": 16}, "encoder_hid_dim_type is 'text_proj'"),
     ({"in_channels": 9}, "in_channels 9 and gives out_channels 4, more than is denoised"),
     ({"cross_attention_dim": 24}, "a context of cross_attention_dim 24, but the encoder gives 16"),
-    ({"mid_block_type": "MidX"}, "mid_block_type is 'MidX'; expected 'UNetMidBlock2DCrossAttn', or none"),
 ]
 
 

@@ -41,8 +41,9 @@ class Inputs(NamedTuple):
 
 
 class Places(NamedTuple):
-    """Single layers by name that papers treat apart. time_mlp: of the timestep's embedding, in the order of a call;
-    first_block: the first convolution or linear layer of the first block behind the network's first layer."""
+    """Layers that papers treat apart, by name, or by a pattern (fnmatch) where blocks have copies. time_mlp: of the
+    timestep's embedding, in the order of a call; first_block: the first convolution or linear layer of the first block
+    behind the network's first layer."""
 
     time_mlp: tuple[str, ...]
     first_block: str

@@ -98,8 +98,8 @@ def _blocks(architecture: type, config: Config) -> str | None:
     for key in ("down_block_types", "up_block_types"):
         if strange := [name for name in config[key] if name not in known]:
             return f"{key} has {strange[0]!r}; known are {', '.join(sorted(known))}"
-    if (found := config["mid_block_type"]) != _MIDDLE[architecture]:
-        return f"mid_block_type is {found!r}; expected {_MIDDLE[architecture]!r}"
+    if (found := config["mid_block_type"]) not in (_MIDDLE[architecture], None):
+        return f"mid_block_type is {found!r}; expected {_MIDDLE[architecture]!r}, or none as in pruned networks"
     levels = [len(config[key]) for key in ("block_out_channels", "down_block_types", "up_block_types")]
     if len(set(levels)) > 1:
         return f"block_out_channels, down_block_types and up_block_types are of {levels} levels; expected as many each"

@@ -242,3 +242,10 @@ def test_what_is_returned_says_what_it_is(pipeline: DDPMPipeline) -> None:
     sizes = {name: layer.weight.numel() for name, layer in network.layers().items()}
     edges = sizes["conv_in"] + sizes["conv_out"]  # of 8 bits by the common policy
     assert account["mean_weight_bits"] == pytest.approx(4 + 4 * edges / sum(sizes.values()))
+
+
+def test_a_pruned_network_without_a_middle(make_unet: Callable[..., UNet2DModel]) -> None:
+    pipeline = DDPMPipeline(make_unet(mid_block_type=None), DDPMScheduler())
+    model = quest.quantize(pipeline, "w8a8", **QUICK)
+    assert not [name for name in model.network.layers() if name.startswith("mid_block")]
+    assert model.sample(2).shape == (2, 1, 8, 8)

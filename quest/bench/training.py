@@ -121,7 +121,8 @@ def run(names: Sequence[str], iterations: int, batch: int, device: torch.device 
         parameters = sum(parameter.numel() for parameter in model.parameters())
         # Steps take as long whatever the scales, so the fast search will do.
         recipe = Recipe(Bits(4, 4), QuantizerSettings(weight_search="max"), sets=1, steps=_STEPS)
-        network = QuantizedNetwork(model, recipe, architectures.of(model).example())
+        example = architectures.of(model).example()[:2]  # a context it has by itself
+        network = QuantizedNetwork(model, recipe, example)
         calibration = _calibration(max(batch, QuestSettings().cma_batch_size * (iterations + 1)), device)
         finetuning.calibrate_activations(network, replace(calibration, x=calibration.x[:, : min(batch, _CALIBRATION)]))
         steps = [forward, *_passes(name, network, calibration, iterations, batch, device)]

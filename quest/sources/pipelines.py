@@ -17,7 +17,7 @@ from typing import Any
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.autoencoders.vq_model import VQModel
 
-from quest import architectures
+from quest.architectures.unet import UNet
 from quest.artifacts import ArtifactError
 from quest.diffusion.conditioners import TextEncoder
 from quest.diffusion.denoiser import Denoiser
@@ -27,6 +27,7 @@ from quest.sources.weights import Weights, find, in_one_line, read_json
 
 log = logging.getLogger(__name__)
 
+_UNETS = {each.__name__: each for each in UNet.networks}  # whose pipelines are read
 _FIRST_STAGES = {each.__name__: each for each in (VQModel, AutoencoderKL)}
 _LATENT = ("vae", "vqvae")
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
@@ -96,7 +97,7 @@ def open_folder(folder: Path, trusted: bool = False) -> Denoiser:
     _check_parts_of(folder, index)
     place = _place(folder, "scheduler") / "scheduler_config.json"
     schedule = schedules.training_schedule(read_json(place), place, _class_of(index, "scheduler"))
-    unet = _network(folder, "unet", index, architectures.networks(), trusted)
+    unet = _network(folder, "unet", index, _UNETS, trusted)
     latent = next((part for part in _LATENT if part in index), None)
     stage = None
     if latent is not None:
@@ -117,7 +118,7 @@ def of_pipeline(pipeline: Any) -> Denoiser:
     # Without the private list of values that nobody chose: they stand all the same, as they do in a folder.
     schedule = {key: value for key, value in parts["scheduler"].config.items() if not key.startswith("_")}
     schedule = schedules.training_schedule(schedule, where, type(parts["scheduler"]).__name__)
-    _check_known(where, "unet", _class_of(index, "unet"), architectures.networks())
+    _check_known(where, "unet", _class_of(index, "unet"), _UNETS)
     unet = parts["unet"]
     _check_unet(type(unet), unet.config, where)
     stage, latent = None, next((part for part in _LATENT if part in parts), None)

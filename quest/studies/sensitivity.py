@@ -31,6 +31,7 @@ FAMILIES = {
     ),
     "convolutions": (Role.CONVOLUTION, Role.SHORTCUT, Role.DOWNSAMPLE, Role.UPSAMPLE),
     "time embedding": (Role.TIME_MLP, Role.TIME_PROJECTION),
+    "other conditions": (Role.CONDITION,),
 }
 LOWERED = (6, 5, 4)
 

@@ -274,9 +274,12 @@ def test_correction_helps_a_quantized_network(
         lambda _m, _i, output: output * 1.1 + 0.05 if network.switches.activations else output
     )
     correction = ptqd.measure(network, calibration, 0, range(8)).correction(own)
-    torch.testing.assert_close(correction.slope, torch.full((4,), 0.1), atol=0.05, rtol=0)
     held_out = ptqd.measure(network, calibration, 0, range(8, 12))
-    assert bool((held_out.error(correction) < 0.6 * held_out.error()).all())
+    left = held_out.error(correction) / held_out.error()
+    # At the noisiest step, where one scale for all steps clips most, about half of the error is the grid's own.
+    assert left[0] < 0.8
+    assert bool((left[1:] < 0.3).all())
+    torch.testing.assert_close(correction.slope[1:], torch.full((3,), 0.1), atol=0.02, rtol=0)
 
 
 def test_what_the_paper_leaves_out(

@@ -32,7 +32,7 @@ def recipe_of(settings: QuantizationSettings, denoiser: Denoiser, method: str, b
 
 
 def policy_of(name: str, denoiser: Denoiser, bits: Bits) -> Policy:
-    """A policy by its name (`methods.Rounding`), for a run of these bits."""
+    """A policy by its name (`quest.config.method.Rounding`), for a run of these bits."""
     if name in NAMED:
         return NAMED[name]
     method = methods.get(name.removesuffix(f"-{PAPER}"))

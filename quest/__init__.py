@@ -5,6 +5,7 @@
     quest.save(model, "w4a4.safetensors")
     model = quest.load("w4a4.safetensors")
     quest.export(model, "w4a4")  # a folder for DiffusionPipeline.from_pretrained
+    quest.convert(pipeline, "w4a4", bits="w4a4", budget=30)  # all of it, with a card of what it cost
 
 Importing this costs nothing: what it offers is imported when it is used. It lets diffusers load exported folders.
 """
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from quest.deploy.kernels import use_kernels
     from quest.deploy.quantize import quantize
     from quest.deploy.quantized import QuantizedModel, load, save
+    from quest.own.conversion import convert
 
 __all__ = [
     "ArtifactError",
@@ -35,6 +37,7 @@ __all__ = [
     "QuantizerSettings",
     "ReconstructionSettings",
     "SamplerSettings",
+    "convert",
     "export",
     "load",
     "quantize",
@@ -51,6 +54,7 @@ if not TYPE_CHECKING:
         "QuantizerSettings": "quest.config.quantizer",
         "ReconstructionSettings": "quest.config.learning",
         "SamplerSettings": "quest.config.sampling",
+        "convert": "quest.own.conversion",
         "export": "quest.deploy.export",
         "load": "quest.deploy.quantized",
         "quantize": "quest.deploy.quantize",

@@ -25,6 +25,7 @@ from quest.config.values import NAME, ConfigError
 
 # Commands that are no stages, by the module of this package that has them.
 _OTHERS = {
+    "quantize": "quantize",
     "inspect": "inspect",
     "estimate": "estimate",
     "export": "deploy",

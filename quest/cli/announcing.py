@@ -30,6 +30,8 @@ PHASES = {
     "quest.metrics.own.images": "reading images",
     "quest.embedded.training.optimization": "training",
     "quest.studies": "the study",
+    "quest.own.trial": "drawing and timing the folder",
+    "quest.estimate.speed": "timing calls here",
     "quest.deploy.checkpoints": "the checkpoint",
     "quest.quantization.account": "the bit account",
     "quest.report.tracking.store": "MLflow's runs",

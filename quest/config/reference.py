@@ -13,6 +13,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from quest.config.dataset import DatasetSettings
+from quest.config.own import OwnSettings
 from quest.config.run import RunSettings
 from quest.config.values import Settings
 
@@ -37,6 +38,7 @@ def markdown() -> str:
     sections = [
         *_sections(RunSettings, "config/config.yaml", ""),
         *_sections(DatasetSettings, "config/datasets/&lt;dataset&gt;.yaml", ""),
+        _changes(OwnSettings, "quest quantize"),
     ]
     return "\n".join([_INTRODUCTION, *sections])
 
@@ -62,6 +64,19 @@ def _sections(cls: type[Settings], heading: str, prefix: str) -> Iterator[str]:
     yield "\n".join(lines)
     for key, section in nested:
         yield from _sections(section, f"`{prefix}{key}`", f"{prefix}{key}.")
+
+
+def _changes(cls: type[Settings], heading: str) -> str:
+    """The section of ``cls``; of the settings nested in it, which are described above, what is changed of them."""
+    lines = [f"## {heading}", "", (cls.__doc__ or "").strip(), ""]
+    lines += ["| key | value | default | meaning |", "|---|---|---|---|"]
+    for key, info in cls.model_fields.items():
+        if _section(info.annotation) is None:
+            lines.append(f"| `{key}` | {_kind(info)} | {_default(info)} | {info.description or ''} |")
+        else:
+            changed = json.dumps(info.default.model_dump(mode="json", exclude_unset=True))
+            lines.append(f"| `{key}` | section | as [`{key}`](#{_anchor(key)}), but for `{changed}` | |")
+    return "\n".join([*lines, ""])
 
 
 def _section(annotation: Any) -> type[Settings] | None:

@@ -27,8 +27,10 @@ def text(
     base_model: str | None,
     metrics: Mapping[str, Any] | None,
     size: int,
+    called: str | None = None,
 ) -> str:
-    """The card, Markdown with its header. account: the model's bit account; size: bytes of the packed weights."""
+    """The card, Markdown with its header. account: the model's bit account; size: bytes of the packed weights. called:
+    what the title calls the model, where ``base_model`` does not."""
     name = base_model or f"sha256:{model.checkpoint.inputs['model']}"
     header = {
         "library_name": "diffusers",
@@ -38,7 +40,7 @@ def text(
     }
     paragraphs = [
         f"---\n{yaml.safe_dump(header, sort_keys=False)}---",
-        f"# {description.bits.upper()} of {name}",
+        f"# {description.bits.upper()} of {called or name}",
         f"The denoiser of this pipeline has {account['mean_weight_bits']:.2f}-bit weights and "
         f"{account['mean_activation_bits']:.2f}-bit activations on average, and takes {size / 2**20:.2f} MiB instead "
         f"of {account['full_precision_mib']:.2f} MiB. The method is {description.method}.",
@@ -90,11 +92,12 @@ def _made(model: QuantizedModel) -> str:
 
 
 def _closeness(metrics: Mapping[str, Any] | None) -> str:
-    if metrics is None or metrics.get("psnr") is None:
+    if metrics is None or metrics.get("mse") is None:
         return "How close its images are to those of full precision was not measured for this card."
+    psnr = "they are equal" if metrics.get("psnr") is None else f"PSNR {metrics['psnr']:.2f} dB"
     words = (
-        f"Closeness to full precision, {metrics['images']:,} images from the same noise: PSNR {metrics['psnr']:.2f} "
-        f"dB, mean squared error {metrics['mse']:.2e} of values in [0, 1]."
+        f"Closeness to full precision, {metrics['images']:,} images from the same noise: {psnr}, mean squared error "
+        f"{metrics['mse']:.2e} of values in [0, 1]."
     )
     if metrics.get("fid") is not None:
         words += f" FID {metrics['fid']:.2f} by the features of {metrics['extractor']}."

@@ -51,19 +51,42 @@ def export(
     packed form.
     """
     output = Path(output)
-    _check_pipeline(model)
-    with torch.no_grad(), _whole(output, force) as folder:
-        parts = _Folder(folder)
-        description = _network(parts, model)
-        _others(parts, model)
-        account = model.account()
-        words = card.text(model, description, account, base_model, metrics, (folder / "unet" / WEIGHTS).stat().st_size)
-        write_bytes(folder / "README.md", words.encode())
-        parts.write_index()
+    check_pipeline(model)
+    with whole(output, force) as folder:
+        description = write_pipeline(folder, model)
+        write_bytes(folder / "README.md", described(folder, model, description, base_model, metrics).encode())
     return output
 
 
-def _check_pipeline(model: QuantizedModel) -> None:
+@torch.no_grad()
+def write_pipeline(folder: Path, model: QuantizedModel) -> Description:
+    """Write the parts of a pipeline into ``folder``, an empty one; returns the description of its packed network."""
+    parts = _Folder(folder)
+    description = _network(parts, model)
+    _others(parts, model)
+    parts.write_index()
+    return description
+
+
+def described(
+    folder: Path,
+    model: QuantizedModel,
+    description: Description,
+    base_model: str | None,
+    metrics: Mapping[str, Any] | None,
+    called: str | None = None,
+) -> str:
+    """The model card of a folder that `write_pipeline` wrote, Markdown; see `card.text`."""
+    size = weights_of(folder).stat().st_size
+    return card.text(model, description, model.account(), base_model, metrics, size, called)
+
+
+def weights_of(folder: Path) -> Path:
+    """The file of packed weights in a pipeline's folder."""
+    return folder / "unet" / WEIGHTS
+
+
+def check_pipeline(model: QuantizedModel) -> None:
     """Raises ValueError for a network that no pipeline written here calls with all that it is told."""
     kind, conditional = type(model.network.network).__name__, model.network.architecture.conditional
     if not kind.startswith("UNet2D") or (conditional and model.around.conditioner is None):
@@ -181,9 +204,9 @@ def _scaled(stage: FirstStage) -> Any:
 
 
 @contextmanager
-def _whole(output: Path, force: bool) -> Iterator[Path]:
+def whole(output: Path, force: bool) -> Iterator[Path]:
     """A temporary folder that becomes ``output`` when the block ends well; removed otherwise."""
-    _check_free(output, force)
+    check_free(output, force)
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         folder = Path(tempfile.mkdtemp(dir=output.parent, prefix=f".{output.name}.", suffix=".partial"))
@@ -192,7 +215,7 @@ def _whole(output: Path, force: bool) -> Iterator[Path]:
     try:
         yield folder
         folder.chmod(0o755)
-        _check_free(output, force)
+        check_free(output, force)
         if output.is_dir() and any(output.iterdir()):
             old = Path(tempfile.mkdtemp(dir=output.parent, prefix=f".{output.name}.", suffix=".old"))
             output.replace(old / output.name)
@@ -206,7 +229,8 @@ def _whole(output: Path, force: bool) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _check_free(output: Path, force: bool) -> None:
+def check_free(output: Path, force: bool) -> None:
+    """Raises ArtifactError where ``output`` holds something that may not be replaced."""
     if not output.exists():
         return
     if not output.is_dir():

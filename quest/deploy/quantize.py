@@ -160,13 +160,13 @@ def settings_of(
 
     default = QuantizationSettings()
     steps = checked().sampler.steps
-    calibration = {"steps": _divisor(steps, default.calibration.steps)} | dict(calibration)
+    calibration = {"steps": divisor(steps, default.calibration.steps)} | dict(calibration)
     recorded = checked(calibration=calibration).calibration.steps
-    own = {"sets": _divisor(recorded, default.method(method).sets)} | dict(own)
+    own = {"sets": divisor(recorded, default.method(method).sets)} | dict(own)
     return checked(calibration=calibration, methods={python_name(method): own})
 
 
-def _divisor(of: int, near: int) -> int:
+def divisor(of: int, near: int) -> int:
     """The divisor of ``of`` nearest to ``near``."""
     return min((each for each in range(1, of + 1) if of % each == 0), key=lambda each: abs(each - near))
 

@@ -12,6 +12,7 @@ from quest.config.methods import base_method
 from quest.config.values import Bits
 from quest.estimate import networks, work
 from quest.estimate import speed as speeds
+from quest.estimate.calls import Took
 from quest.estimate.networks import Size
 from quest.estimate.plan import Job
 from quest.estimate.speed import Network, Speed
@@ -48,11 +49,17 @@ class Estimator:
     reference: Network | None
 
     def cost(self, job: Job) -> Cost:
-        """The cost of a job."""
-        start = self.speed.start(job.rule)
-        network = self.networks.get(job.dataset or "")
+        """The cost of a job, which begins with the start of its process."""
         if job.rule == "bring":  # it only looks
             return Cost(0.0, 0.0, 0.0, 0.0, 0.0)
+        return self._cost(job, self.speed.start(job.rule))
+
+    def work(self, job: Job) -> Cost:
+        """The cost of what a job does, in a process that has begun."""
+        return self._cost(job, Took(0.0, 0.0))
+
+    def _cost(self, job: Job, start: Took) -> Cost:
+        network = self.networks.get(job.dataset or "")
         if network is None or job.settings is None:
             return Cost(start.seconds, start.seconds, start.bytes, 0.0, _disk(job, None, None))
         size, settings = network.size, job.settings
@@ -87,10 +94,15 @@ def prepare(jobs: Sequence[Job], speed: Speed) -> Estimator:
     for dataset in asked:
         settings = load_dataset(dataset)
         known[dataset] = Network(dataset, settings, networks.model(dataset, settings))
-    large = [name for name in asked if not speed.measured(known[name])]
-    reference = None
     for job in jobs:
         speed.start(job.rule)
+    return measured(asked, known, speed)
+
+
+def measured(asked: Mapping[str, Work], known: Mapping[str, Network], speed: Speed) -> Estimator:
+    """Time what is missing of the calls ``asked`` of each network."""
+    large = [name for name in asked if not speed.measured(known[name])]
+    reference = None
     for dataset in asked:
         if dataset not in large:
             speed.measure(known[dataset], asked[dataset])

@@ -22,6 +22,7 @@ from quest.bench import testkit
 from quest.config.dataset import DatasetSettings
 from quest.config.values import ConfigError
 from quest.diffusion import denoiser as denoisers
+from quest.diffusion.denoiser import Denoiser
 from quest.embedded.training.autoencoder import build as build_autoencoder
 from quest.embedded.training.denoiser import build_unet
 from quest.quantization.roles import is_layer
@@ -76,9 +77,7 @@ def model(dataset: str, settings: DatasetSettings) -> Model:
     """The dataset's model, with its weights where they are here. Raises ConfigError where nothing says how it is
     built."""
     if settings.model.is_file():
-        loaded = denoisers.load(settings.model)
-        context = None if loaded.conditioner is None else tuple(loaded.conditioner([None]).shape[1:])
-        return Model(loaded.network, loaded.first_stage and loaded.first_stage.network, context)
+        return of(denoisers.load(settings.model))
     with torch.device("meta"):
         if settings.pretrain is not None:
             return _embedded(settings)
@@ -100,6 +99,13 @@ def model(dataset: str, settings: DatasetSettings) -> Model:
         f"{dataset}: {settings.model} is not here, and its protocol does not say how its network is built; import it "
         f"first (`snakemake -- {settings.model}`)"
     )
+
+
+@torch.no_grad()
+def of(denoiser: Denoiser) -> Model:
+    """The networks of a model, which are shared, not copied."""
+    context = None if denoiser.conditioner is None else tuple(denoiser.conditioner([None]).shape[1:])
+    return Model(denoiser.network, denoiser.first_stage and denoiser.first_stage.network, context)  # type: ignore[arg-type]
 
 
 def _embedded(settings: DatasetSettings) -> Model:

@@ -62,14 +62,19 @@ def locate(source: str, architecture: Path | None = None) -> Path:
     )
 
 
-def open_source(path: Path, architecture: Path | None = None, trusted: bool = False) -> Denoiser:
+def open_source(
+    path: Path, architecture: Path | None = None, trusted: bool = False, scheduler: Path | None = None
+) -> Denoiser:
     """The model in ``path``, on the CPU; each network in the precision that its weights have there.
 
-    path: a diffusers folder (pixel-space DDPM, latent diffusion, Stable Diffusion) or a CompVis ``.ckpt``, whose
-    hyper-parameters are in the file ``architecture``. trusted: its checksum is as it should be (see `read_tensors`).
+    path: a diffusers folder (pixel-space DDPM, latent diffusion, Stable Diffusion), that of a U-Net alone, or a CompVis
+    ``.ckpt``, whose hyper-parameters are in the file ``architecture``. scheduler: of a U-Net alone, its
+    scheduler_config.json. trusted: its checksum is as it should be (see `read_tensors`).
     Raises ArtifactError when it cannot be read, its parts do not fit together, or it is of a kind unknown here.
     """
-    if path.is_dir():
+    if path.is_dir() and is_network(path):
+        model = open_network(path, scheduler, trusted)
+    elif path.is_dir():
         model = open_folder(path, trusted)
     elif architecture is None:
         raise ArtifactError(
@@ -105,6 +110,27 @@ def open_folder(folder: Path, trusted: bool = False) -> Denoiser:
         stage = _first_stage(_network(folder, latent, index, _FIRST_STAGES, trusted), config)
     encoder = _text_encoder(folder, trusted) if "text_encoder" in index else None
     return Denoiser(unet, schedule, stage, encoder)
+
+
+def is_network(folder: Path) -> bool:
+    """Whether a folder is that of a network alone, without the index of a pipeline."""
+    return (folder / "config.json").is_file() and not (folder / "model_index.json").is_file()
+
+
+def open_network(folder: Path, scheduler: Path | None = None, trusted: bool = False) -> Denoiser:
+    """A U-Net's own folder, with the schedule that it was trained on in ``scheduler``, or beside its weights.
+
+    Raises ArtifactError where no schedule is named: a network does not say how much noise each of its timesteps has.
+    """
+    place = scheduler or folder / "scheduler_config.json"
+    if not place.is_file():
+        raise ArtifactError(
+            f"{folder}: a U-Net alone does not say on which noise schedule it was trained, and {place} is not there; "
+            "name its scheduler_config.json with --scheduler, or give the folder of its whole pipeline"
+        )
+    schedule = schedules.training_schedule(read_json(place), place)
+    index = {"unet": [None, read_json(folder / "config.json").get("_class_name")]}
+    return Denoiser(_network(folder, "unet", index, _UNETS, trusted), schedule)
 
 
 def of_pipeline(pipeline: Any) -> Denoiser:

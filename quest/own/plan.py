@@ -1,0 +1,268 @@
+"""How much is learned: the defaults, cut down openly to the minutes and the memory that there are.
+
+What a run takes is `quest estimate`'s model of it: calls of the network counted from the settings, timed here. A budget
+of minutes cuts all counts that may be cut (`OwnSettings.least`) by one factor, and raises the rate of learned rounding
+as its iterations fall; one of memory cuts samples that are cached and batches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from quest import methods
+from quest.artifacts import plain
+from quest.config.dataset import DatasetSettings
+from quest.config.methods import python_name
+from quest.config.own import OwnSettings
+from quest.config.reading import merged, validate
+from quest.config.sampling import ConditionSettings, SamplerSettings
+from quest.config.values import FULL_PRECISION, ConfigError
+from quest.deploy.quantize import divisor
+from quest.diffusion.denoiser import Denoiser
+from quest.estimate import costs, networks, work
+from quest.estimate.costs import Cost, Estimator
+from quest.estimate.plan import Job
+from quest.estimate.speed import Network, Speed
+
+NAME = "own"
+_FASTEST = 0.1  # rate of learned rounding; at higher ones it was never tried
+_FACTOR = 0.9  # between one try of a cut and the next
+_TRIES = 120
+_BATCHES = ("batch_size", "tla_batch_size", "cma_batch_size")
+_CACHED = ("samples", "samples_per_step", "tla_samples", "cma_samples")
+
+
+class Wanted(NamedTuple):
+    """What a model is quantized to, and by what."""
+
+    method: str
+    bits: str
+    sampler: SamplerSettings
+    condition: ConditionSettings | None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """settings: of the stages. seconds: of each step, as estimated. memory: bytes that the largest of them needs.
+    cuts: what was made smaller, a sentence each. reckoned: whether the network was too large to be timed. known:
+    whether the method's calls could be counted."""
+
+    settings: DatasetSettings
+    seconds: dict[str, float]
+    memory: float
+    cuts: list[str]
+    reckoned: bool = False
+    known: bool = True
+
+    @property
+    def total(self) -> float:
+        return sum(self.seconds.values())
+
+
+def settings_for(own: OwnSettings, model: Denoiser, file: Path, wanted: Wanted) -> DatasetSettings:
+    """The settings of the stages that make ``wanted`` of the model in ``file``, nothing cut. Raises ConfigError."""
+    recorded = divisor(wanted.sampler.steps, own.calibration.steps)
+    key = python_name(wanted.method)
+    method = plain(getattr(own.methods, key))
+    method["sets"] = divisor(recorded, method["sets"])
+    channels, size = _images(model)
+    content = {
+        "title": "a model of one's own",
+        "model": file,
+        "extractor": "none",  # nothing is measured by features
+        "image_size": size,
+        "image_channels": channels,
+        "condition": None if wanted.condition is None else plain(wanted.condition),
+        "sampler": plain(wanted.sampler),
+        "calibration": plain(own.calibration) | {"steps": recorded},
+        "quantizer": plain(own.quantizer),
+        "reconstruction": plain(own.reconstruction),
+        "methods": {key: method},
+        "evaluation": {"images": own.images, "batch_size": min(own.batch_size, own.images)},
+    }
+    return with_shards(validate(DatasetSettings, content, "quest quantize"))
+
+
+def with_shards(settings: DatasetSettings) -> DatasetSettings:
+    """As many shards as batches, so that a batch that was drawn is kept."""
+    evaluation = settings.evaluation
+    return changed(settings, {"evaluation": {"shards": -(-evaluation.images // evaluation.batch_size)}})
+
+
+def changed(settings: DatasetSettings, changes: Mapping[str, Any]) -> DatasetSettings:
+    """The same settings with ``changes``, section by section."""
+    return validate(DatasetSettings, merged(settings.model_dump(mode="json", exclude_unset=True), changes), "the plan")
+
+
+class Estimate:
+    """What steps take here, of one model and method.
+
+    speed: of this machine; what it lacks is measured when this is made, on as many threads as the work will have.
+    """
+
+    def __init__(self, model: Denoiser, settings: DatasetSettings, wanted: Wanted, speed: Speed):
+        self._wanted, self._threads = wanted, torch.get_num_threads()
+        network = Network(NAME, settings, networks.of(model.copy("cpu")))
+        asked = work.Work()
+        for _, job in self._jobs(settings):
+            asked.update(self._counted(job))
+        self._estimator: Estimator = costs.measured({NAME: asked}, {NAME: network}, speed)
+        self.known = self._is_known(settings)
+
+    def plan(self, settings: DatasetSettings, full: DatasetSettings) -> Plan:
+        """What ``settings`` cost, and what they have less of than ``full``."""
+        found = {name: self._cost(job) for name, job in self._jobs(settings)}
+        on_gpu = self._estimator.speed.device.type == "cuda"
+        memory = max(each.gpu_memory if on_gpu else each.memory for each in found.values())
+        reckoned = any(each.reckoned for each in found.values())
+        seconds = {name: each.seconds for name, each in found.items()}
+        return Plan(settings, seconds, memory, list(differences(full, settings)), reckoned, self.known)
+
+    def _jobs(self, settings: DatasetSettings) -> Iterator[tuple[str, Job]]:
+        method, bits = self._wanted.method, self._wanted.bits
+        whole = changed(settings, {"evaluation": {"shards": 1}})
+        rules = {"calibrate": {}, "reconstruct": {}, "finetune": {"method": method, "bits": bits}}
+        if methods.starts_from(method, settings.method(method)) is None:
+            del rules["reconstruct"]
+        for rule, wildcards in rules.items():
+            yield rule, self._job(rule, wildcards, settings)
+        for name, which in (("full precision", FULL_PRECISION), ("trial", method)):
+            yield name, self._job("sample", {"method": which, "shard": "0"}, whole)
+
+    def _job(self, rule: str, wildcards: dict[str, str], settings: DatasetSettings) -> Job:
+        return Job(rule, (), {"dataset": NAME} | wildcards, settings, threads=self._threads)
+
+    def _counted(self, job: Job) -> work.Work:
+        try:
+            return work.of(job)
+        except ConfigError:  # a method whose calls nobody has counted yet
+            return work.Work()
+
+    def _is_known(self, settings: DatasetSettings) -> bool:
+        try:
+            return bool([work.of(job) for _, job in self._jobs(settings)])
+        except ConfigError:
+            return False
+
+    def _cost(self, job: Job) -> Cost:
+        try:
+            return self._estimator.work(job)
+        except ConfigError:
+            return Cost(0.0, 0.0, 0.0, 0.0, 0.0)
+
+
+def fitted(
+    estimate: Estimate, full: DatasetSettings, own: OwnSettings, seconds: float | None, memory: float | None
+) -> Plan:
+    """The largest plan that takes at most ``seconds`` and bytes of ``memory``, None for any.
+
+    Raises ConfigError, saying what the least would take, where even that does not fit.
+    """
+    plan = estimate.plan(full, full)
+    if memory is not None and plan.memory > memory:
+        plan = _least(
+            (estimate.plan(each, full) for each in _shrunk(full, own, memory_only=True)),
+            lambda found: found.memory <= memory,
+            lambda found: (
+                f"--memory: {memory / 2**30:.2g} GiB; the least that this model takes here is about "
+                f"{found.memory / 2**30:.2g} GiB"
+            ),
+        )
+    if seconds is not None and plan.total > seconds:
+        plan = _least(
+            (estimate.plan(each, full) for each in _shrunk(plan.settings, own, memory_only=False)),
+            lambda found: found.total <= seconds,
+            lambda found: (
+                f"--budget: {seconds / own.share / 60:.2g} minutes; the least that this method takes here is "
+                f"about {found.total / own.share / 60:.2g}. Give that, or fewer --steps, or --method nearest"
+            ),
+        )
+    return plan
+
+
+def _least(plans: Iterable[Plan], fits: Callable[[Plan], bool], refusal: Callable[[Plan], str]) -> Plan:
+    """The first plan that ``fits``."""
+    plan = None
+    for plan in plans:
+        if fits(plan):
+            return plan
+    assert plan is not None
+    raise ConfigError(refusal(plan))
+
+
+def _shrunk(settings: DatasetSettings, own: OwnSettings, *, memory_only: bool) -> Iterator[DatasetSettings]:
+    """The settings with less and less, until nothing can be cut further."""
+    before = settings
+    for number in range(1, _TRIES):
+        smaller = _cut(settings, own, _FACTOR**number, memory_only)
+        if smaller == before:
+            break
+        yield smaller
+        before = smaller
+    yield before
+
+
+def _cut(settings: DatasetSettings, own: OwnSettings, factor: float, memory_only: bool) -> DatasetSettings:
+    """Every count that may be cut times ``factor``."""
+    (key,) = settings.methods.model_fields_set
+    content = settings.model_dump(mode="json")
+    sections = {
+        "calibration": content["calibration"],
+        "reconstruction": content["reconstruction"],
+        key: content["methods"][key],
+    }
+    changes: dict[str, Any] = {}
+    for name, section in sections.items():
+        least = {each: own.least.get(each, 0) for each in section}
+        if memory_only:
+            least = {each: value for each, value in least.items() if each in _CACHED} | dict.fromkeys(
+                [each for each in _BATCHES if each in section], 1
+            )
+        changes[name] = {
+            each: max(min(floor, section[each]), round(section[each] * factor))
+            for each, floor in least.items()
+            if floor and isinstance(section[each], int)
+        }
+    fewer = changes["reconstruction"].get("iterations")
+    if fewer:
+        raised = settings.reconstruction.lr * settings.reconstruction.iterations / fewer
+        changes["reconstruction"]["lr"] = max(settings.reconstruction.lr, min(_FASTEST, raised))
+    found: dict[str, Any] = {name: changes[name] for name in ("calibration", "reconstruction")}
+    evaluation = settings.evaluation
+    drawn = {"batch_size": max(1, round(evaluation.batch_size * factor))}
+    if not memory_only:
+        fewest = min(own.least.get("images", evaluation.images), evaluation.images)
+        drawn = {"images": max(2, fewest, round(evaluation.images * factor))}
+    return with_shards(changed(settings, found | {"methods": {key: changes[key]}, "evaluation": drawn}))
+
+
+def differences(full: DatasetSettings, settings: DatasetSettings) -> Iterator[str]:
+    """What ``settings`` have otherwise than ``full``, by key."""
+    yield from _differences(full.model_dump(mode="json"), settings.model_dump(mode="json"), "")
+
+
+def _differences(full: Mapping[str, Any], other: Mapping[str, Any], prefix: str) -> Iterator[str]:
+    for key, value in full.items():
+        found = other[key]
+        if isinstance(value, dict) and isinstance(found, dict):
+            yield from _differences(value, found, f"{prefix}{key}.")
+        elif value != found and key != "shards":
+            yield f"{prefix}{key}: {_written(found)} instead of {_written(value)}"
+
+
+def _written(value: Any) -> str:
+    return f"{value:,}" if isinstance(value, int) else f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def _images(model: Denoiser) -> tuple[int, int]:
+    """Channels and side of the images that a model draws."""
+    channels, side, _ = model.shape
+    if model.first_stage is None:
+        return channels, side
+    config: Any = model.first_stage.network.config
+    return config.out_channels, side * 2 ** (len(config.block_out_channels) - 1)

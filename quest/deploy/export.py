@@ -75,10 +75,12 @@ def described(
     base_model: str | None,
     metrics: Mapping[str, Any] | None,
     called: str | None = None,
+    account: Mapping[str, Any] | None = None,
 ) -> str:
-    """The model card of a folder that `write_pipeline` wrote, Markdown; see `card.text`."""
+    """The model card of a folder that `write_pipeline` wrote, Markdown; see `card.text`. account: the model's, where it
+    is known."""
     size = weights_of(folder).stat().st_size
-    return card.text(model, description, model.account(), base_model, metrics, size, called)
+    return card.text(model, description, account or model.account(), base_model, metrics, size, called)
 
 
 def weights_of(folder: Path) -> Path:
@@ -88,12 +90,22 @@ def weights_of(folder: Path) -> Path:
 
 def check_pipeline(model: QuantizedModel) -> None:
     """Raises ValueError for a network that no pipeline written here calls with all that it is told."""
+    check_parts(model.around)
     kind, conditional = type(model.network.network).__name__, model.network.architecture.conditional
     if not kind.startswith("UNet2D") or (conditional and model.around.conditioner is None):
         raise ValueError(
             f"{model!r}: no pipeline is written here for a {kind} with its conditions; expected a U-Net that is told a "
             "timestep and at most one context"
         )
+
+
+def check_parts(around: Denoiser) -> None:
+    """Raises ValueError for a model whose parts make no pipeline that is written here."""
+    conditioner, stage = around.conditioner, around.first_stage
+    if isinstance(conditioner, TextEncoder) and (stage is None or not isinstance(stage.network, AutoencoderKL)):
+        raise ValueError("a model of prompts needs a KL first stage to be a StableDiffusionPipeline")
+    if conditioner is not None and stage is None:
+        raise ValueError("a model of classes in pixel space has no pipeline; expected one of latents")
 
 
 class _Folder:
@@ -170,13 +182,10 @@ def _others(folder: _Folder, model: QuantizedModel) -> None:
             embedding: Any = QuestClassEmbedding(conditioner.classes, table.embedding_dim)
             embedding.embedding.weight.copy_(table.weight)
             folder.add("class_embedding", embedding, _MODELS)
-    elif conditioner is not None:
-        raise ValueError(f"{model!r}: a model of classes in pixel space has no pipeline; expected one of latents")
 
 
 def _text(folder: _Folder, around: Denoiser, conditioner: TextEncoder) -> None:
-    if around.first_stage is None or not isinstance(around.first_stage.network, AutoencoderKL):
-        raise ValueError("a model of prompts needs a KL first stage to be a StableDiffusionPipeline")
+    assert around.first_stage is not None  # checked
     from transformers import PreTrainedTokenizerFast
 
     folder.pipeline = "StableDiffusionPipeline"

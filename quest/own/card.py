@@ -36,6 +36,7 @@ class Words(NamedTuple):
 
     model: QuantizedModel
     description: Description
+    account: Mapping[str, Any]
 
 
 class Section(NamedTuple):
@@ -56,7 +57,9 @@ def write(
     """
     picture = side_by_side(full.numpy(), images.numpy())
     sections = list(_sections(report))
-    readme = export.described(folder, words.model, words.description, base_model, report["closeness"], report["model"])
+    readme = export.described(
+        folder, words.model, words.description, base_model, report["closeness"], report["model"], words.account
+    )
     shown = f"![The same seeds in full precision, above, and from this folder, below]({SAMPLES})"
     write_bytes(folder / SAMPLES, picture)
     write_bytes(folder / REPORT, (json.dumps(report, indent=1) + "\n").encode())

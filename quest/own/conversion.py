@@ -109,10 +109,10 @@ def convert(
     source = open_model(model, _path(architecture), _path(scheduler))
     chosen = _sampler(source, own, steps=steps, kind=sampler, eta=eta, guidance_scale=guidance_scale)
     condition = _condition(source.model, texts, classes)
+    _check_delivery(source.model, method, chosen)
     with working(output) as work:
         file = _model_file(source, work)
         if texts is not None:
-            write_bytes(work.file("prompts.txt"), "".join(f"{text}\n" for text in texts).encode())
             condition = ConditionSettings(prompts=work.file("prompts.txt"))
         wanted = Wanted(method, bits, chosen, condition)
         limits = {"budget": budget, "memory": memory, "device": target.type}
@@ -120,7 +120,10 @@ def convert(
         asked |= {"sampler": plain(chosen), "condition": condition and plain(condition), **limits}
         asked["prompts"] = texts and hashlib.sha256("\n".join(texts).encode()).hexdigest()
         run = _Run(source, wanted, own, file, work, seed, target)
-        if work.begin(asked) and "plan" in work.state:
+        goes_on = work.begin(asked) and "plan" in work.state
+        if texts is not None:
+            write_bytes(work.file("prompts.txt"), "".join(f"{text}\n" for text in texts).encode())
+        if goes_on:
             log.info("going on with what is in %s", work.folder)
         else:
             run.choose(budget, memory, began)
@@ -290,12 +293,12 @@ class _Run:
         loaded = denoisers.load(self.file, "cpu")
         quantized = QuantizedModel(checkpoints.load(checkpoint, loaded), loaded)
         made_of = quantized.checkpoint.sha256
+        account = artifacts.read_manifest(checkpoint, "checkpoint").notes["account"]
         if self._words is None:  # or else it is a second try, in smaller batches
-            self._words = card.Words(quantized, export.write_pipeline(folder, quantized))
+            self._words = card.Words(quantized, export.write_pipeline(folder, quantized), account)
         packed, model = trial.loaded(folder, self.device), denoisers.load(self.file, self.device)
         images = trial.drawn(self.work, model, packed, settings, self.seed, made_of)
         full = torch.cat([artifacts.load_tensors(file, "samples").tensors["images"] for file in self._shards(settings)])
-        account = quantized.account()
         whole, network = _bytes(folder), export.weights_of(folder).stat().st_size
         size = {
             "network_mib": network / 2**20,
@@ -416,6 +419,17 @@ def _condition(model: Denoiser, texts: list[str] | None, classes: int | None) ->
             )
         return ConditionSettings(prompts=Path("prompts.txt"))
     return None
+
+
+def _check_delivery(model: Denoiser, method: str, sampler: SamplerSettings) -> None:
+    """Raises ValueError for what could be quantized, but not packed: better now than in hours."""
+    export.check_parts(model)
+    predicted = model.sampler(sampler).calls()[0].parametrization.kind
+    if method == "ptqd" and predicted != "epsilon":
+        raise ConfigError(
+            f"--method: ptqd corrects the predicted noise, which a folder can hold only of a network that predicts it, "
+            f"but this one predicts {predicted}; take another method"
+        )
 
 
 def _model_file(source: Source, work: Work) -> Path:

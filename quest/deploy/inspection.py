@@ -109,9 +109,16 @@ def inspect(model: Path, bits: str, method: str, roles: Mapping[str, str] | None
         mib=counted["weight_mib"],
         full_precision_mib=counted["full_precision_mib"],
         gbops=counted["gbops"],
-        layers=[*_layers(quantized), *_products(quantized)],
-        not_quantized=[*_rest(quantized), *_others(described)],
+        **parts(quantized, described),
     )
+
+
+def parts(network: QuantizedNetwork, described: Description) -> dict[str, Any]:
+    """What of a network is on which grids, ``layers``, and what of it and its pipeline stays, ``not_quantized``."""
+    return {
+        "layers": [*_layers(network), *_products(network)],
+        "not_quantized": [*_rest(network), *_others(described)],
+    }
 
 
 def describe(model: Path) -> Description:

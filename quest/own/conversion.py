@@ -8,7 +8,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stderr
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from io import StringIO
 from os import PathLike
 from pathlib import Path
@@ -156,9 +156,8 @@ class _Run:
                 f"--budget: how long {self.wanted.method} takes is not known, for its calls are not counted yet "
                 "(quest/estimate/work.py); leave the budget out, or take another method"
             )
-        seconds = None if budget is None else max(1.0, budget * 60 * self.own.share - spent)
         room = None if memory is None else max(0.0, memory * 2**30 - base)
-        found = plan.fitted(estimate, self.full, self.own, seconds, room)
+        found = plan.fitted(estimate, self.full, self.own, budget, room, spent)
         if budget is None and found.total > self.own.longest_hours * 3600:
             raise ConfigError(
                 f"this would take about {_time(found.total)} on {self.device}, longer than "
@@ -307,10 +306,14 @@ class _Run:
         }
         size |= {"weight_bits": account["mean_weight_bits"], "activation_bits": account["mean_activation_bits"]}
         self._images = full[: self.own.shown], images[: self.own.shown]
+        described = inspection.describe(self.file)
+        parts = inspection.parts(quantized.network, described)
         return {
+            "network": {"class": described.network, "parameters": account["parameters"]},
             "closeness": trial.closeness(images, full),
             "size": size,
             "speed": trial.speed(model, packed, min(4, settings.evaluation.batch_size)),
+            **{name: [asdict(each) for each in found] for name, found in parts.items()},
         }
 
     def _made(self, output: Path, base_model: str | None, budget: float | None, seconds: float) -> dict[str, Any]:
@@ -319,7 +322,6 @@ class _Run:
         (key,) = self.settings.methods.model_fields_set
         own = self.settings.model_dump(mode="json")
         chosen = {name: own[name] for name in ("sampler", "calibration", "quantizer", "reconstruction")}
-        found = inspection.inspect(self.file, self.wanted.bits, self.wanted.method, self.settings.quantizer.roles)
         took = self.work.state["took"]
         return {
             "folder": str(output),
@@ -329,9 +331,6 @@ class _Run:
             "seed": self.seed,
             "device": str(self.device),
             "settings": chosen | {"condition": own["condition"], f"methods.{key}": own["methods"][key]},
-            "network": {"class": found.network, "parameters": found.parameters},
-            "layers": found.plain()["layers"],
-            "not_quantized": found.plain()["not_quantized"],
             "budget_minutes": budget,
             "cuts": [*self.plan.cuts, *self.work.state["halved"]],
             "estimated_seconds": self.plan.seconds,

@@ -7,6 +7,7 @@ as its iterations fall; one of memory cuts samples that are cached and batches.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -157,15 +158,22 @@ class Estimate:
 
 
 def fitted(
-    estimate: Estimate, full: DatasetSettings, own: OwnSettings, seconds: float | None, memory: float | None
+    estimate: Estimate,
+    full: DatasetSettings,
+    own: OwnSettings,
+    minutes: float | None = None,
+    memory: float | None = None,
+    spent: float = 0.0,
 ) -> Plan:
-    """The largest plan that takes at most ``seconds`` and bytes of ``memory``, None for any.
+    """The largest plan that fits into ``minutes``, of which ``spent`` seconds are gone, and bytes of ``memory``, None
+    for any.
 
     Raises ConfigError, saying what the least would take, where even that does not fit.
     """
     plan = estimate.plan(full, full)
     if memory is not None and plan.memory > memory:
         plan = _least(
+            plan,
             (estimate.plan(each, full) for each in _shrunk(full, own, memory_only=True)),
             lambda found: found.memory <= memory,
             lambda found: (
@@ -173,25 +181,26 @@ def fitted(
                 f"{found.memory / 2**30:.2g} GiB"
             ),
         )
-    if seconds is not None and plan.total > seconds:
+    if minutes is not None and plan.total > (seconds := minutes * 60 * own.share - spent):
         plan = _least(
+            plan,
             (estimate.plan(each, full) for each in _shrunk(plan.settings, own, memory_only=False)),
             lambda found: found.total <= seconds,
             lambda found: (
-                f"--budget: {seconds / own.share / 60:.2g} minutes; the least that this method takes here is "
-                f"about {found.total / own.share / 60:.2g}. Give that, or fewer --steps, or --method nearest"
+                f"--budget: {minutes:g} minutes; the least that this method takes here is about "
+                f"{math.ceil((found.total + spent) / own.share / 6) / 10:g}. Give that, or fewer --steps, or "
+                "--method nearest"
             ),
         )
     return plan
 
 
-def _least(plans: Iterable[Plan], fits: Callable[[Plan], bool], refusal: Callable[[Plan], str]) -> Plan:
-    """The first plan that ``fits``."""
-    plan = None
+def _least(first: Plan, plans: Iterable[Plan], fits: Callable[[Plan], bool], refusal: Callable[[Plan], str]) -> Plan:
+    """The first of ``plans`` that ``fits``; ``first`` is known not to."""
+    plan = first
     for plan in plans:
         if fits(plan):
             return plan
-    assert plan is not None
     raise ConfigError(refusal(plan))
 
 
@@ -200,11 +209,9 @@ def _shrunk(settings: DatasetSettings, own: OwnSettings, *, memory_only: bool) -
     before = settings
     for number in range(1, _TRIES):
         smaller = _cut(settings, own, _FACTOR**number, memory_only)
-        if smaller == before:
-            break
-        yield smaller
+        if smaller != before:
+            yield smaller
         before = smaller
-    yield before
 
 
 def _cut(settings: DatasetSettings, own: OwnSettings, factor: float, memory_only: bool) -> DatasetSettings:

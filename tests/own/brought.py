@@ -67,7 +67,7 @@ def texts(folder: Path, prediction: str = "v_prediction") -> StableDiffusionPipe
         text_encoder=CLIPTextModel(encoder),
         tokenizer=CLIPTokenizer.from_pretrained(folder, model_max_length=6),
         unet=UNet2DConditionModel(
-            sample_size=4,
+            sample_size=8,
             block_out_channels=(8,),
             layers_per_block=1,
             cross_attention_dim=16,

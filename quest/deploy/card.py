@@ -44,7 +44,7 @@ def text(
         f"The denoiser of this pipeline has {account['mean_weight_bits']:.2f}-bit weights and "
         f"{account['mean_activation_bits']:.2f}-bit activations on average, and takes {size / 2**20:.2f} MiB instead "
         f"of {account['full_precision_mib']:.2f} MiB. The method is {description.method}.",
-        _loading(model),
+        f"```python\n{loading(model)}\n```",
         _steps(model),
         _made(model),
         _closeness(metrics),
@@ -54,15 +54,16 @@ def text(
     return "\n\n".join(paragraphs) + "\n"
 
 
-def _loading(model: QuantizedModel) -> str:
+def loading(model: QuantizedModel) -> str:
+    """The lines of Python that load a model's folder and draw with it as it was quantized for."""
     sampler, conditioner = model.sampler, model.around.conditioner
     kind = None if conditioner is None else conditioner.kind
     values = {"guidance": sampler.guidance_scale, "eta": sampler.eta, "steps": sampler.steps, "prompt": "…"}
     call = _CALLS[kind].format(**values)
     return (
-        "```python\nimport quest  # lets diffusers read it; pip install quest-diffusion\n"
+        "import quest  # lets diffusers read it; pip install quest-diffusion\n"
         "from diffusers import DiffusionPipeline\n\n"
-        f'pipeline = DiffusionPipeline.from_pretrained("this folder")\nimages = pipeline({call}).images\n```'
+        f'pipeline = DiffusionPipeline.from_pretrained("this folder")\nimages = pipeline({call}).images'
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -17,12 +18,13 @@ from torch import Tensor
 from quest.artifacts import write_bytes
 from quest.config.methods import title
 from quest.deploy import export
+from quest.deploy.card import loading
 from quest.deploy.packed.description import Description
 from quest.deploy.quantized import QuantizedModel
 from quest.report.show.images import reduced
 
 SAMPLES, PAGE, REPORT = "samples.png", "card.html", "report.json"
-_PIXELS, _GAP = 64, 4  # side of a shown image at least, and the white between two
+_PIXELS, _GAP = 96, 4  # side of a shown image at least, and the white between two
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2em auto; max-width: 60em; padding: 0 1em; color: #1a1a1a; }
 img { max-width: 100%; } pre { background: #f4f4f4; padding: 0.8em; overflow-x: auto; white-space: pre-wrap; }
@@ -64,7 +66,7 @@ def write(
     write_bytes(folder / SAMPLES, picture)
     write_bytes(folder / REPORT, (json.dumps(report, indent=1) + "\n").encode())
     write_bytes(folder / "README.md", "\n\n".join([readme.rstrip(), shown, *map(_markdown, sections), ""]).encode())
-    write_bytes(folder / PAGE, _page(report, picture, sections).encode())
+    write_bytes(folder / PAGE, _page(report, picture, loading(words.model), sections).encode())
 
 
 def side_by_side(full: np.ndarray, images: np.ndarray) -> bytes:
@@ -189,28 +191,28 @@ def _markdown(section: Section) -> str:
     return "\n\n".join(parts)
 
 
-def _page(report: Mapping[str, Any], picture: bytes, sections: Sequence[Section]) -> str:
+def _page(report: Mapping[str, Any], picture: bytes, load: str, sections: Sequence[Section]) -> str:
     name = f"{title(report['method'])} {report['bits'].upper()} of {report['model']}"
     code = base64.b64encode(picture).decode()
-    load = (
-        "import quest\nfrom diffusers import DiffusionPipeline\n\n"
-        f'pipeline = DiffusionPipeline.from_pretrained("{report["folder"]}")'
-    )
     return "\n".join(
         [
             f'<!doctype html>\n<html lang="en">\n<meta charset="utf-8">\n<title>{escape(name)}</title>',
             f"<style>{_STYLE}</style>\n<h1>{escape(name)}</h1>\n<p>{escape(_psnr(report['closeness']))}.</p>",
             f'<figure><img alt="samples" src="data:image/png;base64,{code}">',
             "<figcaption>A column is a seed: full precision above, this folder below.</figcaption></figure>",
-            _html(Section("How to load it", ["README.md has the call for this kind of model."], (), load)),
+            _html(Section("How to load it", (), (), load)),
             *map(_html, sections),
             "</html>\n",
         ]
     )
 
 
+def _code(sentence: str) -> str:
+    return re.sub(r"`(.+?)`", r"<code>\1</code>", escape(sentence))
+
+
 def _html(section: Section) -> str:
-    parts = [f"<h2>{escape(section.title)}</h2>", *(f"<p>{escape(each)}</p>" for each in section.sentences)]
+    parts = [f"<h2>{escape(section.title)}</h2>", *(f"<p>{_code(each)}</p>" for each in section.sentences)]
     if section.rows:
         header, *rows = section.rows
         head = "".join(f"<th>{escape(cell)}</th>" for cell in header)

@@ -22,19 +22,16 @@ from quest.config.dataset import DatasetSettings
 from quest.config.methods import METHODS, python_name
 from quest.config.own import OwnSettings, own_settings
 from quest.config.reading import unknown, validate
-from quest.config.sampling import ConditionSettings, SamplerSettings
+from quest.config.sampling import ConditionSettings
 from quest.config.values import Bits, ConfigError
 from quest.deploy import checkpoints, export, inspection
-from quest.deploy.quantize import divisor, width_of
+from quest.deploy.quantize import width_of
 from quest.deploy.quantized import QuantizedModel
 from quest.device import resolve
 from quest.diffusion import denoiser as denoisers
-from quest.diffusion.conditioners import ClassEmbedder, TextEncoder
-from quest.diffusion.conditions import read_prompts
-from quest.diffusion.denoiser import Denoiser
 from quest.estimate import resident
 from quest.estimate.speed import Speed
-from quest.own import card, plan, trial
+from quest.own import card, plan, trial, wishes
 from quest.own.plan import Plan, Wanted
 from quest.own.source import Source, open_model
 from quest.own.work import MODEL, SPEED, Work, working
@@ -103,13 +100,13 @@ def convert(
     for name, given in {"--budget": budget, "--memory": memory}.items():
         if given is not None and not given > 0:
             raise ConfigError(f"{name}: found {given:g}; expected more than 0")
-    texts = None if prompts is None else _texts(prompts)
+    texts = None if prompts is None else wishes.texts(prompts)
     export.check_free(output, force)
     target = resolve(str(device))
     source = open_model(model, _path(architecture), _path(scheduler))
-    chosen = _sampler(source, own, steps=steps, kind=sampler, eta=eta, guidance_scale=guidance_scale)
-    condition = _condition(source.model, texts, classes)
-    _check_delivery(source.model, method, chosen)
+    chosen = wishes.sampler(source, own, steps=steps, kind=sampler, eta=eta, guidance_scale=guidance_scale)
+    condition = wishes.condition(source.model, texts, classes)
+    wishes.check_delivery(source.model, method, chosen)
     with working(output) as work:
         file = _model_file(source, work)
         if texts is not None:
@@ -362,73 +359,6 @@ def halved(settings: DatasetSettings, step: str, method: str) -> tuple[DatasetSe
     for part in reversed(where):
         changes = {part: changes}
     return plan.with_shards(plan.changed(settings, changes)), words
-
-
-def _texts(prompts: Sequence[str] | str | PathLike[str]) -> list[str]:
-    if not isinstance(prompts, str | PathLike):
-        found = [" ".join(text.split()) for text in prompts]
-        if not found or not all(found):
-            raise ConfigError(f"prompts: found {prompts!r:.60}; expected texts, none of them empty")
-        return found
-    try:
-        return read_prompts(Path(prompts))
-    except ValueError as error:
-        raise ConfigError(f"{str(error).replace('condition.prompts', '--prompts')}, saved as UTF-8") from error
-
-
-def _sampler(source: Source, own: OwnSettings, *, steps: int | None, kind: str | None, **given: Any) -> SamplerSettings:
-    """How images are drawn: as told, or as the pipeline and the defaults have it. Raises ConfigError."""
-    model = source.model
-    kind = kind or ("ddim" if given["eta"] else source.sampler)
-    trained = int(model.scheduler.config.num_train_timesteps)
-    condition = model.condition or ""
-    chosen = {
-        "kind": kind,
-        "steps": divisor(trained, own.steps) if steps is None else steps,
-        "eta": (0.0 if kind == "plms" else own.eta) if given["eta"] is None else given["eta"],
-        "guidance_scale": own.guidance.get(condition, 1.0)  # type: ignore[call-overload]
-        if given["guidance_scale"] is None
-        else given["guidance_scale"],
-    }
-    settings = validate(SamplerSettings, chosen, "sampler")
-    if settings.guidance_scale != 1 and model.conditioner is None:
-        raise ConfigError(
-            f"--guidance: found {settings.guidance_scale:g}, but the model takes no condition; leave it out"
-        )
-    model.sampler(settings)  # whose grid of timesteps may not fit
-    return settings
-
-
-def _condition(model: Denoiser, texts: list[str] | None, classes: int | None) -> ConditionSettings | None:
-    """What the model is calibrated on. Raises ConfigError for what it does not take, or lacks."""
-    takes = {"class": "--classes", "text": "--prompts"}.get(model.condition or "")
-    for name, value in {"--classes": classes, "--prompts": texts}.items():
-        if value is not None and name != takes:
-            raise ConfigError(f"{name}: given, but the model takes {takes or 'no condition'}; leave it out")
-    if isinstance(model.conditioner, ClassEmbedder):
-        known = model.conditioner.classes
-        if classes is not None and not 1 <= classes <= known:
-            raise ConfigError(f"--classes: found {classes}; the model has {known}")
-        return ConditionSettings(classes=classes or known)
-    if isinstance(model.conditioner, TextEncoder):
-        if texts is None:
-            raise ConfigError(
-                "--prompts: missing; the model draws what a text says, and is calibrated on texts like those it will "
-                "be given: a file in UTF-8 with one a line, a few dozen or more"
-            )
-        return ConditionSettings(prompts=Path("prompts.txt"))
-    return None
-
-
-def _check_delivery(model: Denoiser, method: str, sampler: SamplerSettings) -> None:
-    """Raises ValueError for what could be quantized, but not packed: better now than in hours."""
-    export.check_parts(model)
-    predicted = model.sampler(sampler).calls()[0].parametrization.kind
-    if method == "ptqd" and predicted != "epsilon":
-        raise ConfigError(
-            f"--method: ptqd corrects the predicted noise, which a folder can hold only of a network that predicts it, "
-            f"but this one predicts {predicted}; take another method"
-        )
 
 
 def _model_file(source: Source, work: Work) -> Path:

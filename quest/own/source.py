@@ -56,7 +56,7 @@ class Source:
     @property
     def sampler(self) -> str:
         """The sampler of its own pipeline, of those that are here."""
-        limits = self.model.scheduler.config
+        limits: Any = self.model.scheduler.config
         return (
             "plms" if self.scheduler == "PNDMScheduler" and not (limits.clip_sample or limits.thresholding) else "ddim"
         )

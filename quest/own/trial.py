@@ -90,7 +90,7 @@ def speed(model: Denoiser, packed: nn.Module, batch: int) -> dict[str, Any]:
     rows = {"float32": _milliseconds(lambda: architectures.predict(model.network, inputs), device)}
     if device.type == "cuda":
         half = model.copy(device, torch.float16).network
-        told = Inputs(*(each.half() if each is not None and each.is_floating_point() else each for each in inputs[:3]))
+        told = inputs._replace(x=inputs.x.half(), context=None if inputs.context is None else inputs.context.half())
         rows["float16"] = _milliseconds(lambda: architectures.predict(half, told), device)
     rows["packed, in floats"] = _milliseconds(lambda: architectures.predict(packed, inputs), device)
     given = kernels.use_kernels(packed)
@@ -108,7 +108,8 @@ def speed(model: Denoiser, packed: nn.Module, batch: int) -> dict[str, Any]:
 def _inputs(model: Denoiser, batch: int) -> Inputs:
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(batch, *model.shape, generator=generator).to(model.device)
-    middle = int(model.scheduler.config.num_train_timesteps) // 2
+    schedule: Any = model.scheduler.config
+    middle = schedule.num_train_timesteps // 2
     context = None if model.conditioner is None else model.conditioner([None]).expand(batch, -1, -1)
     return Inputs(x, torch.full((batch,), middle, device=model.device), context)
 

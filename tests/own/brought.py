@@ -45,7 +45,7 @@ def pixels() -> DDPMPipeline:
     return DDPMPipeline(unet(), DDPMScheduler(beta_schedule="linear"))
 
 
-def texts(folder: Path, prediction: str = "v_prediction") -> StableDiffusionPipeline:
+def texts(folder: Path, prediction: Any = "v_prediction") -> StableDiffusionPipeline:
     """Stable Diffusion as 2.x is, in small: latents of a KL first stage, a text encoder, v-prediction.
 
     folder: for the files that its tokenizer is read from.

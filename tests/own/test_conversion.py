@@ -135,25 +135,25 @@ def test_every_kind_that_is_taken(
 @pytest.mark.parametrize("method", sorted(set(METHODS) - {"quest"} - {method for _, method, _ in KINDS}))
 def test_every_other_method(here: Path, method: str) -> None:
     """Also of a method that is added, whose calls nobody has counted yet."""
-    made = quest.convert(brought.pixels(), "ours", bits="w4a8", **(QUICK | {"method": method}))
+    made = quest.convert(brought.pixels(), "ours", bits="w4a8", **{**QUICK, "method": method})
     assert made.report["method"] == method
     assert draws(here / "ours", batch_size=1).shape == (1, 8, 8, 1)
 
 
 def test_a_budget_is_kept_openly(here: Path, seconds: Callable[[float], None]) -> None:
     seconds(0.5)
-    few = {**brought.FEW, "reconstruction": {"iterations": 400, "samples": 4, "batch_size": 2}, "share": 1.0}
+    few = {**brought.FEW, "reconstruction": {"iterations": 120, "samples": 4, "batch_size": 2}, "share": 1.0}
     given = QUICK | {"method": "quest", "settings": few}
     with pytest.raises(ConfigError, match=r"--budget: 0.05 minutes; the least that this method takes here is about"):
         quest.convert(brought.pixels(), "ours", budget=0.05, **given)
-    made = quest.convert(brought.pixels(), "ours", budget=3, **given)
+    made = quest.convert(brought.pixels(), "ours", budget=1, **given)
     (cut,) = [each for each in made.report["cuts"] if each.startswith("reconstruction.iterations")]
-    iterations = int(re.fullmatch(r"reconstruction.iterations: (\d+) instead of 400", cut)[1])  # type: ignore[index]
-    assert 50 <= iterations < 400
+    iterations = int(re.fullmatch(r"reconstruction.iterations: (\d+) instead of 120", cut)[1])  # type: ignore[index]
+    assert 50 <= iterations < 120
     settings = made.report["settings"]["reconstruction"]
     assert settings["iterations"] == iterations
-    assert settings["lr"] == pytest.approx(min(0.1, 0.02 * 400 / iterations)), "fewer steps are larger"
-    assert sum(made.report["estimated_seconds"].values()) <= 3 * 60
+    assert settings["lr"] == pytest.approx(min(0.1, 0.02 * 120 / iterations)), "fewer steps are larger"
+    assert sum(made.report["estimated_seconds"].values()) <= 60
     assert cut in Path("ours/README.md").read_text()
 
 

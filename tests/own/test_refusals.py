@@ -143,7 +143,7 @@ def test_prompts(here: Path) -> None:
 
 def test_what_could_not_be_packed(here: Path) -> None:
     with pytest.raises(ValueError, match=r"--method: ptqd corrects the predicted noise, .* predicts v_prediction"):
-        quest.convert(brought.texts(here / "words"), "ours", prompts=["a"], **(QUICK | {"method": "ptqd"}))
+        quest.convert(brought.texts(here / "words"), "ours", prompts=["a"], **{**QUICK, "method": "ptqd"})
 
 
 def test_a_misspelled_method_by_command(here: Path) -> None:

@@ -37,6 +37,11 @@ for method, settings in {"nearest": {}, "quest": few}.items():
     )
     quest.save(model, f"{method}.safetensors")
     torch.save(model.sample(3, seed=1), f"{method}.pt")
+
+from quest.estimate.calls import Calls, Took
+Calls.take = lambda *_: Took(0.001, 1e6)
+settings = {"calibration": {"samples_per_step": 4}, "images": 2, "batch_size": 2}
+quest.convert(pipeline, "folder", bits="w8a8", method="nearest", steps=2, settings=settings, device="cpu")
 """
 AGAIN = """
 import torch, quest
@@ -108,6 +113,7 @@ def run(*command: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
 def test_the_face(environment: Path, tmp_path: Path) -> None:
     made = run(environment / "python", "-c", SMALL, cwd=tmp_path)
     assert made.returncode == 0, made.stderr
+    assert (tmp_path / "folder/card.html").is_file()
     again = run(environment / "python", "-c", AGAIN, cwd=tmp_path)
     assert again.returncode == 0, again.stderr
     *lines, place = again.stdout.splitlines()

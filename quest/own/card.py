@@ -130,7 +130,8 @@ def _numbers(report: Mapping[str, Any]) -> Section:
     ]
     note = (
         "PSNR compares image by image, from the same seeds, so it counts every difference, also those that no one "
-        "would call worse. It does not say how good the images are; `quest measure` does, against images of your own."
+        "would call worse; of few images it is a rough number. It does not say how good the images are; `quest "
+        "measure` does, against images of your own."
     )
     return Section("What it costs", [note], rows)
 

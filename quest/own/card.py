@@ -167,7 +167,11 @@ def _made(report: Mapping[str, Any]) -> Iterator[Section]:
         f"Budget: {'none' if budget is None else f'{budget:g} minutes'}; estimated {estimated:,.0f} s.",
     ]
     if report["scheduler"] is not None:
-        sentences.append(f"The scheduler of its own pipeline was {report['scheduler']}.")
+        sampler = report["settings"]["sampler"]["kind"].upper()
+        sentences.append(
+            f"The scheduler of its own pipeline was {report['scheduler']}; it was calibrated along the states of "
+            f"{sampler}, which is the folder's."
+        )
     rows = [["step", "estimated s", "took s"]]
     for step, seconds in took.items():
         known = report["estimated_seconds"].get(step)

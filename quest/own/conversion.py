@@ -6,8 +6,8 @@ import hashlib
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import redirect_stderr
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import asdict, dataclass
 from io import StringIO
 from os import PathLike
@@ -141,12 +141,10 @@ class _Run:
     def choose(self, budget: float | None, memory: float | None, began: float) -> None:
         """Estimate what the whole takes here, and cut it to what there is; the plan is kept."""
         log.info("measuring what a call of this model takes here")
-        logging.getLogger("quest.learning").setLevel(logging.WARNING)
         base = resident.now() if self.device.type == "cpu" else 0.0
-        with redirect_stderr(StringIO()):  # bars of the steps that are timed
+        with _without_bars():
             speed = Speed(self.work.file(SPEED), self.device)
             estimate = plan.Estimate(self.source.model, self.full, self.wanted, speed)
-        logging.getLogger("quest.learning").setLevel(logging.NOTSET)
         spent = time.monotonic() - began
         if budget is not None and not estimate.known:
             raise ConfigError(
@@ -336,6 +334,19 @@ class _Run:
             "model_sha256": _sha256(self.file),
             "versions": manifest.versions,
         }
+
+
+@contextmanager
+def _without_bars() -> Iterator[None]:
+    """Within, the steps that are timed show no bars and say nothing of what they learn."""
+    learning = logging.getLogger("quest.learning")
+    level = learning.level
+    learning.setLevel(logging.WARNING)
+    try:
+        with redirect_stderr(StringIO()):
+            yield
+    finally:
+        learning.setLevel(level)
 
 
 def halved(settings: DatasetSettings, step: str, method: str) -> tuple[DatasetSettings | None, str]:

@@ -25,7 +25,6 @@ from quest.metrics import evaluation, measure, reference
 from quest.metrics.extractor import Extractor, Features
 from quest.metrics.reference import MANIFOLD_IMAGES
 from quest.metrics.statistics import Accumulator
-from quest.report import text
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +52,8 @@ class RandomFeatures(Extractor):
 
 def run(images: int, shard: int, device: torch.device | str) -> str:
     """A text table: seconds and peak memory after each part of measuring ``images``, in shards of ``shard``."""
+    from quest.report import text  # needs a package of the workflow, which `quest quantize` goes without
+
     begin = time.perf_counter()
     rows = [("after", "s", "peak RSS MiB")]
 

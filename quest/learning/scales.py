@@ -20,6 +20,7 @@ from tqdm import tqdm
 from quest.config.learning import ScaleLearningSettings
 from quest.graphs import Replayed
 from quest.learning import optimizers, reconstruction
+from quest.learning.cache import Cache
 from quest.learning.calibration import Calibration
 from quest.learning.finetuning import (
     calibrate_activations,
@@ -30,7 +31,7 @@ from quest.learning.finetuning import (
     training_sets,
 )
 from quest.learning.progress import NOT_KEPT, Progress
-from quest.learning.reconstruction import Cache, Unit
+from quest.learning.reconstruction import Unit
 from quest.quantization.network import QuantizedNetwork
 from quest.quantization.quantizers import ActivationQuantizer
 

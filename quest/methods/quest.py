@@ -50,7 +50,10 @@ def quantize(
     calibrate_activations(network, calibration)
     stages = [STAGES[name](network, settings) for name in settings.stages]
     # The teacher is the network before anything is trained, so all its outputs are taken first.
-    targets = [stage.record(network, calibration) for stage in stages]
+    targets, left = [], settings.cache_mib * 2**20
+    for stage in stages:
+        targets.append(stage.record(network, calibration, left))
+        left -= targets[-1].device_bytes
     if settings.folded:
         for layer in {id(layer): layer for stage in stages for layer in stage.layers.values()}.values():
             layer.fold()

@@ -66,6 +66,19 @@ def test_memory_grows_with_what_is_cached(estimator: Estimator, settings: Datase
     assert memory(32) - memory(16) == 16 * estimator.networks["tiny"].size.cache_bytes
 
 
+def test_a_cache_beyond_its_budget_is_in_host_memory(settings: DatasetSettings, tiny: Model) -> None:
+    own = settings.methods.quest.model_copy(update={"cache_mib": 1})  # type: ignore[attr-defined]
+    methods = settings.methods.model_copy(update={"quest": own})
+    content = settings.model_copy(update={"methods": methods})
+    size = networks.size(tiny)._replace(output_bytes={"time_projection": 2**20, "attention_q": 1})
+    job = Job("finetune", ("file",), {"dataset": "tiny", "method": "quest", "bits": "w4a4", "seed": "0"}, content)
+    caches, budget = costs._caches(job, content, size, 4)
+    assert budget == 2**20 < caches[0]
+    assert caches[1] < budget
+    without = replace(job, rule="calibrate")
+    assert costs._held(job, content, size) == (costs._held(without, content, size)[0] + caches[1], caches[0])
+
+
 def test_the_table_has_a_row_a_stage_and_the_whole(settings: DatasetSettings) -> None:
     found = [
         Cost(3600.0, 3600.0, 2**30, 0.0, 2**29),

@@ -103,7 +103,7 @@ class Stage:
 
     layers: whose weights and biases are trained and whose outputs the local loss matches. sites: activation
     quantizers whose scales are trained. samples: of each recorded step; epochs: passes over all of them. Groups of
-    steps are interleaved, so that none is favoured by coming last.
+    steps are interleaved, so that none is favoured by coming last. batch_setting: what the user calls ``batch_size``.
     """
 
     name: str
@@ -116,6 +116,7 @@ class Stage:
     scale_lr: float
     local_loss: bool = True
     global_loss: bool = True
+    batch_setting: str = "batch_size"
 
     def __post_init__(self) -> None:
         if not (self.local_loss or self.global_loss):
@@ -200,7 +201,7 @@ def finetune(
             keep_positive(scales[index])
             return tuple(term.detach().double() for term in terms.values())
 
-        replayed = Replayed(step, recordable=targets.on_device)
+        replayed = Replayed(step, targets.on_device, stage.batch_setting)
         try:
             left = range(len(history), stage.epochs)
             bar = tqdm(left, stage.name, stage.epochs, initial=len(history), unit="epoch", mininterval=5)

@@ -123,7 +123,8 @@ def learn_unit(
             keep_positive(scales)
             return ()
 
-        replayed = Replayed(step, recordable=cache.on_device)
+        method = type(settings).__module__.rpartition(".")[2]  # config/methods/<method>.py
+        replayed = Replayed(step, cache.on_device, f"methods.{method}.batch_size")
         for iteration in range(settings.iterations):
             index = iteration % len(groups)
             members = groups[index]

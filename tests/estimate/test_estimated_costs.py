@@ -66,17 +66,18 @@ def test_memory_grows_with_what_is_cached(estimator: Estimator, settings: Datase
     assert memory(32) - memory(16) == 16 * estimator.networks["tiny"].size.cache_bytes
 
 
-def test_a_cache_beyond_its_budget_is_in_host_memory(settings: DatasetSettings, tiny: Model) -> None:
-    own = settings.methods.quest.model_copy(update={"cache_mib": 1})  # type: ignore[attr-defined]
-    methods = settings.methods.model_copy(update={"quest": own})
-    content = settings.model_copy(update={"methods": methods})
-    size = networks.size(tiny)._replace(output_bytes={"time_projection": 2**20, "attention_q": 1})
-    job = Job("finetune", ("file",), {"dataset": "tiny", "method": "quest", "bits": "w4a4", "seed": "0"}, content)
-    caches, budget = costs._caches(job, content, size, 4)
-    assert budget == 2**20 < caches[0]
-    assert caches[1] < budget
-    without = replace(job, rule="calibrate")
-    assert costs._held(job, content, size) == (costs._held(without, content, size)[0] + caches[1], caches[0])
+def test_a_cache_beyond_its_budget_is_in_host_memory(estimator: Estimator, settings: DatasetSettings) -> None:
+    size = estimator.networks["tiny"].size
+
+    def held(cache_mib: int, job: Job = Job("reconstruct", ("r",), {"dataset": "tiny"})) -> tuple[float, float]:
+        own = settings.reconstruction.model_copy(update={"cache_mib": cache_mib, "samples": 2_000})
+        chosen = settings.calibration.model_copy(update={"samples_per_step": 1_000})
+        content = settings.model_copy(update={"reconstruction": own, "calibration": chosen})
+        return costs._held(job, content, size)
+
+    (fits, nothing), (without, spilled) = held(4096), held(1)
+    assert nothing == 0
+    assert fits - without == spilled == 2_000 * size.cache_bytes > 2**20
 
 
 def test_the_table_has_a_row_a_stage_and_the_whole(settings: DatasetSettings) -> None:

@@ -69,11 +69,11 @@ def test_memory_grows_with_what_is_cached(estimator: Estimator, settings: Datase
 def test_a_cache_beyond_its_budget_is_in_host_memory(estimator: Estimator, settings: DatasetSettings) -> None:
     size = estimator.networks["tiny"].size
 
-    def held(cache_mib: int, job: Job = Job("reconstruct", ("r",), {"dataset": "tiny"})) -> tuple[float, float]:
+    def held(cache_mib: int) -> tuple[float, float]:
         own = settings.reconstruction.model_copy(update={"cache_mib": cache_mib, "samples": 2_000})
         chosen = settings.calibration.model_copy(update={"samples_per_step": 1_000})
         content = settings.model_copy(update={"reconstruction": own, "calibration": chosen})
-        return costs._held(job, content, size)
+        return costs._held(Job("reconstruct", ("r",), {"dataset": "tiny"}), content, size)
 
     (fits, nothing), (without, spilled) = held(4096), held(1)
     assert nothing == 0

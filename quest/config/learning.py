@@ -28,7 +28,8 @@ class CacheSettings(Settings):
     cache_mib: Positive = Field(
         default=4_096,
         description="memory on the device for what is recorded to learn from (a block's inputs and targets, or a "
-        "teacher's outputs); what does not fit is in host memory",
+        "teacher's outputs); what does not fit is in host memory. Outputs of earlier blocks, from which recording goes "
+        "on, take as much of host memory at most",
     )
 
 

@@ -113,20 +113,31 @@ def prepare(jobs: Sequence[Job], speed: Speed) -> Estimator:
 
 
 def _held(job: Job, settings: DatasetSettings, size: Size) -> tuple[float, float]:
-    """Bytes of calibration data, of caches and of images: on the device, and those of caches that do not fit there."""
+    """Bytes of calibration data, of caches and of images: on the device, and in host memory what does not
+    fit there and what units gave."""
     sample = math.prod(size.shape) * _FLOAT
     if job.rule not in ("calibrate", "reconstruct", "finetune"):
         return _shards(job, settings), 0.0
     chosen = settings.calibration
     held = chosen.steps * chosen.samples_per_step * sample + chosen.samples_per_step * size.context_bytes
     caches, budget = _caches(job, settings, size, sample)
-    spilled = 0.0
+    spilled = min(_passed(job, settings, size), budget)
     for cache in caches:
         if cache > budget:
             spilled += cache
         else:
             held, budget = held + cache, budget - cache
     return held, spilled
+
+
+def _passed(job: Job, settings: DatasetSettings, size: Size) -> float:
+    """Bytes of the outputs of units that recording of all samples would go on from."""
+    method = base_method(job.wildcards["method"]) if job.rule == "finetune" else None
+    learning = settings.reconstruction if method is None else settings.method(method)
+    if job.rule == "calibrate" or not isinstance(learning, ReconstructionSettings | ScaleLearningSettings):
+        return 0.0
+    steps, precisions = settings.calibration.steps, 2 if method is None else 1
+    return steps * work.recorded(settings, learning.samples // steps) * size.kept_bytes * precisions
 
 
 def _caches(job: Job, settings: DatasetSettings, size: Size, sample: int) -> tuple[list[float], float]:

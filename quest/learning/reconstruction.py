@@ -249,7 +249,10 @@ class Recorder:
         whole = [i for i, unit in enumerate(units) if set(unit.layers.values()) <= set(self._entries[i].modules())]
         self._first = min(whole, default=0)
         entries = self._entries[self._first :]
-        needs = Needs(network, entries) if len(entries) > 1 and len(whole) == len(entries) else None
+        needs = None
+        if len(entries) > 1 and len(whole) == len(entries):
+            with network.quantizing(weights=False, activations=False):
+                needs = Needs(lambda: network(*network.example), entries)
         self.bytes_a_sample = 0 if needs is None else needs.bytes * (1 + weights)
         kept = self._budget // max(1, self.bytes_a_sample) if needs is not None and needs.until else 0
         self._batches = torch.arange(len(data)).split(_CHUNK)

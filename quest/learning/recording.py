@@ -10,7 +10,7 @@ Samples that the budget has no room for run from the start, as all would without
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -50,14 +50,15 @@ def reach(network: QuantizedNetwork, inputs: Inputs, module: nn.Module) -> Argum
 
 
 class Needs:
-    """Which outputs of ``entries``, modules in the order in which a call reaches them, are needed until when.
+    """Which outputs of ``entries``, modules in the order in which ``call`` reaches them, are needed until when.
+    ``call`` is one of the network, with one sample.
 
     until: for each, the number of the last entry whose arguments depend on it otherwise than through other entries.
     bytes: the most that is needed at once, of one sample. A network that calls an entry twice needs everything
     computed: ``until`` is empty.
     """
 
-    def __init__(self, network: QuantizedNetwork, entries: Sequence[nn.Module]):
+    def __init__(self, call: Callable[[], Any], entries: Sequence[nn.Module]):
         self.until: list[int] = []
         self.bytes = 0
         sums: list[Tensor] = []
@@ -78,8 +79,8 @@ class Needs:
         handles = [each.register_forward_pre_hook(called, with_kwargs=True) for each in entries]
         handles += [each.register_forward_hook(gave) for each in entries]
         try:
-            with torch.enable_grad(), network.quantizing(weights=False, activations=False):
-                network(*network.example)
+            with torch.enable_grad():
+                call()
         finally:
             for handle in handles:
                 handle.remove()

@@ -20,6 +20,7 @@ from quest.bench import measuring
 from quest.bench.memory import RandomFeatures
 from quest.config.dataset import DatasetSettings
 from quest.config.evaluation import EvaluationSettings
+from quest.config.learning import ReconstructionSettings, ScaleLearningSettings
 from quest.config.sampling import SamplerSettings
 from quest.config.values import Bits
 from quest.diffusion.samplers import Sampler
@@ -28,6 +29,7 @@ from quest.estimate.networks import Model
 from quest.learning import finetuning, reconstruction
 from quest.learning import scales as scale_learning
 from quest.learning.calibration import Calibration
+from quest.learning.reconstruction import Recorder
 from quest.methods import efficientdm, quest
 from quest.metrics import evaluation, reference
 from quest.metrics.extractor import Classifier, ClassifierExtractor, Extractor, load_extractor
@@ -38,7 +40,10 @@ BITS = Bits(4, 4)
 """Calls are timed at 4 bits, scales by channel; other bits differ by less than what is promised."""
 _UNITS = 8  # at most so many units are timed, spread over the network; the others take as long as these
 _IN_FULL_PRECISION = (work.FORWARD, work.DECODE, work.TRAIN, work.BUILD, work.FEATURES, work.METRICS)
-_KEPT = 2**62  # bytes: no cache is too large to be timed where it is
+_KEPT = 2**40  # MiB: no cache is too large to be timed where it is
+
+
+Recording = ReconstructionSettings | ScaleLearningSettings
 
 
 class Took(NamedTuple):
@@ -133,15 +138,27 @@ class Calls:
 
     def _record(self, batch: int) -> float:
         with self.quantized.quantizing(weights=True, activations=False), self.quantized.frozen():
-            return self._of_units(lambda unit: self._recorded(unit, batch, weights=True))
+            return self._recorded(batch, self.settings.reconstruction, weights=True)
 
     def _record_full(self, batch: int) -> float:
         with self.quantized.frozen():
-            return self._of_units(lambda unit: self._recorded(unit, batch, weights=False))
+            return self._recorded(batch, self.settings.methods.q_diffusion, weights=False)  # type: ignore[attr-defined]
 
-    def _recorded(self, unit: Any, batch: int, *, weights: bool) -> float:
-        data = self._calibration(batch).samples(batch)
-        return self._timed(lambda: reconstruction.record(self.quantized, unit, data, _KEPT, weights=weights))
+    def _recorded(self, batch: int, settings: Recording, *, weights: bool) -> float:
+        """Seconds of all units: of the samples that memory has room for going on from the units before."""
+        network, data = self.quantized, self._calibration(batch).samples(batch)
+        units = reconstruction.units(network)
+        recorder = Recorder(network, units, data, _KEPT, weights=weights)
+        kept = min(1.0, settings.cache_mib * 2**20 // max(1, recorder.bytes_a_sample) / settings.samples)
+        found = 0.0
+        if kept > 0:
+            found += kept * self._timed(lambda: [recorder.record(number) for number in range(len(units))])
+        if kept < 1:
+            from_start = self._of_units(
+                lambda unit: self._timed(lambda: reconstruction.record(network, unit, data, _KEPT, weights=weights))
+            )
+            found += (1 - kept) * from_start
+        return found
 
     def _rounding(self, batch: int) -> float:
         data = self._calibration(batch).samples(batch)

@@ -15,6 +15,7 @@ import torch
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from quest import architectures, methods
 from quest.architectures import Inputs
@@ -167,6 +168,24 @@ def test_a_block_is_learned(family: str) -> None:
         cache = reconstruction.record(network, unit, data, 64, weights=True)
         losses = reconstruction.learn_unit(unit, cache, settings, torch.Generator().manual_seed(0))
     assert losses["learned"] < losses["nearest"]
+
+
+@FAMILIES
+def test_what_is_recorded_of_a_unit_needs_no_run_from_the_start(family: str) -> None:
+    network = quantized(family, "w4a4")
+    units = reconstruction.units(network)
+    data: Any = Told(MINIATURES[family].told(6))
+    with network.quantizing(weights=True, activations=False), network.frozen():
+        recorder = reconstruction.Recorder(network, units, data, 64, weights=True)
+        assert recorder._walks[0] is not None
+        for number, unit in enumerate(units):
+            if "resolution_embedder" in unit.name:  # a row for each number of a sample, which a cache does not take
+                continue
+            all_samples = torch.arange(6)
+            found = recorder.record(number).take(all_samples)
+            expected = reconstruction.record(network, unit, data, 64, weights=True).take(all_samples)
+            for ours, theirs in zip(pytree.tree_leaves(found), pytree.tree_leaves(expected), strict=True):
+                assert torch.equal(ours, theirs) if isinstance(ours, Tensor) else ours == theirs
 
 
 @FAMILIES

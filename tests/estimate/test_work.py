@@ -108,7 +108,8 @@ def test_as_many_samples_go_through_the_network_as_are_counted(
         recorded = sum(call.batch * count for call, count in calls.items() if call.kind == "record_full")
         # One call that ends at each unit, and one for the order of the units each time they are asked for.
         assert through[False] - through[True] == pytest.approx(units * recorded, rel=0.2)
-    assert through[True] == pytest.approx(counted, abs=2)
+    # Calls with one sample that look at the network: for the order of its units, and for what they need of each other.
+    assert through[True] == pytest.approx(counted, abs=3)
 
 
 def _add(through: dict[bool, int], whole: bool, args: tuple[torch.Tensor, ...]) -> None:

@@ -131,10 +131,6 @@ class Walk:
         return pytree.tree_map_only(Tensor, lambda x: x.detach().to(where, copy=copy), output)
 
 
-def _leaf(x: Tensor) -> Tensor:
-    return x.detach().clone().requires_grad_(x.is_floating_point())
-
-
 def _floats(tree: Any) -> list[Tensor]:
     return [x for x in pytree.tree_leaves(tree) if isinstance(x, Tensor) and x.is_floating_point()]
 

@@ -23,8 +23,7 @@ from quest.bench import measuring, networks
 from quest.config.quantizer import QuantizerSettings
 from quest.config.values import Bits
 from quest.deploy import kernels
-from quest.deploy.packed.assembly import assemble, packed_layers, take_apart
-from quest.deploy.packed.description import Description
+from quest.deploy.packed.assembly import packed, packed_layers
 from quest.diffusion import denoiser as denoisers
 from quest.quantization.network import QuantizedNetwork
 from quest.quantization.quantizers import calibrating
@@ -105,7 +104,7 @@ def on_cpu(model: Path, bits: str, batch: int, repeats: int = _REPEATS) -> Itera
     timesteps = torch.full((batch,), 500)
     context = None if len(example) < 3 else example[2].expand(batch, -1, -1).contiguous()
     simulated = _quantized(copy.deepcopy(loaded.network), bits, example, x, context)
-    floats, fast = _packed(simulated), _packed(simulated)
+    (floats, _), (fast, _) = packed(simulated, [500]), packed(simulated, [500])
     report = kernels.use_kernels(fast, "auto")
     yield kernels.summary(report)
     half = copy.deepcopy(loaded.network).to(torch.bfloat16)
@@ -149,17 +148,6 @@ def _quantized(
     return quantized
 
 
-def _packed(quantized: QuantizedNetwork) -> Any:
-    """The packed form of a quantized network, on its device."""
-    source: Any = quantized.network
-    fields, tensors = take_apart(quantized, [500], None)
-    heads = quantized.architecture.heads()
-    made = type(source).from_config(source.config).eval().requires_grad_(False)
-    assemble(made, Description(bits=str(quantized.recipe.bits), method="nearest", heads=heads, **fields))
-    made.load_state_dict(tensors)
-    return made.to(next(source.parameters()).device)
-
-
 def _simulated(name: str, bits: str, device: torch.device) -> Any:
     network = networks.make(name, device)
     x = torch.randn(1, *networks.SHAPE, device=device)
@@ -172,13 +160,13 @@ def _simulated(name: str, bits: str, device: torch.device) -> Any:
 def _integers(name: str, bits: str, device: torch.device) -> nn.Module:
     """A packed network, what is not packed in bf16."""
     simulated = _simulated(name, bits, device)
-    packed = _packed(simulated)
+    network, _ = packed(simulated, [500])
     if name == "imagenet":
-        packed = networks.conditioned(packed, _CONTEXT[1])
-    for parameter in packed.parameters():
+        network = networks.conditioned(network, _CONTEXT[1])
+    for parameter in network.parameters():
         if parameter.is_floating_point():
             parameter.data = parameter.data.to(torch.bfloat16)
-    return packed
+    return network
 
 
 def _half(network: nn.Module) -> nn.Module:

@@ -221,11 +221,14 @@ def functions_of_a_call(call: Callable[[], object]) -> set[tuple[Path, int]]:
     """File and first line of every function of the library that is entered."""
     found: set[tuple[Path, int]] = set()
     library = str(ROOT / "quest") + os.sep
+    hook = str(
+        ROOT / "quest/deploy/registration.py"
+    )  # entered by imports of any module, once `import quest` put it there
 
     def note(frame: Any, event: str, _argument: object) -> None:
         code = frame.f_code
         function = code.co_flags & inspect.CO_OPTIMIZED and not code.co_name.startswith("<")  # no class body, no lambda
-        if event == "call" and function and code.co_filename.startswith(library):
+        if event == "call" and function and code.co_filename.startswith(library) and code.co_filename != hook:
             found.add((Path(code.co_filename), code.co_firstlineno))
 
     sys.setprofile(note)

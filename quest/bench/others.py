@@ -66,7 +66,7 @@ def openvino(network: nn.Module, arguments: tuple[Any, ...], folder: Path) -> Wa
         return why
     file = folder / "float32.onnx"
     with torch.no_grad():
-        onnx.write(_FirstOutput(network), arguments, file)
+        onnx.write(_FirstOutput(network).eval(), arguments, file)  # tracing ends in the mode of what it is given
     return _compiled(file, arguments)
 
 

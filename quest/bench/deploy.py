@@ -152,10 +152,11 @@ def on_cpu(loaded: Denoiser, bits: str, batch: int, repeats: int = _REPEATS) -> 
             yield f"{what}: {apart:.2g} of the simulated network's output apart"
         slow = [what for what, first in taken.items() if first[0] > _SLOW * taken["float32"][0]]
         yield from (f"{what}: timed once, for it takes more than {_SLOW} times as long as float32" for what in slow)
-        for what in ways.keys() - slow:
+        quick = [what for what in ways if what not in slow]
+        for what in quick:
             taken[what].clear()  # the first call prepares what a library keeps
         for _ in range(repeats):
-            for what in taken.keys() - slow:
+            for what in quick:
                 taken[what].append(measuring.seconds(ways[what].call, "cpu"))
     for what, way in ways.items():
         yield Row(what, batch, statistics.median(taken[what]), measuring.peak_mib("cpu"), way.mib)

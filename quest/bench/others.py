@@ -53,7 +53,10 @@ def torchao(network: nn.Module, arguments: tuple[Any, ...]) -> Way | str:
     """Linear layers in int8, each row of activations scaled as it comes; torchao has no convolution of integers."""
     if (why := missing("torchao")) is not None:
         return why
-    from torchao.quantization import Int8DynamicActivationInt8WeightConfig, quantize_
+    from torchao.quantization import (  # pyright: ignore[reportMissingImports]
+        Int8DynamicActivationInt8WeightConfig,
+        quantize_,
+    )
 
     own = copy.deepcopy(network)
     quantize_(own, Int8DynamicActivationInt8WeightConfig())
@@ -95,7 +98,7 @@ class _FirstOutput(nn.Module):
 
 
 def _compiled(file: Path, arguments: tuple[Any, ...]) -> Way:
-    from openvino import Core
+    from openvino import Core  # pyright: ignore[reportMissingImports]
 
     core = Core()
     model = core.read_model(file)

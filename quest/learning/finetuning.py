@@ -201,7 +201,7 @@ def finetune(
             keep_positive(scales[index])
             return tuple(term.detach().double() for term in terms.values())
 
-        replayed = Replayed(step, targets.on_device, stage.batch_setting)
+        replayed = Replayed(step, targets.on_device, setting=stage.batch_setting)
         try:
             left = range(len(history), stage.epochs)
             bar = tqdm(left, stage.name, stage.epochs, initial=len(history), unit="epoch", mininterval=5)

@@ -307,7 +307,7 @@ def learn_unit(
 
     batches = torch.randint(cache.samples, (settings.iterations, settings.batch_size), generator=generator)
     batches, weights, betas = (each.to(cache.device) for each in (batches, *penalties(settings)))
-    replayed = Replayed(step, cache.on_device, "reconstruction.batch_size")
+    replayed = Replayed(step, cache.on_device, setting="reconstruction.batch_size")
     with rounding.applied():
         for batch, weight, beta in zip(batches, weights, betas, strict=True):
             replayed(batch, weight, beta)

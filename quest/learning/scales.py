@@ -125,7 +125,7 @@ def learn_unit(
             return ()
 
         method = type(settings).__module__.rpartition(".")[2]  # config/methods/<method>.py
-        replayed = Replayed(step, cache.on_device, f"methods.{method}.batch_size")
+        replayed = Replayed(step, cache.on_device, setting=f"methods.{method}.batch_size")
         for iteration in range(settings.iterations):
             index = iteration % len(groups)
             members = groups[index]

@@ -60,6 +60,16 @@ def test_shards_have_all_images_once() -> None:
     assert images == [3 * 20, 3 * 20, 4 * 20]
 
 
+def test_a_backend_has_calls_of_its_own() -> None:
+    settings = changed("digits", evaluation={"images": 10, "shards": 1, "batch_size": 5, "backend": "integer"})
+    drawn = [
+        work.of(job("sample", settings, method=method, bits=bits, seed="0", shard="0"))
+        for method, bits in (("quest", "w8a8"), ("fp", "w32a32"))
+    ]
+    decoded = {Call("decode", 5): 2}
+    assert drawn == [{Call("integers", 5): 2 * 20} | decoded, {Call("forward", 5): 2 * 20} | decoded]
+
+
 def test_learned_rounding_records_once_and_steps_as_often_as_configured() -> None:
     calls = work.of(job("reconstruct", load_dataset("digits"), grouping="blocks", weight_bits="4", seed="0"))
     # 512 samples over 20 recorded steps are 25 of each.

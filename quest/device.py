@@ -1,15 +1,19 @@
-"""Which device a stage runs on."""
+"""Which device a stage runs on, and what fits into its memory."""
 
 from __future__ import annotations
 
 import fcntl
+import gc
 import getpass
 import os
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
+T = TypeVar("T")
 _taken: list[int] = []  # descriptors of the locks that this process holds until it ends
 
 
@@ -56,3 +60,37 @@ def _place(gpus: list[str]) -> int:
                 _taken.append(descriptor)
                 return index
         place += 1
+
+
+class OutOfMemory(ValueError):
+    """A batch is too large for the device's memory; the message says which setting asks for it, and what fits."""
+
+
+def within_memory(setting: str, size: int, call: Callable[[int], T]) -> T:
+    """``call(size)``, which works on a batch of so many samples at once.
+
+    Where the device's memory does not hold it, halves of it are tried until one does, and OutOfMemory is raised: a
+    batch that nobody asked for would change the result. What was begun is lost, so a trial may change anything.
+    """
+    try:
+        return call(size)
+    except torch.OutOfMemoryError as error:
+        found = str(error).partition(". ")[0]
+    fits = size // 2
+    while fits and not _fits(call, fits):
+        fits //= 2
+    told = f"{setting}: a batch of {size} does not fit in the device's memory ({found})"
+    if not fits:
+        raise OutOfMemory(f"{told}, nor does a single sample; free the device, or take another by --device")
+    raise OutOfMemory(f"{told}; {fits} fits, found by halving: set {setting} to {fits}, or free the device")
+
+
+def _fits(call: Callable[[int], object], size: int) -> bool:
+    gc.collect()  # what the last trial left
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    try:
+        call(size)
+    except torch.OutOfMemoryError:
+        return False
+    return True

@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from quest.device import within_memory
+
 log = logging.getLogger(__name__)
 _enabled = True
 
@@ -32,16 +34,32 @@ class Replayed:
     graph of its own: it is first called once as it is, which prepares what a library or an optimizer keeps, and
     recorded at its second call. A function that cannot be recorded is called as it is, after one warning.
 
-    recordable: whether it may be recorded at all; one that fetches from host memory waits for the device.
+    recordable: whether it may be recorded at all; one that fetches from host memory waits for the device. setting: what
+    says how many samples the first argument has; a call that memory does not hold then names one that fits.
     """
 
-    def __init__(self, function: Callable[..., tuple[Tensor, ...]], recordable: bool = True):
-        self._function, self._recordable = function, recordable
+    def __init__(
+        self, function: Callable[..., tuple[Tensor, ...]], recordable: bool = True, setting: str | None = None
+    ):
+        self._function, self._recordable, self._setting = function, recordable, setting
         self._recorded: dict[Hashable, _Recorded | None] = {}  # None: called once
         self._stream: torch.cuda.Stream | None = None
         self._pool: Any = None
 
     def __call__(self, *inputs: Tensor, variant: Hashable = None) -> tuple[Tensor, ...]:
+        if self._setting is None:
+            return self._call(inputs, variant)
+        size = len(inputs[0])
+
+        def call(samples: int) -> tuple[Tensor, ...]:
+            if samples == size:
+                return self._call(inputs, variant)
+            self._recorded.clear()  # graphs hold memory
+            return self._function(*(x[:samples] if x.ndim and len(x) == size else x for x in inputs))
+
+        return within_memory(self._setting, size, call)
+
+    def _call(self, inputs: tuple[Tensor, ...], variant: Hashable) -> tuple[Tensor, ...]:
         if not (_enabled and self._recordable) or inputs[0].device.type != "cuda":
             return self._function(*inputs)
         mode = torch.is_grad_enabled(), torch.is_inference_mode_enabled()

@@ -68,3 +68,48 @@ def test_jobs_spread_over_the_gpus(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
         for job in jobs:
             job.kill()
             job.wait()
+
+
+def holding(most: int):
+    """A call that a memory of ``most`` samples allows, and the sizes that it was called with."""
+    sizes: list[int] = []
+
+    def call(size: int) -> int:
+        sizes.append(size)
+        if size > most:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has …")
+        return 10 * size
+
+    return call, sizes
+
+
+def test_a_batch_that_fits_is_called_once() -> None:
+    call, sizes = holding(8)
+    assert device.within_memory("some.batch_size", 8, call) == 80
+    assert sizes == [8]
+
+
+def test_a_batch_that_does_not_fit_names_its_setting_and_one_that_does() -> None:
+    call, sizes = holding(20)
+    with pytest.raises(device.OutOfMemory) as caught:
+        device.within_memory("some.batch_size", 100, call)
+    assert sizes == [100, 50, 25, 12]
+    assert str(caught.value) == (
+        "some.batch_size: a batch of 100 does not fit in the device's memory (CUDA out of memory); 12 fits, found by "
+        "halving: set some.batch_size to 12, or free the device"
+    )
+
+
+def test_not_even_a_single_sample_fits() -> None:
+    call, sizes = holding(0)
+    with pytest.raises(device.OutOfMemory, match=r"a batch of 3 .* nor does a single sample"):
+        device.within_memory("some.batch_size", 3, call)
+    assert sizes == [3, 1]
+
+
+def test_other_errors_are_what_they_are() -> None:
+    def call(size: int) -> None:
+        raise RuntimeError(f"{size} is odd")
+
+    with pytest.raises(RuntimeError, match="7 is odd"):
+        device.within_memory("some.batch_size", 7, call)

@@ -294,6 +294,11 @@ class Cells:
 
         return hashed
 
+    def sampling_code(self, wildcards: Wildcards) -> str:
+        """A parameter: the hash of the code that a cell is sampled by: the stage's, and that of the cell's backend."""
+        settings, _ = self._protocol(wildcards.dataset, wildcards.method)
+        return self.code("sample", f"quest.deploy.backends.{settings.evaluation.backend}")(wildcards)
+
     def _protocol(self, dataset: str, method: str) -> tuple[DatasetSettings, dict[str, Any]]:
         """The settings of a cell, and the same as JSON; made once, for a plan asks for them job by job."""
         if (dataset, method) not in self._protocols:

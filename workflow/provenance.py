@@ -18,7 +18,7 @@ from pathlib import Path
 PACKAGE = "quest"
 CONFIG = f"{PACKAGE}.config."
 # Packages that import their files when they run: what is found there may be reached.
-FOUND_AT_RUN_TIME = {f"{PACKAGE}.architectures"}
+FOUND_AT_RUN_TIME = {f"{PACKAGE}.architectures", f"{PACKAGE}.deploy.kernels"}
 
 
 def code_hash(root: Path, *modules: str) -> str:

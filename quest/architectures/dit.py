@@ -23,7 +23,7 @@ class DiT(Transformer):
     blocks = (BasicTransformerBlock,)
     token_blocks = (BasicTransformerBlock,)
     own: ClassVar[Mapping[str, Role]] = {"proj_out_1": Role.TIME_PROJECTION, "proj_out_2": Role.LAST}
-    time = "transformer_blocks.0.norm1.emb.timestep_embedder"
+    time = "transformer_blocks.*.norm1.emb.timestep_embedder"  # each block has one
     first = "transformer_blocks.0.attn1.to_q"
 
     def blank(self) -> Inputs:

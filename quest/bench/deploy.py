@@ -9,28 +9,32 @@ from __future__ import annotations
 import copy
 import gc
 import statistics
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from torch import Tensor, nn
 
 from quest import architectures
 from quest.architectures import Inputs
-from quest.bench import measuring, networks
+from quest.bench import measuring, networks, others
+from quest.bench.others import Way
 from quest.config.quantizer import QuantizerSettings
 from quest.config.values import Bits
 from quest.deploy import kernels
-from quest.deploy.packed.assembly import assemble, packed_layers, take_apart
-from quest.deploy.packed.description import Description
-from quest.diffusion import denoiser as denoisers
+from quest.deploy.packed.assembly import packed, packed_layers
+from quest.diffusion.denoiser import Denoiser
 from quest.quantization.network import QuantizedNetwork
 from quest.quantization.quantizers import calibrating
 from quest.quantization.recipe import Recipe
 
 _REPEATS = 10
+_TIMESTEP = 500
+_SLOW = 10
 _CONTEXT = (1, 512)  # of the class-conditional network: tokens and channels
 
 
@@ -43,14 +47,29 @@ class Row(NamedTuple):
     memory_mib: float
     weights_mib: float
 
-    def __str__(self) -> str:
+    def hours(self, steps: int) -> float:
+        """Of a cell of `CELL` images in so many steps, one prediction of each image a step."""
+        return self.seconds / self.batch * CELL * steps / 3600
+
+    def line(self, steps: int) -> str:
+        """As a line under `header`."""
         return (
             f"| {self.what} | {self.batch} | {self.seconds * 1e3:.2f} | {self.batch / self.seconds:.1f} "
-            f"| {self.memory_mib:,.0f} | {self.weights_mib:,.1f} |"
+            f"| {self.hours(steps):,.1f} | {self.memory_mib:,.0f} | {self.weights_mib:,.1f} |"
         )
 
 
-HEADER = "| what | batch | ms a step | samples a second, one step | peak MiB | weights MiB |\n|---|---|---|---|---|---|"
+CELL = 50_000
+"""Images of a cell of the papers' tables."""
+
+
+def header(steps: int) -> str:
+    """Of the table of rows."""
+    columns = (
+        *("what", "batch", "ms a step", "samples a second, one step", f"hours for {CELL:,} images of {steps} steps"),
+        *("peak MiB", "weights MiB"),
+    )
+    return f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}"
 
 
 def on_gpu(name: str, batches: Sequence[int], minutes: float, device: torch.device) -> Iterator[Row | str]:
@@ -66,7 +85,7 @@ def on_gpu(name: str, batches: Sequence[int], minutes: float, device: torch.devi
     }
     for what, make in makers.items():
         network = make()
-        size = _mib(network)
+        size = others.mib(network)
         if packed_layers(network):
             yield kernels.summary(kernels.use_kernels(network, "auto"))
         for batch in sorted(batches, reverse=True):
@@ -90,44 +109,64 @@ def on_gpu(name: str, batches: Sequence[int], minutes: float, device: torch.devi
         network = make()
         for batch in sorted(batches, reverse=True):
             if time.monotonic() < end:
-                yield _row(what, network, batch, _mib(network), device)
+                yield _row(what, network, batch, others.mib(network), device)
             else:
                 yield f"{what}, batch {batch}: not measured, the time was over"
         del network
         _forget()
 
 
-def on_cpu(model: Path, bits: str, batch: int, repeats: int = _REPEATS) -> Iterator[Row | str]:
-    """Rows of the denoiser in a model artifact on the CPU; repeats of all of them take turns."""
-    loaded = denoisers.load(model)
+def on_cpu(loaded: Denoiser, bits: str, batch: int, repeats: int = _REPEATS) -> Iterator[Row | str]:
+    """Rows of a denoiser on the CPU, beside torchao and OpenVINO where they are installed; repeats of all of them take
+    turns. Of each way that quantizes alike, how far its output is from the simulated network's."""
     example = loaded.example()
     x = torch.randn(batch, *loaded.shape, generator=torch.Generator().manual_seed(0))
-    timesteps = torch.full((batch,), 500)
     context = None if len(example) < 3 else example[2].expand(batch, -1, -1).contiguous()
+    inputs = Inputs(x, torch.full((batch,), _TIMESTEP), context)
+    given = _arguments(loaded.network, inputs)
     simulated = _quantized(copy.deepcopy(loaded.network), bits, example, x, context)
-    floats, fast = _packed(simulated), _packed(simulated)
-    report = kernels.use_kernels(fast, "auto")
-    yield kernels.summary(report)
+    simulated.set_step(0)
+    (floats, _), (fast, _) = packed(simulated, [_TIMESTEP]), packed(simulated, [_TIMESTEP])
+    yield kernels.summary(kernels.use_kernels(fast, "auto"))
     half = copy.deepcopy(loaded.network).to(torch.bfloat16)
-    ways: dict[str, nn.Module] = {
-        "float32": loaded.network,
-        "bf16": half,
-        f"{bits}, simulated": simulated,
-        f"{bits} packed, floats": floats,
-        f"{bits} packed, integers": fast,
-    }
-    taken: dict[str, list[float]] = {what: [] for what in ways}
-    with torch.no_grad(), simulated.frozen():
-        simulated.set_step(0)
-        for _ in range(repeats + 1):
-            for what, network in ways.items():
-                dtype = torch.bfloat16 if network is half else torch.float32
-                inputs = Inputs(x.to(dtype), timesteps, None if context is None else context.to(dtype))
-                arguments = _arguments(network, inputs)
-                taken[what].append(measuring.seconds(lambda net=network, given=arguments: net(*given), "cpu"))
-    for what, network in ways.items():
-        size = _mib(network) if network is not simulated else _mib(loaded.network)
-        yield Row(what, batch, statistics.median(taken[what][1:]), measuring.peak_mib("cpu"), size)
+    halves = tuple(each.to(torch.bfloat16) if each.is_floating_point() else each for each in given)
+    with tempfile.TemporaryDirectory() as folder, torch.no_grad(), simulated.frozen():
+        found: dict[str, Way | str] = {
+            "float32": Way(lambda: loaded.network(*given).sample, others.mib(loaded.network)),
+            "bf16": Way(lambda: half(*halves).sample, others.mib(half)),
+            f"{bits}, simulated": Way(lambda: simulated(*given).sample, others.mib(loaded.network)),
+            f"{bits} packed, floats": Way(lambda: floats(*given).sample, others.mib(floats)),
+            f"{bits} packed, integers": Way(lambda: fast(*given).sample, others.mib(fast)),
+            "torchao int8 dynamic, linear layers": others.torchao(loaded.network, given),
+            "OpenVINO, float32": others.openvino(loaded.network, given, Path(folder)),
+            f"OpenVINO, {bits}": others.openvino_integers(simulated, loaded, _TIMESTEP, given, Path(folder)),
+        }
+        ways = {what: way for what, way in found.items() if isinstance(way, Way)}
+        yield from (f"{what}: {why}" for what, why in found.items() if isinstance(why, str))
+        taken: dict[str, list[float]] = {}
+        expected = simulated(*given).sample
+        for what, way in ways.items():
+            begun = time.perf_counter()
+            apart = float((way.call().float() - expected).norm() / expected.norm())
+            taken[what] = [time.perf_counter() - begun]
+            yield f"{what}: {apart:.2g} of the simulated network's output apart"
+        slow = [what for what, first in taken.items() if first[0] > _SLOW * taken["float32"][0]]
+        yield from (f"{what}: timed once, for it takes more than {_SLOW} times as long as float32" for what in slow)
+        quick = [what for what in ways if what not in slow]
+        for what in quick:
+            taken[what].clear()  # the first call prepares what a library keeps
+        for _ in range(repeats):
+            for what in quick:
+                taken[what].append(measuring.seconds(ways[what].call, "cpu"))
+    for what, way in ways.items():
+        yield Row(what, batch, statistics.median(taken[what]), measuring.peak_mib("cpu"), way.mib)
+
+
+def random(name: str) -> Denoiser:
+    """A network of `networks.NETWORKS` that is called without a context, on the CPU. Raises ValueError for another."""
+    if name != "bedrooms":
+        raise ValueError(f"--network {name}: on a CPU expected bedrooms, or the --model of a file")
+    return Denoiser(networks.make(name, "cpu"), DDIMScheduler())
 
 
 def _arguments(network: nn.Module, inputs: Inputs) -> tuple[Any, ...]:
@@ -143,21 +182,12 @@ def _quantized(
     settings = QuantizerSettings(weight_search="max", activation_search="max", activation_granularity=per_tensor)
     quantized = QuantizedNetwork(network, Recipe(Bits.parse(bits), settings, 1, 1), example)
     quantized.set_step(0)
-    arguments = architectures.of(quantized).arguments(Inputs(x, torch.full((len(x),), 500, device=x.device), context))
+    arguments = architectures.of(quantized).arguments(
+        Inputs(x, torch.full((len(x),), _TIMESTEP, device=x.device), context)
+    )
     with torch.no_grad(), calibrating(quantized.network):
         quantized(*arguments)
     return quantized
-
-
-def _packed(quantized: QuantizedNetwork) -> Any:
-    """The packed form of a quantized network, on its device."""
-    source: Any = quantized.network
-    fields, tensors = take_apart(quantized, [500], None)
-    heads = quantized.architecture.heads()
-    made = type(source).from_config(source.config).eval().requires_grad_(False)
-    assemble(made, Description(bits=str(quantized.recipe.bits), method="nearest", heads=heads, **fields))
-    made.load_state_dict(tensors)
-    return made.to(next(source.parameters()).device)
 
 
 def _simulated(name: str, bits: str, device: torch.device) -> Any:
@@ -172,13 +202,13 @@ def _simulated(name: str, bits: str, device: torch.device) -> Any:
 def _integers(name: str, bits: str, device: torch.device) -> nn.Module:
     """A packed network, what is not packed in bf16."""
     simulated = _simulated(name, bits, device)
-    packed = _packed(simulated)
+    network, _ = packed(simulated, [_TIMESTEP])
     if name == "imagenet":
-        packed = networks.conditioned(packed, _CONTEXT[1])
-    for parameter in packed.parameters():
+        network = networks.conditioned(network, _CONTEXT[1])
+    for parameter in network.parameters():
         if parameter.is_floating_point():
             parameter.data = parameter.data.to(torch.bfloat16)
-    return packed
+    return network
 
 
 def _half(network: nn.Module) -> nn.Module:
@@ -188,7 +218,7 @@ def _half(network: nn.Module) -> nn.Module:
 def _inputs(network: nn.Module, batch: int, device: torch.device) -> tuple[Tensor, Tensor]:
     dtype = next(p.dtype for p in network.parameters() if p.is_floating_point())
     x = torch.randn(batch, *networks.SHAPE, device=device, dtype=dtype)
-    return x.contiguous(memory_format=torch.channels_last), torch.full((batch,), 500, device=device)
+    return x.contiguous(memory_format=torch.channels_last), torch.full((batch,), _TIMESTEP, device=device)
 
 
 @torch.no_grad()
@@ -222,11 +252,6 @@ def _graphed(what: str, network: nn.Module, batch: int, size: float, device: tor
 def _median(call: Callable[[], Any], device: torch.device) -> float:
     call()
     return statistics.median(measuring.seconds(call, device) for _ in range(_REPEATS))
-
-
-def _mib(network: nn.Module) -> float:
-    """Bytes of parameters and stored buffers."""
-    return sum(tensor.nbytes for tensor in network.state_dict().values()) / 2**20
 
 
 def _forget() -> None:

@@ -27,9 +27,10 @@ from quest.config.values import Bits
 from quest.diffusion.denoiser import Sampler
 from quest.learning import finetuning, reconstruction
 from quest.learning import scales as scale_learning
+from quest.learning.cache import Cache
 from quest.learning.calibration import Calibration
-from quest.learning.finetuning import Stage, Targets
-from quest.learning.reconstruction import Cache, Unit
+from quest.learning.finetuning import Stage
+from quest.learning.reconstruction import Unit
 from quest.methods import quest
 from quest.quantization.network import QuantizedNetwork
 from quest.quantization.recipe import Recipe
@@ -207,7 +208,7 @@ def _stages(
         most = replace(stage, batch_size=size, epochs=1, samples=size * (iterations + 1))
         targets = most.record(network, calibration)
 
-        def learn(steps: int, stage: Stage = most, targets: Targets = targets) -> None:
+        def learn(steps: int, stage: Stage = most, targets: Cache = targets) -> None:
             finetuning.finetune(network, calibration, replace(stage, samples=stage.batch_size * steps), targets, 0)
 
         found.append(_timed(f"{stage.name} step, batch {size}", learn, iterations, device, ms))

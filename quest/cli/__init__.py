@@ -92,6 +92,13 @@ class _Commands(click.Group):
             if ctx.params["debug"]:
                 raise
             raise click.ClickException(str(error)) from error
+        except RuntimeError as error:
+            if ctx.params["debug"] or not _out_of_memory(error):
+                raise
+            raise click.ClickException(
+                f"{str(error).partition('. ')[0]}, where the size of a batch is no setting; free the device of other "
+                "processes, or take another by --device"
+            ) from error
         except KeyboardInterrupt as interrupt:
             how = "ended" if isinstance(interrupt, ending.Terminated) else "interrupted"
             click.echo(f"{how}; nothing half-written is left, run the same command to go on", err=True)
@@ -108,6 +115,12 @@ def main(debug: bool, quiet: bool) -> None:
     logging.basicConfig(level=level, format="%(name)s: %(message)s", stream=sys.stderr)
     for name in ("matplotlib", "PIL", "alembic", "mlflow"):
         logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def _out_of_memory(error: RuntimeError) -> bool:
+    """Whether a device has no memory left; only torch says so, which a command may not have needed."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(error, torch.OutOfMemoryError)
 
 
 def _stages() -> list[str]:

@@ -119,31 +119,42 @@ def bench_embedded(
 
 
 @bench.command("deploy", params=[DEVICE])
-@click.option("--network", type=_network, default="bedrooms", show_default=True, help="Which LDM-4 U-Net, on a GPU.")
+@click.option("--network", type=_network, default="bedrooms", show_default=True, help="Which LDM-4 U-Net.")
 @click.option("--batch", "batches", type=click.IntRange(min=1), multiple=True, default=(1, 8, 50), show_default=True)
 @click.option("--minutes", type=float, default=4.5, show_default=True, help="After these nothing new begins.")
 @click.option("--model", type=FILE, help="On a CPU: a model artifact, whose denoiser is taken.")
 @click.option("--bits", default="w8a8", show_default=True, help="On a CPU.")
+@click.option("--repeats", type=click.IntRange(min=1), default=10, show_default=True, help="On a CPU.")
+@click.option(
+    "--steps", type=click.IntRange(min=1), default=20, show_default=True, help="Of the cell whose hours are said."
+)
 def bench_deploy(
-    network: str, batches: tuple[int, ...], minutes: float, model: Path | None, bits: str, device: torch.device
+    network: str,
+    batches: tuple[int, ...],
+    minutes: float,
+    model: Path | None,
+    bits: str,
+    repeats: int,
+    steps: int,
+    device: torch.device,
 ) -> None:
-    """Time a step in full precision, simulated, and with integers multiplied; memory and size beside it.
+    """Time a step in full precision, simulated, and with integers multiplied; hours of a cell, memory, size.
 
-    On a GPU one of the papers' U-Nets with random weights, on a CPU the denoiser of a model artifact.
+    Of one of the papers' U-Nets with random weights; on a CPU of the denoiser of a model artifact, where one is named,
+    and beside torchao and OpenVINO, where they are installed.
     """
     from quest.bench import deploy, measuring
+    from quest.diffusion import denoiser as denoisers
 
     click.echo(measuring.machine(device))
-    click.echo(deploy.HEADER)
+    click.echo(deploy.header(steps))
     if device.type == "cuda":
-        for row in deploy.on_gpu(network, batches, minutes, device):
-            click.echo(str(row))
-        return
-    if model is None:
-        raise click.UsageError("on a CPU: --model is missing; for example data/models/digits/denoiser.safetensors")
-    for batch in batches:
-        for row in deploy.on_cpu(model, bits, batch):
-            click.echo(str(row))
+        rows = deploy.on_gpu(network, batches, minutes, device)
+    else:
+        loaded = deploy.random(network) if model is None else denoisers.load(model)
+        rows = (row for batch in batches for row in deploy.on_cpu(loaded, bits, batch, repeats))
+    for row in rows:
+        click.echo(row.line(steps) if isinstance(row, deploy.Row) else row)
 
 
 @click.group()

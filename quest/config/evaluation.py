@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field
 
 from quest.config.values import Positive, Settings, Several
+
+Backend = Literal["fake", "integer"]
+FAKE: Backend = "fake"
 
 
 class ClipSettings(Settings):
@@ -25,6 +29,11 @@ class EvaluationSettings(Settings):
     images: Several = 50_000
     shards: Positive = Field(default=1, description="independent sampling jobs of one cell")
     batch_size: Positive = 100
+    backend: Backend = Field(
+        default=FAKE,
+        description="what multiplies in a quantized network: fake, floating-point numbers that lie on the grids, or "
+        "integer, the packed codes by integer kernels",
+    )
     neighbours: Positive = Field(default=3, description="k of precision and recall")
     inception_split_size: Positive = Field(
         default=5_000, description="images of one group of the inception score, which is averaged over groups"

@@ -22,7 +22,18 @@ class CalibrationSettings(Settings):
     )
 
 
-class ScaleLearningSettings(Settings):
+class CacheSettings(Settings):
+    """What is recorded to learn from: a block's inputs and targets, or the teacher's outputs of finetuning."""
+
+    cache_mib: Positive = Field(
+        default=4_096,
+        description="memory on the device for what is recorded to learn from (a block's inputs and targets, or a "
+        "teacher's outputs); what does not fit is in host memory. Outputs of earlier blocks, from which recording goes "
+        "on, take as much of host memory at most",
+    )
+
+
+class ScaleLearningSettings(CacheSettings):
     """Block-wise learned step sizes of activations, as in Q-Diffusion's released code."""
 
     iterations: Positive = Field(default=5_000, description="Adam steps for the activation scales of each block")
@@ -33,13 +44,9 @@ class ScaleLearningSettings(Settings):
         default=False,
         description="replace the searched ranges by running means of the extremes before scales are learned",
     )
-    cache_mib: Positive = Field(
-        default=4_096,
-        description="memory on the device for the cached inputs and targets of a block; larger ones are in host memory",
-    )
 
 
-class ReconstructionSettings(Settings):
+class ReconstructionSettings(CacheSettings):
     """Block-wise learned rounding of the weights (AdaRound, as in Q-Diffusion)."""
 
     iterations: Positive = Field(default=20_000, description="Adam steps for each block")
@@ -53,7 +60,3 @@ class ReconstructionSettings(Settings):
         default=(20.0, 2.0), description="exponent of the rounding term, from and to (linear)"
     )
     samples: Positive = Field(default=1_024, description="calibration samples used, spread over all groups")
-    cache_mib: Positive = Field(
-        default=4_096,
-        description="memory on the device for the cached inputs and targets of a block; larger ones are in host memory",
-    )

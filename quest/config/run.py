@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 
 from quest import paths
 from quest.config.dataset import DatasetSettings, load_dataset
+from quest.config.evaluation import FAKE
 from quest.config.methods import METHODS
 from quest.config.reading import named_files, read, unknown, validate
 from quest.config.values import FULL_PRECISION, UNQUANTIZED, Bits, Cell, ConfigError, Positive, Settings
@@ -127,7 +128,28 @@ def load(source: Path | dict[str, Any] = CONFIG_FILE, folder: Path | None = None
             if settings.sampler.steps % count:
                 where = f"{folder}/datasets/{dataset}.yaml: {key}"
                 raise ConfigError(f"{where} is {count}, which does not divide sampler.steps = {settings.sampler.steps}")
+        for cell in config.cells():
+            _require_integers(f"{folder}/datasets/{dataset}.yaml", config.settings(dataset, cell.method), cell)
     return config
+
+
+def _require_integers(file: str, settings: DatasetSettings, cell: Cell) -> None:
+    """Raise ConfigError where a cell is to be drawn by integer kernels, but its grids are none that these compute."""
+    if settings.evaluation.backend == FAKE or cell.method == FULL_PRECISION:
+        return
+    quantizer = settings.quantizer
+    width = "4" if Bits.parse(cell.bits).activation <= 4 else "8"
+    fine = {
+        f"activation_granularity.{width}": (quantizer.activation_granularity[width], "per_tensor"),
+        "weight_group": (quantizer.weight_group, None),
+        "split_shortcuts": (quantizer.split_shortcuts, False),
+    }
+    for key, (found, expected) in fine.items():
+        if found != expected:
+            raise ConfigError(
+                f"{file}: evaluation.backend is integer, but quantizer.{key} of {cell.method} {cell.bits} is {found}, "
+                f"whose scales do not factor out of a sum of integers; expected {expected}, or evaluation.backend fake"
+            )
 
 
 def require_models(config: Config, folder: Path = paths.CONFIG) -> None:

@@ -45,9 +45,13 @@ def export_onnx(model: QuantizedModel, output: str | PathLike[str], *, force: bo
     heads = model.network.architecture.heads()
     assemble(packed, Description(bits=str(model.bits), method=model.method, heads=heads, **fields))
     packed.load_state_dict(tensors)
-    network = _Network(packed)
     x, _, *context = copy.deepcopy(model.network.example)
-    given = (x.cpu(), torch.tensor([timesteps[0]]), *(each.cpu() for each in context))
+    write(_Network(packed), (x.cpu(), torch.tensor([timesteps[0]]), *(each.cpu() for each in context)), output)
+    return output
+
+
+def write(network: nn.Module, given: tuple[Tensor, ...], output: Path) -> None:
+    """Trace ``network``, of x, timesteps and perhaps a context to one tensor, into the file ``output``; N is free."""
     names = ["sample", "timestep", "encoder_hidden_states"][: len(given)]
     free = {name: {0: "batch"} for name in ("noise", names[0], *names[2:])}
     how: dict[str, Any] = {"dynamo": False} if "dynamo" in inspect.signature(torch.onnx.export).parameters else {}
@@ -57,7 +61,6 @@ def export_onnx(model: QuantizedModel, output: str | PathLike[str], *, force: bo
             network, given, str(partial), input_names=names, output_names=["noise"], dynamic_axes=free,
             opset_version=_OPSET, do_constant_folding=False, **how,
         )  # fmt: skip
-    return output
 
 
 class _Row:

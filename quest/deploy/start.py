@@ -6,7 +6,6 @@ from pathlib import Path
 
 from quest import architectures, methods
 from quest.config.method import PAPER
-from quest.config.methods import base_method
 from quest.config.quantization import QuantizationSettings
 from quest.config.values import Bits
 from quest.diffusion.denoiser import Denoiser
@@ -26,7 +25,7 @@ def recipe(
 def recipe_of(settings: QuantizationSettings, denoiser: Denoiser, method: str, bits: Bits) -> Recipe:
     """The recipe of a method's cell at a bit-width."""
     module, own = methods.get(method), settings.method(method)
-    policy = policy_of(own.policy if own.policy in NAMED else f"{base_method(method)}-{PAPER}", denoiser, bits)
+    policy = policy_of(methods.policy_name(method, own), denoiser, bits)
     lower = module.lower_bits(own, bits.activation) if hasattr(module, "lower_bits") else ()
     return recipe(settings, bits, own.sets, policy, lower)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from tqdm import tqdm
 
 from quest.config.dataset import DatasetSettings
 from quest.config.sampling import SamplerSettings
+from quest.device import within_memory
 from quest.diffusion import denoiser as denoisers
 from quest.diffusion.conditioners import TextEncoder
 from quest.diffusion.conditions import EVALUATION, conditions, read_prompts
@@ -62,14 +64,19 @@ def sample(
     sampler = model.sampler(settings)
     outputs = denoisers.Outputs(network, replayed=True)
     images = []
-    batches = range(0, len(indices), batch_size)
-    for first in tqdm(batches, desc="sample", unit="batch", mininterval=5):
-        batch = slice(first, first + batch_size)
+
+    @torch.inference_mode()
+    def drawn(first: int, size: int) -> Tensor:
+        batch = slice(first, first + size)
         noise = SampleNoise(EVALUATION, seed, indices[batch], model.shape)
         guidance = model.guidance(None if wanted is None else wanted[batch], sampler.guidance_scale)
-        with torch.inference_mode():
-            trajectory = sampler.trajectory(denoisers.predictor(outputs, guidance), noise, device, correction)
-            images.append(to_uint8(model.decode(deque(trajectory, maxlen=1).pop())))
+        trajectory = sampler.trajectory(denoisers.predictor(outputs, guidance), noise, device, correction)
+        return to_uint8(model.decode(deque(trajectory, maxlen=1).pop()))
+
+    batches = range(0, len(indices), batch_size)
+    for first in tqdm(batches, desc="sample", unit="batch", mininterval=5):
+        size = min(batch_size, len(indices) - first)
+        images.append(within_memory("evaluation.batch_size", size, partial(drawn, first)))
     return torch.cat(images)
 
 

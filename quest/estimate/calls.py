@@ -20,14 +20,18 @@ from quest.bench import measuring
 from quest.bench.memory import RandomFeatures
 from quest.config.dataset import DatasetSettings
 from quest.config.evaluation import EvaluationSettings
+from quest.config.learning import ReconstructionSettings, ScaleLearningSettings
+from quest.config.quantizer import QuantizerSettings
 from quest.config.sampling import SamplerSettings
 from quest.config.values import Bits
+from quest.deploy.backends.integer import IntegerNetwork
 from quest.diffusion.samplers import Sampler
 from quest.estimate import networks, resident, work
 from quest.estimate.networks import Model
 from quest.learning import finetuning, reconstruction
 from quest.learning import scales as scale_learning
 from quest.learning.calibration import Calibration
+from quest.learning.reconstruction import Recorder
 from quest.methods import efficientdm, quest
 from quest.metrics import evaluation, reference
 from quest.metrics.extractor import Classifier, ClassifierExtractor, Extractor, load_extractor
@@ -35,10 +39,19 @@ from quest.quantization.network import QuantizedNetwork
 from quest.quantization.recipe import Recipe
 
 BITS = Bits(4, 4)
-"""Calls are timed at 4 bits, scales by channel; other bits differ by less than what is promised."""
+"""Calls are timed at 4 bits, scales by channel; other bits differ by less than what is promised. Those of
+integers have a scale for a whole tensor."""
+_OF_INTEGERS: dict[str, Any] = {
+    "activation_granularity": {"4": "per_tensor", "8": "per_tensor"},
+    "weight_group": None,
+    "split_shortcuts": False,
+}
 _UNITS = 8  # at most so many units are timed, spread over the network; the others take as long as these
 _IN_FULL_PRECISION = (work.FORWARD, work.DECODE, work.TRAIN, work.BUILD, work.FEATURES, work.METRICS)
-_KEPT = 2**62  # bytes: no cache is too large to be timed where it is
+_KEPT = 2**40  # MiB: no cache is too large to be timed where it is
+
+
+Recording = ReconstructionSettings | ScaleLearningSettings
 
 
 class Took(NamedTuple):
@@ -55,6 +68,7 @@ class Calls:
         self.settings, self.device = settings, device
         self.model = networks.materialized(model, device)
         self._grids: QuantizedNetwork | None = None
+        self._packed: IntegerNetwork | None = None
         self._extractor: Extractor | None = None
 
     def take(self, kind: str, batch: int) -> Took:
@@ -101,23 +115,33 @@ class Calls:
     def quantized(self) -> QuantizedNetwork:
         """The network on its grids, scales of all activations chosen."""
         if self._grids is None:
-            self._grids = self._on_grids()
+            self._grids = self._on_grids(self.settings.quantizer)
             finetuning.calibrate_activations(self._grids, self._calibration(2))
         return self._grids
 
     def _build(self, _batch: int) -> float:
-        return self._timed(self._on_grids)
+        return self._timed(lambda: self._on_grids(self.settings.quantizer))
 
-    def _on_grids(self) -> QuantizedNetwork:
+    def _on_grids(self, quantizer: QuantizerSettings) -> QuantizedNetwork:
         network = copy.deepcopy(self.model.network)
         example = tuple(architectures.of(network).arguments(self.model.inputs(1, self.device)))
-        recipe = Recipe(BITS, self.settings.quantizer, 1, self.settings.sampler.steps)
+        recipe = Recipe(BITS, quantizer, 1, self.settings.sampler.steps)
         return QuantizedNetwork(network, recipe, example)
 
     def _quantized(self, batch: int) -> float:
         network, inputs = self.quantized, self.model.inputs(batch, self.device)
         network.set_step(0)
         with torch.inference_mode(), network.frozen():
+            return self._repeated(lambda: architectures.predict(network, inputs))
+
+    def _integers(self, batch: int) -> float:
+        if self._packed is None:
+            grids = self._on_grids(self.settings.quantizer.model_copy(update=_OF_INTEGERS))
+            finetuning.calibrate_activations(grids, self._calibration(2))
+            self._packed = IntegerNetwork(grids, range(self.settings.sampler.steps))
+        network, inputs = self._packed, self.model.inputs(batch, self.device)
+        network.set_step(0)
+        with torch.inference_mode():
             return self._repeated(lambda: architectures.predict(network, inputs))
 
     def _choose(self, batch: int) -> float:
@@ -133,15 +157,27 @@ class Calls:
 
     def _record(self, batch: int) -> float:
         with self.quantized.quantizing(weights=True, activations=False), self.quantized.frozen():
-            return self._of_units(lambda unit: self._recorded(unit, batch, weights=True))
+            return self._recorded(batch, self.settings.reconstruction, weights=True)
 
     def _record_full(self, batch: int) -> float:
         with self.quantized.frozen():
-            return self._of_units(lambda unit: self._recorded(unit, batch, weights=False))
+            return self._recorded(batch, self.settings.methods.q_diffusion, weights=False)  # type: ignore[attr-defined]
 
-    def _recorded(self, unit: Any, batch: int, *, weights: bool) -> float:
-        data = self._calibration(batch).samples(batch)
-        return self._timed(lambda: reconstruction.record(self.quantized, unit, data, _KEPT, weights=weights))
+    def _recorded(self, batch: int, settings: Recording, *, weights: bool) -> float:
+        """Seconds of all units: of the samples that memory has room for going on from the units before."""
+        network, data = self.quantized, self._calibration(batch).samples(batch)
+        units = reconstruction.units(network)
+        recorder = Recorder(network, units, data, _KEPT, weights=weights)
+        kept = min(1.0, settings.cache_mib * 2**20 // max(1, recorder.bytes_a_sample) / settings.samples)
+        found = 0.0
+        if kept > 0:
+            found += kept * self._timed(lambda: [recorder.record(number) for number in range(len(units))])
+        if kept < 1:
+            from_start = self._of_units(
+                lambda unit: self._timed(lambda: reconstruction.record(network, unit, data, _KEPT, weights=weights))
+            )
+            found += (1 - kept) * from_start
+        return found
 
     def _rounding(self, batch: int) -> float:
         data = self._calibration(batch).samples(batch)

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from quest.config.dataset import DatasetSettings, load_dataset
+from quest.config.learning import ReconstructionSettings, ScaleLearningSettings
 from quest.config.methods import base_method
+from quest.config.methods.quest import QuestSettings
 from quest.config.values import Bits
 from quest.estimate import networks, work
 from quest.estimate import speed as speeds
@@ -67,13 +69,13 @@ class Estimator:
         took = {call: self.speed.took(network, call, self.reference) for call in calls}
         seconds = sum(count * took[call].seconds for call, count in calls.items())
         on_gpu = self.speed.device.type == "cuda"
-        held = _held(job, settings, size)
+        held, spilled = _held(job, settings, size)
         most = max((each.bytes for each in took.values()), default=0.0)
         own = size.all_parameters * _FLOAT * _COPIES.get(job.rule, 0)
         return Cost(
             seconds=start.seconds + seconds / (1 if on_gpu else job.threads),
             computing=start.seconds + seconds,
-            memory=start.bytes + (_shards(job, settings) if on_gpu else own + most + held),
+            memory=start.bytes + spilled + (_shards(job, settings) if on_gpu else own + most + held),
             gpu_memory=own + most + held if on_gpu else 0.0,
             disk=_disk(job, settings, size),
             reckoned=bool(calls) and not self.speed.measured(network),
@@ -122,36 +124,55 @@ def measured(asked: Mapping[str, Work], known: Mapping[str, Network], speed: Spe
 # Memory that is held from one call to the next
 
 
-def _held(job: Job, settings: DatasetSettings, size: Size) -> float:
-    """Bytes of calibration data, of caches and of images."""
+def _held(job: Job, settings: DatasetSettings, size: Size) -> tuple[float, float]:
+    """Bytes of calibration data, of caches and of images: on the device, and in host memory what does not
+    fit there and what units gave."""
     sample = math.prod(size.shape) * _FLOAT
-    if job.rule in ("calibrate", "reconstruct", "finetune"):
-        steps, chosen = settings.calibration.steps, settings.calibration
-        held = steps * chosen.samples_per_step * sample + chosen.samples_per_step * size.context_bytes
-        if job.rule == "reconstruct":
-            samples = steps * work.recorded(settings, settings.reconstruction.samples // steps)
-            held += samples * size.cache_bytes
-        elif job.rule == "finetune":
-            held += _of_method(job, settings, size, sample)
-        return held
-    return _shards(job, settings)
+    if job.rule not in ("calibrate", "reconstruct", "finetune"):
+        return _shards(job, settings), 0.0
+    chosen = settings.calibration
+    held = chosen.steps * chosen.samples_per_step * sample + chosen.samples_per_step * size.context_bytes
+    caches, budget = _caches(job, settings, size, sample)
+    spilled = min(_passed(job, settings, size), budget)
+    for cache in caches:
+        if cache > budget:
+            spilled += cache
+        else:
+            held, budget = held + cache, budget - cache
+    return held, spilled
 
 
-def _of_method(job: Job, settings: DatasetSettings, size: Size, sample: int) -> float:
-    """Caches of units, or the teacher's outputs."""
-    method, steps = base_method(job.wildcards["method"]), settings.calibration.steps
-    own = settings.method(method)
-    if method in ("q-diffusion", "ptqd"):
-        return steps * work.recorded(settings, own.samples // steps) * size.cache_bytes  # type: ignore[attr-defined]
-    if method != "quest":
+def _passed(job: Job, settings: DatasetSettings, size: Size) -> float:
+    """Bytes of the outputs of units that recording of all samples would go on from."""
+    method = base_method(job.wildcards["method"]) if job.rule == "finetune" else None
+    learning = settings.reconstruction if method is None else settings.method(method)
+    if job.rule == "calibrate" or not isinstance(learning, ReconstructionSettings | ScaleLearningSettings):
         return 0.0
-    held = 0.0
-    for stage in own.stages:  # type: ignore[attr-defined]
+    steps, precisions = settings.calibration.steps, 2 if method is None else 1
+    return steps * work.recorded(settings, learning.samples // steps) * size.kept_bytes * precisions
+
+
+def _caches(job: Job, settings: DatasetSettings, size: Size, sample: int) -> tuple[list[float], float]:
+    """Bytes of what is recorded at once: of the largest unit, or of each stage's teacher; and of their budget."""
+    steps = settings.calibration.steps
+    if job.rule == "reconstruct":
+        learning = settings.reconstruction
+    elif job.rule == "finetune":
+        learning = settings.method(base_method(job.wildcards["method"]))
+    else:
+        return [], 0.0
+    if isinstance(learning, ReconstructionSettings | ScaleLearningSettings):
+        samples = steps * work.recorded(settings, learning.samples // steps)
+        return [samples * size.cache_bytes], learning.cache_mib * 2**20
+    if not isinstance(learning, QuestSettings):
+        return [], 0.0
+    found = []
+    for stage in learning.stages:
         which = "tla" if stage == "tla" else "cma"
-        roles = {"tla": (Role.TIME_PROJECTION,), "cma": own.cma_layers}.get(stage, size.output_bytes)  # type: ignore[attr-defined]
-        outputs = sum(size.output_bytes.get(role, 0) for role in roles) if own.local_loss else 0  # type: ignore[attr-defined]
-        held += steps * work.recorded(settings, getattr(own, f"{which}_samples")) * (sample + outputs)
-    return held
+        roles = {"tla": (Role.TIME_PROJECTION,), "cma": learning.cma_layers}.get(stage, size.output_bytes)
+        outputs = sum(size.output_bytes.get(role, 0) for role in roles) if learning.local_loss else 0
+        found.append(steps * work.recorded(settings, getattr(learning, f"{which}_samples")) * (sample + outputs))
+    return found, learning.cache_mib * 2**20
 
 
 def _shards(job: Job, settings: DatasetSettings) -> float:

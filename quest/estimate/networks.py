@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from quest import architectures
 from quest.architectures import Inputs
-from quest.architectures.order import outermost
+from quest.architectures.order import in_call_order, outermost
 from quest.bench import testkit
 from quest.config.dataset import DatasetSettings
 from quest.config.values import ConfigError
@@ -25,6 +25,7 @@ from quest.diffusion import denoiser as denoisers
 from quest.diffusion.denoiser import Denoiser
 from quest.embedded.training.autoencoder import build as build_autoencoder
 from quest.embedded.training.denoiser import build_unet
+from quest.learning import recording
 from quest.quantization.roles import is_layer
 from quest.sources import compvis
 
@@ -56,6 +57,7 @@ class Size:
     """flops: of one sample in a call, decode_flops: of the first stage. parameters: of the network, all_parameters:
     with the first stage; weights: of layers that are quantized, scales: their output channels.
     units: that learned rounding takes one after another. cache_bytes: inputs and targets of the largest, of a sample;
+    kept_bytes: the most outputs of units that later ones need, of a sample;
     output_bytes: of all layers of a role, of a sample. shape: (C, H, W) of what is denoised. context_bytes: of a
     sample.
     """
@@ -68,6 +70,7 @@ class Size:
     scales: int
     units: int
     cache_bytes: int
+    kept_bytes: int
     output_bytes: dict[str, int]
     shape: tuple[int, int, int]
     context_bytes: int
@@ -137,6 +140,12 @@ def size(model: Model) -> Size:
     of_unit, of_layer = _watched(units, inputs=True), _watched(layers, inputs=False)
     with of_unit as caches, of_layer as outputs, sdpa_kernel(SDPBackend.MATH):
         flops = _flops(lambda: architectures.predict(network, empty.inputs(1, "meta")))
+    arguments = tuple(architecture.arguments(empty.inputs(1, "meta")))
+    order = in_call_order(network, arguments, units)
+
+    def call() -> object:
+        return network(*arguments)
+
     by_role: dict[str, int] = {}
     for name, role in roles.items():
         by_role[role] = by_role.get(role, 0) + outputs.get(name, 0)
@@ -157,6 +166,7 @@ def size(model: Model) -> Size:
         scales=sum(layer.weight.shape[0] for layer in layers.values()),
         units=len(units),
         cache_bytes=max(caches.values()),
+        kept_bytes=recording.Needs(call, [units[name] for name in order]).bytes,
         output_bytes=by_role,
         shape=architecture.shape,
         context_bytes=0 if model.context is None else model.context[0] * model.context[1] * _FLOAT,

@@ -27,6 +27,8 @@ FORWARD = "forward"
 """The full-precision network."""
 QUANTIZED = "quantized"
 """The fake-quantized network, its weights on their grids already."""
+INTEGERS = "integers"
+"""The packed network, its integers multiplied by the kernels of this machine."""
 BUILD = "build"
 """Every layer on its grid, weight scales searched (batch 1, whatever the batch of others)."""
 CHOOSE = "choose"
@@ -64,6 +66,7 @@ class Call(NamedTuple):
 
 Work = Counter[Call]
 
+_BACKENDS = {"fake": QUANTIZED, "integer": INTEGERS}  # what a step of `sample` is
 _CHUNK = 64  # of calibration, recording and the teacher's outputs: the batch that the library takes
 
 
@@ -128,7 +131,7 @@ def _finetune(job: Job, settings: DatasetSettings) -> Work:
 
 def _sample(job: Job, settings: DatasetSettings) -> Work:
     evaluation, shard = settings.evaluation, int(job.wildcards["shard"])
-    kind = FORWARD if job.wildcards["method"] == FULL_PRECISION else QUANTIZED
+    kind = FORWARD if job.wildcards["method"] == FULL_PRECISION else _BACKENDS[evaluation.backend]
     images = evaluation.images * (shard + 1) // evaluation.shards - evaluation.images * shard // evaluation.shards
     return sampled(kind, settings, images, evaluation.batch_size) + calls(DECODE, images, evaluation.batch_size)
 

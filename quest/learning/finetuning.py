@@ -16,6 +16,7 @@ from tqdm import tqdm
 from quest import architectures
 from quest.graphs import Replayed
 from quest.learning import optimizers
+from quest.learning.cache import UNLIMITED, Cache
 from quest.learning.calibration import Calibration, Samples
 from quest.learning.progress import NOT_KEPT, Progress, Training
 from quest.quantization import grid as grids
@@ -97,20 +98,12 @@ def predict(network: QuantizedNetwork, data: Samples, batch: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Targets:
-    """Teacher outputs for the samples of a stage: noise (n, C, H, W), and the output (n, …) of each layer by name."""
-
-    noise: Tensor
-    layers: dict[str, Tensor]
-
-
-@dataclass(frozen=True)
 class Stage:
     """One finetuning stage: what is trained, on how much data, and with which losses.
 
     layers: whose weights and biases are trained and whose outputs the local loss matches. sites: activation
     quantizers whose scales are trained. samples: of each recorded step; epochs: passes over all of them. Groups of
-    steps are interleaved, so that none is favoured by coming last.
+    steps are interleaved, so that none is favoured by coming last. batch_setting: what the user calls ``batch_size``.
     """
 
     name: str
@@ -123,6 +116,7 @@ class Stage:
     scale_lr: float
     local_loss: bool = True
     global_loss: bool = True
+    batch_setting: str = "batch_size"
 
     def __post_init__(self) -> None:
         if not (self.local_loss or self.global_loss):
@@ -145,17 +139,19 @@ class Stage:
         return self.epochs * sum(len(members.split(self.batch_size)) for members in groups)
 
     @torch.no_grad()
-    def record(self, network: QuantizedNetwork, calibration: Calibration) -> Targets:
-        """The teacher's outputs on this stage's samples; call before the network's weights are trained."""
+    def record(self, network: QuantizedNetwork, calibration: Calibration, budget: int = UNLIMITED) -> Cache:
+        """The teacher's outputs on this stage's samples: those of each layer by name, and as the target the noise.
+
+        budget: bytes on the device; what does not fit is in host memory. Call before any weight is trained.
+        """
         data = calibration.samples(self.samples)
-        noise: list[Tensor] = []
-        layers: list[dict[str, Tensor]] = []
+        targets = Cache(budget, len(data))
         with network.quantizing(weights=False, activations=False):
             for batch in torch.arange(len(data)).split(_TEACHER_BATCH):
                 with _outputs_of(self.layers if self.local_loss else {}) as outputs:
-                    noise.append(predict(network, data, batch))
-                layers.append(outputs)
-        return Targets(torch.cat(noise), {name: torch.cat([part[name] for part in layers]) for name in layers[0]})
+                    noise = predict(network, data, batch)
+                targets.add(((), outputs), noise)
+        return targets
 
 
 def _trained(layer: QuantizedLayer) -> list[nn.Parameter]:
@@ -168,7 +164,7 @@ def finetune(
     network: QuantizedNetwork,
     calibration: Calibration,
     stage: Stage,
-    targets: Targets,
+    targets: Cache,
     seed: int,
     progress: Progress = NOT_KEPT,
 ) -> list[dict[str, float]]:
@@ -205,7 +201,7 @@ def finetune(
             keep_positive(scales[index])
             return tuple(term.detach().double() for term in terms.values())
 
-        replayed = Replayed(step)
+        replayed = Replayed(step, targets.on_device, setting=stage.batch_setting)
         try:
             left = range(len(history), stage.epochs)
             bar = tqdm(left, stage.name, stage.epochs, initial=len(history), unit="epoch", mininterval=5)
@@ -231,18 +227,17 @@ def finetune(
     return history
 
 
-def _losses(
-    network: QuantizedNetwork, data: Samples, stage: Stage, targets: Targets, batch: Tensor
-) -> dict[str, Tensor]:
+def _losses(network: QuantizedNetwork, data: Samples, stage: Stage, targets: Cache, batch: Tensor) -> dict[str, Tensor]:
     """local: mean_l MSE(O_l, Ô_l); global: MSE(ε, ε̂); those that are switched on."""
     with _outputs_of(stage.layers if stage.local_loss else {}) as outputs:
         noise = architectures.predict(network, data.inputs(batch))
+    _, of_layers, of_network = targets.take(batch)
     losses = {}
     if stage.local_loss:
-        local = [mse_loss(output, targets.layers[name][batch]) for name, output in outputs.items()]
+        local = [mse_loss(output, of_layers[name]) for name, output in outputs.items()]
         losses["local"] = torch.stack(local).mean()
     if stage.global_loss:
-        losses["global"] = mse_loss(noise, targets.noise[batch])
+        losses["global"] = mse_loss(noise, of_network)
     return losses
 
 

@@ -14,7 +14,7 @@ beside the scales, and shared by every method that starts from this grouping at 
 from __future__ import annotations
 
 import logging
-from collections.abc import Container
+from collections.abc import Container, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,17 +23,19 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from quest import architectures, artifacts
+from quest import artifacts
 from quest.architectures.order import in_call_order, outermost
 from quest.config.learning import ReconstructionSettings
 from quest.config.method import Grouping, Rounding
 from quest.config.quantizer import OF_WEIGHTS
 from quest.diffusion.denoiser import Denoiser
 from quest.graphs import Replayed
-from quest.learning import optimizers
+from quest.learning import optimizers, recording
 from quest.learning import progress as kept
 from quest.learning.adaround import LearnedRounding
+from quest.learning.cache import Cache
 from quest.learning.calibration import Calibration, Samples
+from quest.learning.recording import Needs, Walk
 from quest.quantization import packing
 from quest.quantization.layers import QuantizedLayer
 from quest.quantization.network import QuantizedNetwork
@@ -111,11 +113,13 @@ def reconstruct(
     """
     losses = {}
     data = calibration.samples(max(1, settings.samples // len(calibration.steps)))
+    every = units(network, grouping)
+    recorder = Recorder(network, every, data, settings.cache_mib, weights=True)
     with network.quantizing(weights=True, activations=False):
-        for number, unit in enumerate(tqdm(units(network, grouping), desc="reconstruct", unit="unit", mininterval=5)):
+        for number, unit in enumerate(tqdm(every, desc="reconstruct", unit="unit", mininterval=5)):
             if unit.name not in progress.losses:
                 with network.frozen():  # no weight changes while inputs and targets are recorded
-                    cache = record(network, unit, data, settings.cache_mib, weights=True)
+                    cache = recorder.record(number)
                 generator = torch.Generator().manual_seed(seed * 100_003 + number)
                 losses_of_unit = learn_unit(unit, cache, settings, generator)
                 progress.add(unit, losses_of_unit, cache)
@@ -223,101 +227,64 @@ def _parts(layers: dict[str, QuantizedLayer]) -> dict[str, tuple[WeightQuantizer
     }
 
 
-class _Reached(Exception):
-    """Ends a call of the network where it reaches a unit, and carries the unit's arguments."""
-
-    def __init__(self, args: tuple[Any, ...], named: dict[str, Any]):
-        super().__init__()
-        self.args, self.named = args, named
-
-
 def record(network: QuantizedNetwork, unit: Unit, data: Samples, cache_mib: int, *, weights: bool) -> Cache:
-    """Inputs of a unit and its outputs in full precision, over all samples.
-
-    weights: whether the inputs come from the network with quantized weights, or in full precision too.
-    """
-    cache = Cache(cache_mib * 2**20, len(data))
-    entry = unit.entry or unit.module
-
-    def reached(batch: Tensor) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        def stop(_module: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:
-            raise _Reached(args, named)
-
-        handle = entry.register_forward_pre_hook(stop, with_kwargs=True)
-        try:
-            architectures.predict(network, data.inputs(batch))
-        except _Reached as found:
-            return found.args, found.named
-        finally:
-            handle.remove()
-        raise ValueError(f"one call of the network never reaches {unit.name}")
-
-    for batch in torch.arange(len(data)).split(_CHUNK):
-        with torch.no_grad(), network.quantizing(weights=False, activations=False):
-            inputs = args, named = reached(batch)
-            target = unit.module(*args, **named)
-        if weights:
-            with torch.no_grad(), network.quantizing(weights=True, activations=False):
-                inputs = reached(batch)
-        cache.add(inputs, target)
-    return cache
+    """What `Recorder` records of one unit."""
+    return Recorder(network, [unit], data, cache_mib, weights=weights).record(0)
 
 
-class Cache:
-    """Inputs and target of a unit for many samples.
+class Recorder:
+    """Inputs of each unit and its outputs in full precision, over all samples, one unit after another.
 
-    budget: bytes on the device; what does not fit is in host memory. samples: how many there will be.
+    cache_mib: budget on the device of the inputs and outputs of a unit, and in host memory of what the units before it
+    gave. weights: whether the inputs come from the network with quantized weights, or in full precision too.
     """
 
-    def __init__(self, budget: int, samples: int):
-        self.samples, self._budget = samples, budget
-        self.device_bytes = self.host_bytes = 0
-        self.device = torch.device("cpu")
-        self._filled = 0
-        self._tensors: list[Tensor] = []  # of all samples: the arguments that are tensors, then the target
-        self._layout: tuple[list[Any], dict[str, Any], list[str | int]] | None = None
+    def __init__(
+        self, network: QuantizedNetwork, units: Sequence[Unit], data: Samples, cache_mib: int, *, weights: bool
+    ):
+        self._network, self._data, self._budget, self._weights = network, data, cache_mib * 2**20, weights
+        self._units = list(units)
+        # A unit that is spread over the network is computed each time.
+        self._entries = [unit.entry or unit.module for unit in units]
+        whole = [i for i, unit in enumerate(units) if set(unit.layers.values()) <= set(self._entries[i].modules())]
+        self._first = min(whole, default=0)
+        entries = self._entries[self._first :]
+        needs = None
+        if len(entries) > 1 and len(whole) == len(entries):
+            with network.quantizing(weights=False, activations=False):
+                needs = Needs(lambda: network(*network.example), entries)
+        self.bytes_a_sample = 0 if needs is None else needs.bytes * (1 + weights)
+        kept = self._budget // max(1, self.bytes_a_sample) if needs is not None and needs.until else 0
+        self._batches = torch.arange(len(data)).split(_CHUNK)
+        self._walks = [
+            [Walk(network, entries, needs.until) for _ in range(1 + weights)]
+            if needs is not None and int(batch[-1]) < kept
+            else None
+            for batch in self._batches
+        ]
 
-    @property
-    def on_device(self) -> bool:
-        """Whether nothing has to be fetched from host memory."""
-        return not self.host_bytes
+    def record(self, index: int) -> Cache:
+        """Of unit ``index``; the units before it must have what they are to keep from now on."""
+        cache = Cache(self._budget, len(self._data))
+        for number in range(len(self._batches)):
+            with torch.no_grad(), self._network.quantizing(weights=False, activations=False):
+                inputs = args, named = self._arguments(number, index, quantized=False)
+                target = self._units[index].module(*args, **named)
+            if self._weights:
+                with torch.no_grad(), self._network.quantizing(weights=True, activations=False):
+                    inputs = self._arguments(number, index, quantized=True)
+            cache.add(inputs, target)
+        return cache
 
-    def add(self, inputs: tuple[tuple[Any, ...], dict[str, Any]], output: Tensor) -> None:
-        """The next samples: the arguments of the unit, of which tensors are kept by sample, and its output."""
-        args, named = inputs
-        places: list[str | int] = [i for i, value in enumerate(args) if isinstance(value, Tensor)]
-        places += [key for key, value in named.items() if isinstance(value, Tensor)]
-        plain_args = [None if isinstance(value, Tensor) else value for value in args]
-        plain_named = {key: value for key, value in named.items() if not isinstance(value, Tensor)}
-        self._layout = plain_args, plain_named, places
-        tensors = [(args[p] if isinstance(p, int) else named[p]).detach() for p in places] + [output.detach()]
-        if not self._tensors:
-            self._allocate(tensors)
-        end = self._filled + len(output)
-        for whole, part in zip(self._tensors, tensors, strict=True):
-            whole[self._filled : end] = part
-        self._filled = end
-
-    def _allocate(self, first: list[Tensor]) -> None:
-        self.device = first[-1].device
-        size = sum(part[0].numel() * part.element_size() for part in first) * self.samples
-        fits = size <= self._budget
-        self.device_bytes, self.host_bytes = (size, 0) if fits else (0, size)
-        where = self.device if fits else torch.device("cpu")
-        self._tensors = [torch.empty(self.samples, *p.shape[1:], dtype=p.dtype, device=where) for p in first]
-
-    def take(self, samples: Tensor) -> tuple[tuple[Any, ...], dict[str, Any], Tensor]:
-        """Arguments and target of the given samples (indices), on the device."""
-        assert self._layout is not None
-        plain_args, plain_named, places = self._layout
-        *values, target = (whole[samples.to(whole.device)].to(self.device) for whole in self._tensors)
-        args, named = list(plain_args), dict(plain_named)
-        for place, value in zip(places, values, strict=True):
-            if isinstance(place, int):
-                args[place] = value
-            else:
-                named[place] = value
-        return tuple(args), named, target
+    def _arguments(self, number: int, index: int, *, quantized: bool) -> recording.Arguments:
+        inputs, walks = self._data.inputs(self._batches[number]), self._walks[number]
+        if walks is None or index < self._first:
+            found = recording.reach(self._network, inputs, self._entries[index])
+        else:
+            found = walks[quantized].arguments(inputs, index - self._first)
+        if found is None:
+            raise ValueError(f"one call of the network never reaches {self._units[index].name}")
+        return found
 
 
 def learn_unit(
@@ -340,7 +307,7 @@ def learn_unit(
 
     batches = torch.randint(cache.samples, (settings.iterations, settings.batch_size), generator=generator)
     batches, weights, betas = (each.to(cache.device) for each in (batches, *penalties(settings)))
-    replayed = Replayed(step, recordable=cache.on_device)
+    replayed = Replayed(step, cache.on_device, setting="reconstruction.batch_size")
     with rounding.applied():
         for batch, weight, beta in zip(batches, weights, betas, strict=True):
             replayed(batch, weight, beta)

@@ -20,6 +20,7 @@ from tqdm import tqdm
 from quest.config.learning import ScaleLearningSettings
 from quest.graphs import Replayed
 from quest.learning import optimizers, reconstruction
+from quest.learning.cache import Cache
 from quest.learning.calibration import Calibration
 from quest.learning.finetuning import (
     calibrate_activations,
@@ -30,7 +31,7 @@ from quest.learning.finetuning import (
     training_sets,
 )
 from quest.learning.progress import NOT_KEPT, Progress
-from quest.learning.reconstruction import Cache, Unit
+from quest.learning.reconstruction import Recorder, Unit
 from quest.quantization.network import QuantizedNetwork
 from quest.quantization.quantizers import ActivationQuantizer
 
@@ -72,6 +73,7 @@ def learn_scales(
     groups = sets_of(network, data)
     units = [unit for unit in reconstruction.units(network) if sites_of(unit)]
     losses = {}
+    recorder = Recorder(network, units, data, settings.cache_mib, weights=False)
     with network.frozen():
         for number, unit in enumerate(tqdm(units, desc="learn scales", unit="unit", mininterval=5)):
             scales = [site.scale for site in sites_of(unit)]
@@ -80,7 +82,7 @@ def learn_scales(
                     scale.data.copy_(learned)
                 losses[unit.name] = kept["loss"]
                 continue
-            cache = reconstruction.record(network, unit, data, settings.cache_mib, weights=False)
+            cache = recorder.record(number)
             generator = torch.Generator().manual_seed(seed * 100_003 + number)
             calibrated = _loss(network, unit, cache, groups)
             learn_unit(network, unit, cache, groups, settings, generator)
@@ -122,7 +124,8 @@ def learn_unit(
             keep_positive(scales)
             return ()
 
-        replayed = Replayed(step, recordable=cache.on_device)
+        method = type(settings).__module__.rpartition(".")[2]  # config/methods/<method>.py
+        replayed = Replayed(step, cache.on_device, setting=f"methods.{method}.batch_size")
         for iteration in range(settings.iterations):
             index = iteration % len(groups)
             members = groups[index]

@@ -54,5 +54,9 @@ def starts_from(method: str, settings: MethodSettings) -> Rounding | None:
     """The learned rounding that a method's cell with these settings needs, if it needs any."""
     if settings.grouping is None or getattr(settings, "rounding", "learned") != "learned":
         return None
-    own = settings.policy == PAPER
-    return Rounding(settings.grouping, f"{base_method(method)}-{PAPER}" if own else settings.policy)
+    return Rounding(settings.grouping, policy_name(method, settings))
+
+
+def policy_name(method: str, settings: MethodSettings) -> str:
+    """The policy of a method's cell with these settings; that of its paper is "<method>-paper"."""
+    return f"{base_method(method)}-{PAPER}" if settings.policy == PAPER else settings.policy

@@ -223,7 +223,7 @@ def distil(
         keep_positive(scales)
         return (loss.detach(),)
 
-    replayed = Replayed(step)
+    replayed = Replayed(step, setting="methods.efficientdm.batch_size")
     try:
         left, count = range(done, settings.trajectories), settings.trajectories
         bar = tqdm(left, "efficientdm", count, initial=done, unit="trajectory", mininterval=5)

@@ -50,7 +50,10 @@ def quantize(
     calibrate_activations(network, calibration)
     stages = [STAGES[name](network, settings) for name in settings.stages]
     # The teacher is the network before anything is trained, so all its outputs are taken first.
-    targets = [stage.record(network, calibration) for stage in stages]
+    targets, left = [], settings.cache_mib * 2**20
+    for stage in stages:
+        targets.append(stage.record(network, calibration, left))
+        left -= targets[-1].device_bytes
     if settings.folded:
         for layer in {id(layer): layer for stage in stages for layer in stage.layers.values()}.values():
             layer.fold()
@@ -85,6 +88,7 @@ def time_embedding_alignment(network: QuantizedNetwork, settings: QuestSettings)
         epochs=_epochs(settings.tla_epochs, settings),
         samples=settings.tla_samples,
         batch_size=settings.tla_batch_size,
+        batch_setting="methods.quest.tla_batch_size",
         weight_lr=settings.tla_weight_lr,
         scale_lr=settings.tla_scale_lr,
         local_loss=settings.local_loss,
@@ -102,6 +106,7 @@ def attention_alignment(network: QuantizedNetwork, settings: QuestSettings) -> S
         epochs=_epochs(settings.cma_epochs, settings),
         samples=settings.cma_samples,
         batch_size=settings.cma_batch_size,
+        batch_setting="methods.quest.cma_batch_size",
         weight_lr=settings.cma_weight_lr,
         scale_lr=settings.cma_scale_lr,
         local_loss=settings.local_loss,

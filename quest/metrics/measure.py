@@ -13,6 +13,8 @@ from tqdm import tqdm
 
 from quest.artifacts import Manifest, TensorArtifact, load_tensors
 from quest.config.dataset import DatasetSettings
+from quest.config.evaluation import FAKE
+from quest.config.values import FULL_PRECISION
 from quest.metrics import distances, evaluation, reference
 from quest.metrics.extractor import Extractor
 from quest.metrics.resampling import Estimate
@@ -141,6 +143,19 @@ def row(
         "mse": gathered.mse,
         **evaluation.provenance(extractor, real, settings.evaluation),
     }
+
+
+def require_backend(file: Path, manifest: Manifest, settings: DatasetSettings) -> dict[str, str]:
+    """What the row says of the backend: nothing where it is the default. Full precision has none; its row names the
+    protocol's. Raises ValueError for samples that were drawn through another than the protocol's."""
+    expected = settings.evaluation.backend
+    found = expected if manifest.notes["method"] == FULL_PRECISION else manifest.settings.get("backend", FAKE)
+    if found != expected:
+        raise ValueError(
+            f"{file}: drawn through the {found} backend, but evaluation.backend is {expected}; sample it again, or "
+            "measure under the protocol that it was drawn by"
+        )
+    return {} if expected == FAKE else {"backend": expected}
 
 
 def squared_error(images: Tensor, targets: Tensor) -> float:

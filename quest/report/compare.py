@@ -165,7 +165,8 @@ def _sides(names: Sequence[str], folder: Path) -> list[Side]:
     sides: dict[str, Side] = {}
     for file in dict.fromkeys(file for name in names for file in _files(name, folder)):
         artifact = load_json(file, "metrics")
-        label = tables.label(artifact.content["method"], artifact.content["bits"])
+        row = artifact.content
+        label = tables.label(row["method"], row["bits"], tables.backend(row))
         sides.setdefault(label, Side(label, {})).files[file] = artifact
     if len(sides) < 2:
         raise ValueError(f"nothing to compare with {next(iter(sides), 'nothing')}; name two cells or more")

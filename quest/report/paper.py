@@ -185,7 +185,7 @@ def _row(
             f"{key}_spread": None if found is None else found.get(f"{key}_spread"),
             f"{key}_published": row.published.get(key),
         }
-    name = row.label or tables.title(row.method or "")
+    name = row.label or tables.title(row.method or "", tables.backend(found or {}))
     return {
         "name": name,
         "method": row.method,

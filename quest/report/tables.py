@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from quest.artifacts import JsonArtifact
+from quest.config.evaluation import FAKE
 from quest.config.methods import METHODS, base_method
 from quest.config.methods import title as method_title
 from quest.config.values import FULL_PRECISION, Bits
@@ -148,9 +149,7 @@ def sheets(rows: Sequence[Row], summary: Sequence[Row]) -> list[Sheet]:
 
 
 def _sheet(heading: str, columns: Sequence[Column], summary: Sequence[Row], notes: Iterable[str]) -> Sheet:
-    lines = (
-        (title(row["method"]), row["bits"].upper(), *(written(row, column) for column in columns)) for row in summary
-    )
+    lines = ((named(row), row["bits"].upper(), *(written(row, column) for column in columns)) for row in summary)
     return Sheet(heading, ("Method", "Bits", *(column.header for column in columns)), tuple(lines), notes=tuple(notes))
 
 
@@ -262,18 +261,29 @@ def _resized(row: Row) -> str:
     return "" if resize == "none" else f" (resize {resize})"
 
 
-def title(method: str) -> str:
-    """A method's name as its authors write it; for a variant also what it changes: "QuEST (no global loss)"."""
+def title(method: str, backend: str = FAKE) -> str:
+    """A method's name as its authors write it; for a variant also what it changes, and what multiplied where that is
+    not the default: "QuEST (no global loss, integer kernels)"."""
     if method == FULL_PRECISION:
         return "Full precision"
     base, _, change = method.partition("+")
-    name = method_title(base)
-    return f"{name} ({change.replace('-', ' ')})" if change else name
+    remarks = [*([change.replace("-", " ")] if change else []), *([] if backend == FAKE else [f"{backend} kernels"])]
+    return f"{method_title(base)} ({', '.join(remarks)})" if remarks else method_title(base)
 
 
-def label(method: str, bits: str) -> str:
+def label(method: str, bits: str, backend: str = FAKE) -> str:
     """A cell as people write it: "QuEST W4A4", "Full precision"."""
-    return title(method) if method == FULL_PRECISION else f"{title(method)} {bits.upper()}"
+    return title(method) if method == FULL_PRECISION else f"{title(method, backend)} {bits.upper()}"
+
+
+def named(row: Row) -> str:
+    """The method of a row as `title` writes it."""
+    return title(row["method"], backend(row))
+
+
+def backend(row: Row) -> str:
+    """What multiplied in the networks of a row: rows say it where it is not the default."""
+    return row.get("backend", FAKE)
 
 
 def row_key(row: Row) -> str:
@@ -325,6 +335,7 @@ def _protocol(artifact: JsonArtifact) -> dict[str, Any]:
         "model": manifest.inputs["model"],
         "images": row["images"],
         "sampler": manifest.settings.get("sampler"),
+        "backend": backend(row),
         **{name: row.get(name) for name in CHOICES},
     }
 

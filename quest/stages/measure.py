@@ -51,8 +51,8 @@ def run(
     precision); the metrics of `evaluation.numbers` with their errors, and clip and clip_se where the protocol asks for
     them; mse of full-precision images on the [0, 1] scale, over all pixels of all images, and psnr of it in dB (null
     when the images are identical); what `evaluation.provenance` says they were measured with, and clip_model and
-    clip_prompts_sha256; the bit account; trained_share and optimizer_steps of a finetuned cell. Raises ValueError when
-    files do not belong together or a number is not finite.
+    clip_prompts_sha256; backend where it is not the default; the bit account; trained_share and optimizer_steps of a
+    finetuned cell. Raises ValueError when files do not belong together or a number is not finite.
     """
     network = load_extractor(extractor, device)
     real = references.load(reference)
@@ -78,6 +78,7 @@ def run(
         )
 
     row = measure.row(dataset, settings, manifest, gathered, real, network, device) | chosen
+    row |= measure.require_backend(samples[0], manifest, settings)
     row["chain_seed"] = quantized.seeds["run"] if quantized else None
     notes = (quantized or origin).notes
     row |= notes.get("account", {})

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import click
 import pytest
+import torch
 from click.testing import CliRunner
 
 from quest import stages
@@ -87,3 +88,24 @@ def test_an_error_of_the_user_is_one_message(tmp_path: Path) -> None:
     assert result.output.startswith("Error: ")
     assert "none.json" in result.output
     assert isinstance(CliRunner().invoke(main, ["--debug", *arguments]).exception, ValueError)
+
+
+def test_memory_that_is_full_where_no_setting_helps_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(**_given: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has …")
+
+    monkeypatch.setattr("quest.stages.calibrate.run", run)
+    arguments = ["calibrate", "digits", "--model", "m", "--output", "o", "--device", "cpu"]
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 1
+    assert "Error: CUDA out of memory, where the size of a batch is no setting; free the device" in result.output
+    assert isinstance(CliRunner().invoke(main, ["--debug", *arguments]).exception, torch.OutOfMemoryError)
+
+
+def test_another_fault_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(**_given: object) -> None:
+        raise RuntimeError("a fault of the library")
+
+    monkeypatch.setattr("quest.stages.calibrate.run", run)
+    result = CliRunner().invoke(main, ["calibrate", "digits", "--model", "m", "--output", "o", "--device", "cpu"])
+    assert str(result.exception) == "a fault of the library"

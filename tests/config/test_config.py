@@ -161,6 +161,19 @@ def test_a_file_that_is_no_mapping_is_an_error_of_configuration(tmp_path: Path, 
             {"evaluation": {"images": 10, "shards": 11}},
             "evaluation.shards is 11, more than evaluation.images = 10",
         ),
+        ({"evaluation": {"backend": "int"}}, "evaluation.backend: found 'int'; 'fake' or 'integer' is expected"),
+        (
+            {"evaluation": {"backend": "integer"}},
+            "evaluation.backend is integer, but quantizer.activation_granularity.4 of quest w4a4 is per_channel, whose "
+            "scales do not factor out of a sum of integers; expected per_tensor, or evaluation.backend fake",
+        ),
+        (
+            {
+                "evaluation": {"backend": "integer"},
+                "quantizer": {"activation_granularity": {"4": "per_tensor"}, "weight_group": 64},
+            },
+            "evaluation.backend is integer, but quantizer.weight_group of quest w4a4 is 64",
+        ),
     ],
 )
 def test_a_bad_protocol_is_named_with_its_file(tmp_path: Path, change: dict[str, Any], message: str):

@@ -63,7 +63,22 @@ def test_memory_grows_with_what_is_cached(estimator: Estimator, settings: Datase
         estimator.speed.measure(estimator.networks["tiny"], costs.work.of(job))
         return estimator.cost(job).memory
 
-    assert memory(32) - memory(16) == 16 * estimator.networks["tiny"].size.cache_bytes
+    size = estimator.networks["tiny"].size
+    assert memory(32) - memory(16) == 16 * (size.cache_bytes + 2 * size.kept_bytes)
+
+
+def test_a_cache_beyond_its_budget_is_in_host_memory(estimator: Estimator, settings: DatasetSettings) -> None:
+    size = estimator.networks["tiny"].size
+
+    def held(cache_mib: int) -> tuple[float, float]:
+        own = settings.reconstruction.model_copy(update={"cache_mib": cache_mib, "samples": 2_000})
+        chosen = settings.calibration.model_copy(update={"samples_per_step": 1_000})
+        content = settings.model_copy(update={"reconstruction": own, "calibration": chosen})
+        return costs._held(Job("reconstruct", ("r",), {"dataset": "tiny"}), content, size)
+
+    (fits, passed), (without, spilled) = held(4096), held(1)
+    assert passed == 2_000 * 2 * size.kept_bytes > 2**20
+    assert fits - without == spilled - 2**20 == 2_000 * size.cache_bytes > 2**20
 
 
 def test_the_table_has_a_row_a_stage_and_the_whole(settings: DatasetSettings) -> None:

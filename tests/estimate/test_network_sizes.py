@@ -24,6 +24,8 @@ def test_units_weights_and_caches(settings: DatasetSettings, tiny: Model) -> Non
     assert found.shape == (1, 8, 8)
     samples = Samples(torch.randn(3, 1, 8, 8), torch.zeros(3, dtype=torch.long), torch.zeros(3, dtype=torch.long))
     caches = [reconstruction.record(network, unit, samples, 1, weights=False) for unit in units]
+    recorder = reconstruction.Recorder(network, units, samples, 1, weights=False)
+    assert found.kept_bytes == recorder.bytes_a_sample > 0
     # An argument that all samples share, like a scale of the embedding, is no part of a cache.
     assert found.cache_bytes == pytest.approx(max(cache.device_bytes for cache in caches) / 3, rel=0.01)
 

@@ -19,7 +19,7 @@ from quest.estimate.work import Call
 
 CPU = torch.device("cpu")
 KINDS = [
-    *(work.FORWARD, work.QUANTIZED, work.BUILD, work.CHOOSE, work.RANGES, work.RECORD, work.RECORD_FULL),
+    *(work.FORWARD, work.QUANTIZED, work.INTEGERS, work.BUILD, work.CHOOSE, work.RANGES, work.RECORD, work.RECORD_FULL),
     *(work.ROUNDING, work.SCALES, *work.STAGES, work.DISTIL, work.FEATURES, work.METRICS, work.TRAIN),
 ]
 

@@ -11,6 +11,7 @@ import torch
 from network_state import moved, state
 from torch import Tensor
 
+from quest import graphs
 from quest.learning import finetuning
 from quest.learning.calibration import Calibration
 from quest.learning.finetuning import Stage, calibrate_activations, finetune
@@ -79,7 +80,8 @@ def test_local_losses_carry_gradient(make_quantized: Make, calibration: Calibrat
         finetuning.predict(network, data, torch.tensor([0, 1]))
     assert set(outputs) == set(stage.layers)
     assert all(output.requires_grad and output.grad_fn is not None for output in outputs.values())
-    assert all(not target.requires_grad for target in [targets.noise, *targets.layers.values()])
+    _, of_layers, of_network = targets.take(torch.tensor([0, 1]))
+    assert all(not target.requires_grad for target in [of_network, *of_layers.values()])
     with finetuning.training_sets(stage.sites) as scales:
         losses = finetuning._losses(network, data, stage, targets, torch.tensor([0, 1]))
         assert set(losses) == {"local"}
@@ -98,9 +100,10 @@ def test_each_layer_is_matched_on_its_own(make_quantized: Make, calibration: Cal
         losses = finetuning._losses(network, data, stage, targets, batch)
         with finetuning._outputs_of(stage.layers) as outputs:
             noise = finetuning.predict(network, data, batch)
-        errors = [(outputs[name] - targets.layers[name][batch]).square().mean() for name in stage.layers]
+        _, of_layers, of_network = targets.take(batch)
+        errors = [(outputs[name] - of_layers[name]).square().mean() for name in stage.layers]
     torch.testing.assert_close(losses["local"], torch.stack(errors).mean())
-    torch.testing.assert_close(losses["global"], (noise - targets.noise[batch]).square().mean())
+    torch.testing.assert_close(losses["global"], (noise - of_network).square().mean())
 
 
 def test_targets_are_those_of_full_precision(make_quantized: Make, calibration: Calibration) -> None:
@@ -111,9 +114,11 @@ def test_targets_are_those_of_full_precision(make_quantized: Make, calibration: 
     with torch.no_grad(), network.quantizing(weights=False, activations=False):
         with finetuning._outputs_of(stage.layers) as outputs:
             noise = network(data.x, data.timesteps).sample
-        torch.testing.assert_close(targets.noise, noise)
+        _, of_layers, of_network = targets.take(torch.arange(len(data)))
+        torch.testing.assert_close(of_network, noise)
+        assert set(of_layers) == set(outputs)
         for name, output in outputs.items():
-            torch.testing.assert_close(targets.layers[name], output)
+            torch.testing.assert_close(of_layers[name], output)
 
 
 def test_only_what_is_trained_moves(make_quantized: Make, calibration: Calibration) -> None:
@@ -203,6 +208,38 @@ def test_batches_are_of_one_set_and_cover_all_samples(
     assert order != sorted(order), "sets are interleaved"
 
 
+def test_a_teacher_in_host_memory_teaches_the_same(make_quantized: Make, calibration: Calibration) -> None:
+    results = []
+    for budget in (2**40, 0):
+        network = make_quantized()
+        stage = make_stage(network, ATTENTION)
+        targets = stage.record(network, calibration, budget)
+        assert (targets.on_device, targets.device_bytes == 0, targets.host_bytes > 0) == (
+            budget > 0,
+            *[budget == 0] * 2,
+        )
+        results.append((finetune(network, calibration, stage, targets, 0), state(network)))
+    assert results[0][0] == results[1][0]
+    assert all(torch.equal(results[0][1][name], tensor) for name, tensor in results[1][1].items())
+
+
+def test_a_teacher_in_host_memory_is_not_recorded_as_a_graph(
+    monkeypatch: pytest.MonkeyPatch, make_quantized: Make, calibration: Calibration
+) -> None:
+    asked: list[bool] = []
+
+    def spy(step: Callable, recordable: bool = True, **named) -> finetuning.Replayed:
+        asked.append(recordable)
+        return graphs.Replayed(step, recordable, **named)
+
+    monkeypatch.setattr(finetuning, "Replayed", spy)
+    network = make_quantized()
+    stage = make_stage(network)
+    for budget in (2**40, 0):
+        finetune(network, calibration, stage, stage.record(network, calibration, budget), 0)
+    assert asked == [True, False]
+
+
 def test_both_losses_off(make_quantized: Make) -> None:
     with pytest.raises(ValueError, match="tla: both losses are off; switch on local_loss, global_loss or both"):
         make_stage(make_quantized(calibrated=False), local_loss=False, global_loss=False)
@@ -212,7 +249,7 @@ def test_global_loss_alone(make_quantized: Make, calibration: Calibration) -> No
     network = make_quantized()
     stage = make_stage(network, local_loss=False)
     targets = stage.record(network, calibration)
-    assert targets.layers == {}, "no layer outputs are kept"
+    assert targets.take(torch.arange(2))[1] == {}, "no layer outputs are kept"
     before = state(network)
     finetune(network, calibration, stage, targets, 0)
     assert moved(before, state(network))

@@ -236,6 +236,7 @@ def test_the_caption_says_what_was_measured_with_what(tmp_path: Path):
     [
         ({"extractor_sha256": "0" * 64}, {}, "extractor is '000"),
         ({"images": 500}, {}, "images is 500, but 1000 in"),
+        ({"backend": "integer"}, {}, "backend is 'integer', but 'fake' in"),
         ({}, {"inputs": {"reference": "0" * 64}}, "reference is '000"),
         ({}, {"inputs": {"model": "0" * 64}}, "model is '000"),
         ({"neighbours": 5}, {}, "neighbours is 5, but 3 in"),
@@ -309,6 +310,19 @@ def test_score_is_a_few_numbers_of_a_row(tmp_path: Path):
     full = write_metrics(tmp_path, row("fp", "w32a32"))
     score.run(full, tmp_path / "score.json")
     assert "psnr" not in json.loads((tmp_path / "score.json").read_text())
+
+
+def test_rows_name_a_backend_that_is_not_the_default(tmp_path: Path):
+    methods = [("fp", "w32a32"), ("quest", "w8a8"), ("quest+no-global-loss", "w8a8")]
+    rows = [row(*cell, backend="integer") for cell in methods]
+    content, text, markdown = make(tmp_path, [write_metrics(tmp_path, each) for each in rows])
+    names = [line[0] for line in cells(markdown)[1:]]
+    assert names == ["Full precision", "QuEST (integer kernels)", "QuEST (no global loss, integer kernels)"]
+    assert {line["backend"] for line in csv.DictReader(io.StringIO(text))} == {"integer"}
+    assert content["summary"][1]["backend"] == "integer"
+    _, text, markdown = make(tmp_path, write_all(tmp_path))
+    assert "kernels" not in markdown
+    assert "backend" not in text
 
 
 def test_caption_says_what_shares_a_scale_and_which_layers_are_quantized(tmp_path: Path):

@@ -427,3 +427,26 @@ def test_equal_inputs_give_equal_bytes(files: Files):
     files.measure()
     assert (files.folder / "metrics.json").read_bytes() == first
     assert json.loads(first)["manifest"]["schema_version"] == artifacts.SCHEMA_VERSION
+
+
+def test_a_row_names_a_backend_that_is_not_the_default(files: Files) -> None:
+    assert "backend" not in files.measure()
+    with pytest.raises(ValueError, match=r"drawn through the fake backend, but evaluation.backend is integer; sample"):
+        files.measure(settings=settings(backend="integer"))
+    through_integers = [redrawn(file, {"backend": "integer"}) for file in files.samples]
+    assert files.measure(samples=through_integers, settings=settings(backend="integer"))["backend"] == "integer"
+    with pytest.raises(ValueError, match=r"drawn through the integer backend, but evaluation.backend is fake"):
+        files.measure(samples=through_integers)
+    mixed = [through_integers[0], files.samples[1]]
+    with pytest.raises(ValueError, match=r"drawn from another network or sampler than"):
+        files.measure(samples=mixed, settings=settings(backend="integer"))
+
+
+def redrawn(file: Path, more: dict[str, Any]) -> Path:
+    """A copy of samples whose manifest says ``more`` of their settings."""
+    artifact = load_tensors(file, "samples")
+    manifest = artifact.manifest
+    copy = file.with_name(f"again-{file.name}")
+    again = Manifest("samples", manifest.settings | more, manifest.seeds, manifest.inputs, notes=manifest.notes)
+    save_tensors(copy, artifact.tensors, again)
+    return copy

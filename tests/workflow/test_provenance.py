@@ -175,7 +175,7 @@ def test_every_function_that_a_stage_runs_counts(
         return ["tiny", "--settings", json.dumps(given), "--model", str(model_file), "--device", "cpu"]
 
     learned = ["--calibration", str(calibration_file), "--reconstruction", str(tmp_path / "blocks.safetensors")]
-    checkpoint = str(tmp_path / "quest.safetensors")
+    checkpoint, nearest = (str(tmp_path / f"{name}.safetensors") for name in ("quest", "nearest"))
     runs = {
         ("calibrate",): [*chosen("calibrate"), "--output", str(tmp_path / "calibration.safetensors")],
         ("reconstruct",): [*chosen("reconstruct"), *learned[:2], "--weight-bits", "4", "--output", learned[3]],
@@ -186,7 +186,17 @@ def test_every_function_that_a_stage_runs_counts(
             *(*chosen("finetune", "efficientdm"), *learned[:2], "--method", "efficientdm", "--bits", "w4a4"),
             *("--output", str(tmp_path / "efficientdm.safetensors")),
         ],
-        ("sample",): [*chosen("sample"), "--checkpoint", checkpoint, "--output", str(tmp_path / "samples.safetensors")],
+        ("finetune", "quest.methods.nearest"): [
+            *(*chosen("finetune", "nearest"), *learned[:2], "--method", "nearest", "--bits", "w8a8"),
+            *("--output", nearest),
+        ],
+        ("sample", "quest.deploy.backends.integer"): [
+            *(*chosen("sample"), "--checkpoint", nearest, "--backend", "integer"),
+            *("--output", str(tmp_path / "integers.safetensors")),
+        ],
+        ("sample", "quest.deploy.backends.fake"): [
+            *(*chosen("sample"), "--checkpoint", checkpoint, "--output", str(tmp_path / "samples.safetensors"))
+        ],
         ("preview",): [str(tmp_path / "samples.safetensors"), "--output", str(tmp_path / "preview.safetensors")],
     }
     for (stage, *more), arguments in runs.items():
@@ -211,11 +221,14 @@ def functions_of_a_call(call: Callable[[], object]) -> set[tuple[Path, int]]:
     """File and first line of every function of the library that is entered."""
     found: set[tuple[Path, int]] = set()
     library = str(ROOT / "quest") + os.sep
+    hook = str(
+        ROOT / "quest/deploy/registration.py"
+    )  # entered by imports of any module, once `import quest` put it there
 
     def note(frame: Any, event: str, _argument: object) -> None:
         code = frame.f_code
         function = code.co_flags & inspect.CO_OPTIMIZED and not code.co_name.startswith("<")  # no class body, no lambda
-        if event == "call" and function and code.co_filename.startswith(library):
+        if event == "call" and function and code.co_filename.startswith(library) and code.co_filename != hook:
             found.add((Path(code.co_filename), code.co_firstlineno))
 
     sys.setprofile(note)

@@ -35,6 +35,7 @@ def test_nothing_changed(finished: Project) -> None:
         (("sampler", "steps"), 40, EVERYTHING),
         (("evaluation", "images"), 1001, {"sample": 14, "preview": 7, **ALL_MEASURED}),
         (("evaluation", "neighbours"), 4, ALL_MEASURED),
+        (("evaluation", "batch_size"), 50, {"sample": 14, "preview": 7, **ALL_MEASURED}),
     ],
     ids=lambda value: ".".join(value) if isinstance(value, tuple) else None,
 )
@@ -88,6 +89,9 @@ def test_a_new_bit_width_runs_its_own_cells(finished: Project) -> None:
         ("report/tables", ENDS),
         ("stages/score", {"score": 7}),
         ("stages/preview", {"preview": 7, "figures": 1, "track": 1}),
+        ("deploy/backends/fake", {"sample": 14, "preview": 7, **ALL_MEASURED}),
+        ("deploy/backends/integer", {}),  # what the default backend does not go through
+        ("deploy/kernels/__init__", {}),
         ("methods/quest", QUEST),
         ("methods/nearest", QUEST),  # as many cells
         ("config/methods/quest", QUEST),
@@ -107,6 +111,20 @@ def test_changed_code(finished: Project, module: str, rules: dict[str, int]) -> 
     assert Plan(finished).rules() == rules
     file.write_text(source)
     assert Plan(finished).rules() == {}
+
+
+def test_another_backend_draws_all_anew_and_depends_on_its_kernels(finished: Project) -> None:
+    finished.edit(DIGITS, "quantizer", "activation_granularity", value={"4": "per_tensor"})
+    before = Plan(finished)
+    finished.edit(DIGITS, "evaluation", "backend", value="integer")
+    plan = Plan(finished)
+    assert plan.rules() == before.rules() | {"sample": 14, "preview": 7, **ALL_MEASURED}
+    kernel = finished.root / "quest/deploy/kernels/cpu.py"
+    kernel.write_text(f"{kernel.read_text()}\n_SOMETHING_NEW = 1\n")
+    (first, *_), (second, *_) = (
+        [job for job in each.jobs if job.rule.name == "sample"] for each in (plan, Plan(finished))
+    )
+    assert first.params.code != second.params.code
 
 
 def test_a_new_model_reruns_all_that_it_drew(finished: Project) -> None:

@@ -16,7 +16,7 @@ rule sample:
         runtime=1_440,
     params:
         settings=CELLS.settings("sample"),
-        code=CELLS.code("sample"),
+        code=CELLS.sampling_code,
         checkpoint=option("checkpoint"),
     message:
         "sample {wildcards.dataset}, {wildcards.method} {wildcards.bits}, seed {wildcards.seed}, shard {wildcards.shard}"

@@ -6,11 +6,12 @@ from typing import Literal
 
 from pydantic import Field
 
+from quest.config.learning import CacheSettings
 from quest.config.method import MethodSettings
 from quest.config.values import Positive, Rate
 
 
-class QuestSettings(MethodSettings):
+class QuestSettings(CacheSettings, MethodSettings):
     """QuEST: time-embedding alignment (TLA), then attention-related alignment (CMA); paper section 3.3."""
 
     title = "QuEST"

@@ -19,10 +19,11 @@ from torch import Tensor, nn
 from quest.config.reading import unknown
 from quest.deploy.kernels.integers import of_layer, why_not
 from quest.deploy.packed.assembly import packed_layers
-from quest.deploy.packed.layers import ActivationGrid, Packed
+from quest.deploy.packed.layers import ActivationGrid, Packed, SplitGrid
 
-KERNELS = ("triton", "cpu", "reference")
-"""Fastest first. "auto" takes the first of them but `reference` that can be used."""
+EXACT = "reference"
+KERNELS = ("triton", "cpu", EXACT)
+"""Fastest first. "auto" takes the first of them but `EXACT` that can be used."""
 FLOATS = "floats"
 """What a layer without a kernel computes in: its integers as floating-point numbers, as in training."""
 
@@ -52,6 +53,31 @@ def use_kernels(model: Any, kernel: str = "auto") -> dict[str, str]:
         reason = "; ".join(f"{name}: {why}" for name, why in lacking.items())
         return dict.fromkeys(layers, reason)
     return {name: _give(found, layer) for name, layer in layers.items()}
+
+
+def multiply(network: nn.Module) -> tuple[dict[str, str], str]:
+    """Have every layer of a packed network multiply integers: by the fastest kernel that can be used here, and by
+    `EXACT` what that cannot compute. Layers whose input is not quantized have none.
+
+    Returns, for each layer, its kernel, and why some have `EXACT`. Raises ValueError naming a layer whose integers no
+    kernel can multiply, with the reason.
+    """
+    fast = use_kernels(network)
+    layers = {
+        name: layer
+        for name, layer in packed_layers(network).items()
+        if isinstance(layer.input, ActivationGrid | SplitGrid)
+    }
+    refused = {name: reason for name, layer in layers.items() if (reason := why_not(layer)) is not None}
+    if refused:
+        first, reason = next(iter(refused.items()))
+        raise ValueError(
+            f"{first}: no integer kernel computes it, nor {len(refused) - 1} of the other {len(layers) - 1} layers: "
+            f"{reason}"
+        )
+    slow = {name: fast[name] for name, layer in layers.items() if layer.kernel is None}
+    found = {name: fast[name] if name not in slow else _give(EXACT, layer) for name, layer in layers.items()}
+    return found, "; ".join(dict.fromkeys(slow.values()))
 
 
 def summary(report: dict[str, str]) -> str:

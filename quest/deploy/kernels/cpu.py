@@ -3,8 +3,8 @@
 A weight of 8 bits and any zero point does not fit a signed byte. Its rest is a rank-one term, Σ (q_x - z_x) of the
 window times r[o], and the sum of the window is one more output channel, whose weights are all one.
 
-Without VNNI or AMX a CPU adds pairs of products in 16 bits, where those of 8-bit weights do not fit. `refuses` asks the
-machine with the largest that there are, and leaves such layers alone.
+Without VNNI or AMX a CPU adds pairs of products in 16 bits, where those of 8-bit weights do not fit. The machine is
+asked with the largest; if they are wrong, a weight is 2·h + l, twice as many output channels of small weights.
 """
 
 from __future__ import annotations
@@ -30,23 +30,33 @@ def lacking(device: torch.device) -> str | None:
 
 
 def refuses(integers: Integers) -> str | None:
-    """Why a layer cannot be computed exactly on this machine."""
-    wide = int(integers.weight.int().abs().max()) > _NARROW
-    return None if not wide or _exact() else "this CPU has no VNNI or AMX: sums of 8-bit products would saturate"
+    """It computes every layer."""
+    return None
 
 
 class Product(nn.Module):
-    """A layer as a function of codes, their scale (1,), zero point (1,) and the dtype of the output."""
+    """A layer as a function of codes, their scale (1,), zero point (1,) and the dtype of the output.
 
-    def __init__(self, integers: Integers):
+    halves: whether weights are computed as 2·h + l; where they must be, unless said.
+    """
+
+    def __init__(self, integers: Integers, halves: bool | None = None):
         super().__init__()
         weight, scale, bias, self._rest = integers.weight, integers.scale, integers.bias, None
         self._outputs, self._axis = len(weight), -1 if integers.linear else 1
+        if halves is None:
+            halves = int(weight.int().abs().max()) > _NARROW and not _exact()
+        self._halves = halves
+        further = []
+        if halves:
+            further.append((weight & 1, scale))
+            weight, scale = weight >> 1, 2 * scale
         if integers.rest is not None:
-            weight = torch.cat([weight, torch.ones_like(weight[:1])])
-            self._rest = (integers.rest.float() * scale).view((-1,) if integers.linear else (1, -1, 1, 1))
-            scale = torch.cat([scale, scale.new_ones(1)])
-            bias = None if bias is None else torch.cat([bias, bias.new_zeros(1)])
+            self._rest = (integers.rest.float() * integers.scale).view((-1,) if integers.linear else (1, -1, 1, 1))
+            further.append((torch.ones_like(weight[:1]), scale.new_ones(1)))
+        if further:
+            weight, scale = (torch.cat([first, *more]) for first, *more in zip((weight, scale), *further, strict=True))
+            bias = None if bias is None else torch.cat([bias, bias.new_zeros(len(weight) - len(bias))])
         self._scale, self._bias = scale, bias
         self._no_zero_points = torch.zeros(len(weight), dtype=torch.int32)
         self._geometry: tuple[Any, ...] = ()
@@ -64,10 +74,12 @@ class Product(nn.Module):
         codes, zero_point = codes.contiguous(memory_format=form), zero_point.to(torch.int32)
         weight = self._packed, self._scale, self._no_zero_points, self._bias
         y = operator.tensor(codes, scale, zero_point, *weight, *self._geometry, *_TO_FLOATS)
+        own = y.narrow(self._axis, 0, self._outputs)
+        if self._halves:
+            own = own + y.narrow(self._axis, self._outputs, self._outputs)
         if self._rest is not None:
-            own, window = y.narrow(self._axis, 0, self._outputs), y.narrow(self._axis, self._outputs, 1)
-            y = torch.addcmul(own, window, self._rest, value=-1)
-        return y.to(dtype)
+            own = torch.addcmul(own, y.narrow(self._axis, -1, 1), self._rest, value=-1)
+        return own.to(dtype)
 
 
 make = Product
@@ -81,5 +93,5 @@ def _exact() -> bool:
     weight = torch.full((16, 32, 3, 3), -128, dtype=torch.int8)
     integers = Integers(weight, None, torch.ones(16), None, ((1, 1), (1, 1), (1, 1)), 8)
     codes = torch.full((1, 32, 8, 8), 255, dtype=torch.uint8)
-    found = make(integers)(codes, torch.ones(1), torch.zeros(1))
+    found = make(integers, halves=False)(codes, torch.ones(1), torch.zeros(1))
     return float(found.min()) == -128.0 * 255 * 32 * 9

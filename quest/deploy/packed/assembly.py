@@ -92,9 +92,12 @@ def take_apart(
     return fields, {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
 
 
-def assemble(network: nn.Module, description: Description) -> None:
-    """Make a diffusers model a packed one, in place; its tensors are still to be loaded. Raises ArtifactError where the
-    model has not what the description names."""
+def assemble(network: nn.Module, description: Description, *, follow: bool = True) -> Tables:
+    """Make a diffusers model a packed one, in place; its tensors are still to be loaded. Returns its tables.
+
+    follow: whether each call takes the tables of its timestep; else those of the step last set (`Tables.use`).
+    Raises ArtifactError where the model has not what the description names.
+    """
     tables = Tables(description.tables)
     architecture = architectures.of(network)
     for name, heads in description.heads.items():
@@ -115,10 +118,27 @@ def assemble(network: nn.Module, description: Description) -> None:
             ) from error
         network.get_submodule(parent).add_module(child, packed)
     network.add_module(TABLES, tables)
-    network.register_forward_pre_hook(partial(_set_tables, architecture.timestep), with_kwargs=True)
+    if follow:
+        network.register_forward_pre_hook(partial(_set_tables, architecture.timestep), with_kwargs=True)
     if description.correction is not None:
         network.add_module(CORRECTION, Correction(description.tables.steps, description.correction, tables))
         network.register_forward_hook(_correct)
+    return tables
+
+
+def packed(quantized: QuantizedNetwork, timesteps: Sequence[int], *, follow: bool = True) -> tuple[Any, Tables]:
+    """The packed form of a quantized network, which stays as it is, on its device, and its tables.
+
+    timesteps, follow: as in `take_apart` and `assemble`, which say what is raised.
+    """
+    source: Any = quantized.network
+    fields, tensors = take_apart(quantized, timesteps, None)
+    heads = quantized.architecture.heads()
+    made = architectures.build(type(source).__name__, source.config).eval().requires_grad_(False)
+    description = Description(bits=str(quantized.recipe.bits), method="", heads=heads, **fields)
+    tables = assemble(made, description, follow=follow)
+    made.load_state_dict(tensors)
+    return made.to(next(source.parameters()).device), tables
 
 
 def own_tensors(network: nn.Module) -> set[str]:

@@ -55,7 +55,10 @@ class Tables(nn.Module):
         On tensors throughout, so that a CUDA graph of the call follows the timestep that it is given.
         """
         present = torch.as_tensor(timestep).reshape(-1)[:1].to(self.timesteps.device)
-        step = (self.timesteps - present).abs().argmin().view(1)
+        self.use((self.timesteps - present).abs().argmin().view(1))
+
+    def use(self, step: Tensor) -> None:
+        """Take the row of a calibrated step, (1,) int64, 0 is the noisiest."""
         row = self.rows.index_select(0, step)
         self.step.copy_(step)
         self.row.copy_(row)

@@ -98,7 +98,7 @@ def _data(group: Group, pictures: _Pictures, sprites: dict[tuple[str, int], str]
         "cells": [
             {
                 "name": cell.name,
-                "label": tables.label(cell.summary["method"], cell.summary["bits"]),
+                "label": tables.label(cell.summary["method"], cell.summary["bits"], tables.backend(cell.summary)),
                 "bits": cell.summary["bits"].upper(),
                 "full": cell.summary["method"] == FULL_PRECISION,
                 "variant": "+" in cell.summary["method"],
@@ -148,7 +148,7 @@ def _section(index: int, group: Group) -> str:
         seconds = MISSING if cell.seconds is None else f"{cell.seconds:,.0f}"
         seeds = ", ".join(map(str, sorted(cell.rows)))
         values = [cell.summary["bits"].upper(), *numbers, seconds, seeds, str(cell.summary["chains"] or MISSING)]
-        label = escape(tables.title(cell.summary["method"]))
+        label = escape(tables.named(cell.summary))
         cells = "".join(f"<td>{escape(value)}</td>" for value in values)
         rows.append(f'<tr data-cell="{escape(cell.name)}"><th scope="row">{label}</th>{cells}</tr>')
     head = "".join(f'<th scope="col">{escape(each)}</th>' for each in heads)

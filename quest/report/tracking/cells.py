@@ -46,6 +46,7 @@ class Measured(NamedTuple):
     def protocol(self) -> str:
         """A short name of what has to be equal for rows to be compared."""
         choices = {name: self.row.get(name) for name in (*tables.CHOICES, "images", "extractor_sha256")}
+        choices |= {"backend": self.row["backend"]} if "backend" in self.row else {}
         parts = [choices, self.settings.get("sampler"), self.inputs.get("reference"), self.inputs.get("model")]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:6]
 
@@ -134,7 +135,7 @@ def _cell_entry(cell: Cell, common: Mapping[str, str], marks: Mapping[str, str],
     checkpoint = Path(paths.fill(paths.CHECKPOINT, **(first | {"seed": tables.chain(first)})))
     return Entry(
         key=cell.key,
-        name=tables.label(method, bits),
+        name=tables.label(method, bits, tables.backend(first)),
         params={**_facts(summary), **common, "seeds": ", ".join(str(row["seed"]) for row in cell.rows)},
         metrics=_metrics(summary),
         tags={"mlflow.note.content": _sentence(summary, full)},
@@ -151,7 +152,7 @@ def _seed_entry(seed: Measured, cell: Cell, common: Mapping[str, str], marks: Ma
     row = seed.row
     return Entry(
         key=row_key(row),
-        name=f"{tables.label(row['method'], row['bits'])}, seed {row['seed']}",
+        name=f"{tables.label(row['method'], row['bits'], tables.backend(row))}, seed {row['seed']}",
         params={**_facts(row), **common, "seeds": str(row["seed"])},
         metrics=_metrics(row),
         tags={},
@@ -212,7 +213,7 @@ def _sentence(summary: Row, full: Cell | None) -> str:
     """What a cell is and what came out, in one sentence."""
     columns = {column.key: column for column in tables.COLUMNS}
     bits = Bits.parse(summary["bits"])
-    what = tables.title(summary["method"])
+    what = tables.named(summary)
     if summary["method"] != FULL_PRECISION:
         what += f" with {bits.weight}-bit weights and {bits.activation}-bit activations"
     parts = [f"FID {tables.written(summary, columns['fid'])}"]

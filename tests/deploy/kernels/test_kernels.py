@@ -100,19 +100,18 @@ def test_cpu(shape: str, kind: str) -> None:
     if (why := cpu.lacking(torch.device("cpu"))) is not None:
         pytest.skip(why)
     integers = layer(SHAPES[shape], *KINDS[kind])
-    if cpu.refuses(integers) is not None:  # a CPU that saturates: what it is still given
-        integers = layer(SHAPES[shape], *KINDS[kind], largest=63)
-    assert cpu.refuses(integers) is None
     assert_exact(cpu, SHAPES[shape], integers)
 
 
-def test_a_cpu_is_asked_whether_it_saturates(monkeypatch: pytest.MonkeyPatch) -> None:
-    wide, narrow = (layer(SHAPES["3x3"], 8, False, largest=largest) for largest in (127, 63))
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_cpu_that_saturates_gets_weights_of_seven_bits(
+    shape: str, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if (why := cpu.lacking(torch.device("cpu"))) is not None:
+        pytest.skip(why)
     monkeypatch.setattr(cpu, "_exact", lambda: False)
-    assert cpu.refuses(narrow) is None
-    assert "no VNNI or AMX" in str(cpu.refuses(wide))
-    monkeypatch.setattr(cpu, "_exact", lambda: True)
-    assert cpu.refuses(wide) is None
+    assert_exact(cpu, SHAPES[shape], layer(SHAPES[shape], *KINDS[kind]))
 
 
 @pytest.mark.gpu
@@ -215,8 +214,7 @@ PER_TENSOR = {"activation_granularity": {"4": "per_tensor", "8": "per_tensor"}}
 def test_a_whole_network(bits: str, kernel: str, make_quantized: Callable[..., QuantizedNetwork]) -> None:
     unet = packed(make_quantized(bits, **PER_TENSOR))
     report = kernels.use_kernels(unet, kernel)
-    if bits.startswith("w4") or kernel == "reference":
-        assert set(report.values()) == {kernel}
+    assert set(report.values()) == {kernel}
     inputs: dict[str, Tensor] = {}
 
     def note(name: str) -> Callable[..., None]:

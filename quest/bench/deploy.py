@@ -116,9 +116,10 @@ def on_gpu(name: str, batches: Sequence[int], minutes: float, device: torch.devi
         _forget()
 
 
-def on_cpu(loaded: Denoiser, bits: str, batch: int, repeats: int = _REPEATS) -> Iterator[Row | str]:
+def on_cpu(loaded: Denoiser, bits: str, batch: int, repeats: int = _REPEATS, bf16: bool = True) -> Iterator[Row | str]:
     """Rows of a denoiser on the CPU, beside torchao and OpenVINO where they are installed; repeats of all of them take
-    turns. Of each way that quantizes alike, how far its output is from the simulated network's."""
+    turns. Of each, how far its output is from the simulated network's. bf16: whether with it, which takes minutes for a
+    call of a large network on a CPU without instructions for it."""
     example = loaded.example()
     x = torch.randn(batch, *loaded.shape, generator=torch.Generator().manual_seed(0))
     context = None if len(example) < 3 else example[2].expand(batch, -1, -1).contiguous()
@@ -141,6 +142,8 @@ def on_cpu(loaded: Denoiser, bits: str, batch: int, repeats: int = _REPEATS) -> 
             "OpenVINO, float32": others.openvino(loaded.network, given, Path(folder)),
             f"OpenVINO, {bits}": others.openvino_integers(simulated, loaded, _TIMESTEP, given, Path(folder)),
         }
+        if not bf16:
+            del found["bf16"]
         ways = {what: way for what, way in found.items() if isinstance(way, Way)}
         yield from (f"{what}: {why}" for what, why in found.items() if isinstance(why, str))
         taken: dict[str, list[float]] = {}

@@ -124,6 +124,7 @@ def bench_embedded(
 @click.option("--minutes", type=float, default=4.5, show_default=True, help="After these nothing new begins.")
 @click.option("--model", type=FILE, help="On a CPU: a model artifact, whose denoiser is taken.")
 @click.option("--bits", default="w8a8", show_default=True, help="On a CPU.")
+@click.option("--bf16/--no-bf16", default=True, show_default=True, help="On a CPU: measure it too.")
 @click.option("--repeats", type=click.IntRange(min=1), default=10, show_default=True, help="On a CPU.")
 @click.option(
     "--steps", type=click.IntRange(min=1), default=20, show_default=True, help="Of the cell whose hours are said."
@@ -134,6 +135,7 @@ def bench_deploy(
     minutes: float,
     model: Path | None,
     bits: str,
+    bf16: bool,
     repeats: int,
     steps: int,
     device: torch.device,
@@ -152,7 +154,7 @@ def bench_deploy(
         rows = deploy.on_gpu(network, batches, minutes, device)
     else:
         loaded = deploy.random(network) if model is None else denoisers.load(model)
-        rows = (row for batch in batches for row in deploy.on_cpu(loaded, bits, batch, repeats))
+        rows = (row for batch in batches for row in deploy.on_cpu(loaded, bits, batch, repeats, bf16))
     for row in rows:
         click.echo(row.line(steps) if isinstance(row, deploy.Row) else row)
 

@@ -27,7 +27,7 @@ from quest.config.values import Bits, ConfigError
 from quest.deploy import checkpoints, export, inspection
 from quest.deploy.quantize import width_of
 from quest.deploy.quantized import QuantizedModel
-from quest.device import resolve
+from quest.device import OutOfMemory, resolve
 from quest.diffusion import denoiser as denoisers
 from quest.estimate import resident
 from quest.estimate.speed import Speed
@@ -248,7 +248,7 @@ class _Run:
             try:
                 run(self.settings)
                 break
-            except torch.OutOfMemoryError:
+            except (torch.OutOfMemoryError, OutOfMemory):
                 pass  # what it held is let go of before the next try
             self._halve(name)
         self.work.keep(took=self.work.state["took"] | {name: time.monotonic() - begun})

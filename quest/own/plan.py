@@ -109,11 +109,10 @@ class Estimate:
     def __init__(self, model: Denoiser, settings: DatasetSettings, wanted: Wanted, speed: Speed):
         self._wanted, self._threads = wanted, torch.get_num_threads()
         network = Network(NAME, settings, networks.of(model.copy("cpu")))
-        asked = work.Work()
-        for _, job in self._jobs(settings):
-            asked.update(self._counted(job))
+        counted = [self._counted(job) for _, job in self._jobs(settings)]
+        asked = sum((each for each in counted if each is not None), work.Work())
         self._estimator: Estimator = costs.measured({NAME: asked}, {NAME: network}, speed)
-        self.known = self._is_known(settings)
+        self.known = None not in counted
 
     def plan(self, settings: DatasetSettings, full: DatasetSettings) -> Plan:
         """What ``settings`` cost, and what they have less of than ``full``."""
@@ -138,17 +137,11 @@ class Estimate:
     def _job(self, rule: str, wildcards: dict[str, str], settings: DatasetSettings) -> Job:
         return Job(rule, (), {"dataset": NAME} | wildcards, settings, threads=self._threads)
 
-    def _counted(self, job: Job) -> work.Work:
+    def _counted(self, job: Job) -> work.Work | None:
         try:
             return work.of(job)
         except ConfigError:  # a method whose calls nobody has counted yet
-            return work.Work()
-
-    def _is_known(self, settings: DatasetSettings) -> bool:
-        try:
-            return bool([work.of(job) for _, job in self._jobs(settings)])
-        except ConfigError:
-            return False
+            return None
 
     def _cost(self, job: Job) -> Cost:
         try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +13,8 @@ from diffusers.pipelines.ddpm.pipeline_ddpm import DDPMPipeline
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+from tiny_clip import tiny_clip
 
-WORDS = ["a</w>", "b</w>", "<|startoftext|>", "<|endoftext|>"]
 FEW: dict[str, Any] = {
     "calibration": {"samples_per_step": 4},
     "quantizer": {"weight_search": "max"},
@@ -50,22 +49,12 @@ def texts(folder: Path, prediction: Any = "v_prediction") -> StableDiffusionPipe
 
     folder: for the files that its tokenizer is read from.
     """
-    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
-
     torch.manual_seed(0)
-    folder.mkdir(parents=True)
-    (folder / "vocab.json").write_text(json.dumps({word: number for number, word in enumerate(WORDS)}))
-    (folder / "merges.txt").write_text("#version: 0.2\n")
-    tokens: dict[str, Any] = {"bos_token_id": 2, "eos_token_id": 3, "pad_token_id": 3}
-    sizes: dict[str, Any] = {"hidden_size": 16, "intermediate_size": 16}
-    layers: dict[str, Any] = {"num_hidden_layers": 1, "num_attention_heads": 2}
-    encoder = CLIPTextConfig(vocab_size=len(WORDS), max_position_embeddings=6, **sizes, **layers, **tokens)
     blocks: dict[str, Any] = {"down_block_types": ("CrossAttnDownBlock2D",), "up_block_types": ("CrossAttnUpBlock2D",)}
     build: Any = StableDiffusionPipeline
     return build(
         vae=AutoencoderKL(block_out_channels=(8,), latent_channels=4, norm_num_groups=4, sample_size=8),
-        text_encoder=CLIPTextModel(encoder),
-        tokenizer=CLIPTokenizer.from_pretrained(folder, model_max_length=6),
+        **tiny_clip(folder),
         unet=UNet2DConditionModel(
             sample_size=8,
             block_out_channels=(8,),

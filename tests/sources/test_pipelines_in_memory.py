@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,13 +18,12 @@ from diffusers.pipelines.deprecated.latent_diffusion_uncond.pipeline_latent_diff
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from diffusers.schedulers.scheduling_pndm import PNDMScheduler
+from tiny_clip import tiny_clip
 
 from quest.artifacts import ArtifactError, Manifest
 from quest.diffusion import denoiser as denoisers
 from quest.diffusion.conditioners import TextEncoder
 from quest.sources import pipelines
-
-WORDS = ["a</w>", "b</w>", "<|startoftext|>", "<|endoftext|>"]
 
 
 def pixel(folder: Path, make_unet: Callable[..., UNet2DModel]) -> Any:
@@ -39,21 +37,11 @@ def latent(folder: Path, make_unet: Callable[..., UNet2DModel]) -> Any:
 
 
 def text(folder: Path, make_unet: Callable[..., UNet2DModel]) -> Any:
-    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
-
-    folder.mkdir()
-    (folder / "vocab.json").write_text(json.dumps({word: number for number, word in enumerate(WORDS)}))
-    (folder / "merges.txt").write_text("#version: 0.2\n")
-    tokens: dict[str, Any] = {"bos_token_id": 2, "eos_token_id": 3, "pad_token_id": 3}
-    sizes: dict[str, Any] = {"hidden_size": 16, "intermediate_size": 16}
-    heads: dict[str, Any] = {"num_hidden_layers": 1, "num_attention_heads": 2}
-    config = CLIPTextConfig(vocab_size=len(WORDS), max_position_embeddings=6, **sizes, **heads, **tokens)
     blocks: dict[str, Any] = {"down_block_types": ("CrossAttnDownBlock2D",), "up_block_types": ("CrossAttnUpBlock2D",)}
     build: Any = StableDiffusionPipeline
     return build(
         vae=AutoencoderKL(block_out_channels=(32,), latent_channels=4),
-        text_encoder=CLIPTextModel(config),
-        tokenizer=CLIPTokenizer.from_pretrained(folder, model_max_length=6),
+        **tiny_clip(folder),
         unet=UNet2DConditionModel(
             sample_size=8, block_out_channels=(32,), layers_per_block=1, cross_attention_dim=16, **blocks
         ),

@@ -28,9 +28,12 @@ class QuantizerSettings(Settings):
         default="percentile",
         description="range of an activation: its extremes, the best of 80 shrinks, or the best of three percentiles",
     )
-    activation_granularity: dict[Literal["4", "8"], Literal["per_tensor", "per_token", "per_channel"]] = Field(
-        default={"8": "per_tensor", "4": "per_channel"},
-        description="what shares an activation scale, up to 4 bits and up to 8 (per channel at 4: the released code)",
+    activation_granularity: dict[Literal["4", "8"], Literal["per_tensor", "offsets", "per_token", "per_channel"]] = (
+        Field(
+            default={"8": "per_tensor", "4": "per_channel"},
+            description="what shares an activation scale, up to 4 bits and up to 8 (per channel at 4: the released "
+            "code); offsets: a scale for a whole tensor, and a zero point for each channel of a layer's input",
+        )
     )
     softmax_bits: Annotated[int, Field(ge=2, le=16)] = Field(default=8, description="bits of attention probabilities")
     edge_activation_bits: Annotated[int, Field(ge=2, le=8)] = Field(

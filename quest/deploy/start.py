@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from quest import architectures, methods
@@ -27,7 +28,8 @@ def recipe_of(settings: QuantizationSettings, denoiser: Denoiser, method: str, b
     module, own = methods.get(method), settings.method(method)
     policy = policy_of(methods.policy_name(method, own), denoiser, bits)
     lower = module.lower_bits(own, bits.activation) if hasattr(module, "lower_bits") else ()
-    return recipe(settings, bits, own.sets, policy, lower)
+    found = recipe(settings, bits, own.sets, policy, lower)
+    return replace(found, quantizer=module.quantizer(own, found.quantizer)) if hasattr(module, "quantizer") else found
 
 
 def policy_of(name: str, denoiser: Denoiser, bits: Bits) -> Policy:

@@ -19,6 +19,7 @@ from quest.config.methods.ptqd import PtqdSettings
 from quest.config.methods.q_diffusion import QDiffusionSettings
 from quest.config.methods.quest import QuestSettings
 from quest.config.methods.tfmq_dm import TFMQDMSettings
+from quest.config.methods.traq import TraqSettings
 from quest.config.quantization import QuantizationSettings
 from quest.config.values import FULL_PRECISION, Bits, ConfigError
 from quest.estimate.plan import Job
@@ -219,6 +220,20 @@ def _tfmq_dm(settings: DatasetSettings, own: TFMQDMSettings, _bits: str) -> Work
     return first + calls(RANGES, of_set, own.batch_size, own.sets)
 
 
+def _traq(settings: DatasetSettings, own: TraqSettings, _bits: str) -> Work:
+    steps = settings.sampler.steps
+    influence = sampled(FORWARD, settings, 32, 32)
+    followed = Work({call: count * (steps + 1) for call, count in influence.items()})
+    drawn = sampled(QUANTIZED, settings, own.trajectories, _CHUNK)
+    taught = calls(FORWARD, steps * own.trajectories * halves(settings), _CHUNK)
+    return (
+        _chosen(settings, own.sets)
+        + followed
+        + Work({call: count * max(1, own.draws) for call, count in (drawn + taught).items()})
+        + calls("full", own.batch_size, own.batch_size, own.passes // own.batch_size)
+    )
+
+
 _METHODS: dict[str, Callable[..., Work]] = {
     "nearest": _nearest,
     "quest": _quest,
@@ -226,6 +241,7 @@ _METHODS: dict[str, Callable[..., Work]] = {
     "ptqd": _ptqd,
     "efficientdm": _efficientdm,
     "tfmq-dm": _tfmq_dm,
+    "traq": _traq,
 }
 _STAGES: dict[str, Callable[[Job, DatasetSettings], Work]] = {
     "calibrate": _calibrate,

@@ -7,6 +7,7 @@ reconstruction) and leaves it with all activation scales calibrated. What takes 
 (`quest.learning.progress`) as it goes, and takes from there after it was killed. It may have too
     paper_policy(bits, places) -> Policy, where its paper leaves layers out: used where its settings say ``policy:
     paper``; ``places`` are names of layers in the network (`quest.architectures`);
+    quantizer(settings, quantizer) -> QuantizerSettings, activation grids of the method's own, not the run's;
     lower_bits(settings, activation_bits) -> tuple[int, ...], activation bits below the run's that single sampling steps
     may use.
 Importing this module costs nothing: workflows ask it what a method starts from.

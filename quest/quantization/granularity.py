@@ -3,6 +3,7 @@
 | granularity | (N, C, H, W) activation | (N, tokens, channels) | (N, C) | weight (out, in, …) |
 |---|---|---|---|---|
 | PerTensor | one scale | one scale | one scale | one scale |
+| Offsets(axis) | one scale, C zero points (axis 1) | one, one a channel (2) | one, C (axis 1) | – |
 | PerAxis(axis) | C scales (axis 1) | one a token (1) or a channel (2) | C scales (axis 1) | out scales (axis 0) |
 | PerGroup(size) | – | – | – | out × in/size scales |
 """
@@ -29,6 +30,24 @@ class PerTensor:
     def rows(self, x: Tensor) -> Tensor:
         """x as (scales, elements)."""
         return x.reshape(1, -1)
+
+
+@dataclass(frozen=True)
+class Offsets:
+    """One scale for the whole tensor, and a zero point for each index of ``axis``: what a channel is shifted by leaves
+    a sum of integers as a constant, where a scale of its own would not."""
+
+    axis: int
+
+    def view(self, x: Tensor) -> Tensor:
+        return x
+
+    def shape(self, shape: Size | tuple[int, ...]) -> tuple[int, ...]:
+        return PerTensor().shape(shape)
+
+    def rows(self, x: Tensor) -> Tensor:
+        """x as (zero points, elements)."""
+        return PerAxis(self.axis).rows(x)
 
 
 @dataclass(frozen=True)
@@ -75,19 +94,28 @@ class PerGroup:
         return self.view(x).reshape(-1, self.size)
 
 
-Granularity = PerTensor | PerAxis | PerGroup
+Granularity = PerTensor | Offsets | PerAxis | PerGroup
+
+
+def of_zero_points(granularity: Granularity) -> Granularity:
+    """What shares a zero point, where ``granularity`` says what shares a scale: the same, but for offsets."""
+    return PerAxis(granularity.axis) if isinstance(granularity, Offsets) else granularity
 
 
 def for_activation(name: str, ndim: int) -> Granularity:
     """The activation granularity called ``name`` in the configuration, for a tensor of ``ndim`` dimensions.
 
     "per_channel": axis 1 of images (N, C, H, W) and of vectors (N, C), the last axis of token sequences
-    (N, tokens, C); "per_token": axis 1 of token sequences, one scale elsewhere (images have no token axis).
+    (N, tokens, C); "offsets": one scale, and zero points of those; "per_token": axis 1 of token sequences, one scale
+    elsewhere (images have no token axis).
     """
     if name == "per_tensor" or (name == "per_token" and ndim != 3):
         return PerTensor()
     if name == "per_token":
         return PerAxis(1)
+    channels = 2 if ndim == 3 else 1
     if name == "per_channel":
-        return PerAxis(2 if ndim == 3 else 1)
-    raise ValueError(f"activation granularity {name!r}; expected per_tensor, per_token or per_channel")
+        return PerAxis(channels)
+    if name == "offsets":
+        return Offsets(channels)
+    raise ValueError(f"activation granularity {name!r}; expected per_tensor, offsets, per_token or per_channel")

@@ -20,6 +20,8 @@ MIN_SCALE = 1e-8  # keeps all-zero groups on the grid; their codes are all zero
 _SHRINKS = tuple(1 - 0.01 * i for i in range(80))
 _ERROR_POWER = 2.4
 _PERCENTILES = (0.999, 0.9999, 0.99999)
+_OFFSET_PERCENTILES = (0.998, 0.99)  # of a channel, which is narrower than its tensor
+_OFFSET_STRIDE = 6  # of the shrinks
 # Elements worked on at once, so that the search adds a bounded amount of memory: on a CPU what its caches hold, on
 # other devices what keeps them busy.
 _CHUNK = {"cpu": 2**18}
@@ -69,13 +71,34 @@ def search(x: Tensor, grid: Grid, method: Search) -> tuple[Tensor, Tensor]:
     (Q-Diffusion's released search); "percentile" the best of three percentile ranges by squared error.
     Raises ValueError when x has no element or a value that is not finite.
     """
-    if x.numel() == 0 or not bool(torch.isfinite(x).all()):
-        found = "no values" if x.numel() == 0 else f"{int((~torch.isfinite(x)).sum())} values that are NaN or infinite"
-        raise ValueError(f"cannot choose a scale: found {found}, expected finite numbers")
+    _require_finite(x)
     chunk = _CHUNK.get(x.device.type, _DEVICE_CHUNK)
     parts = [_search_chunk(part, grid, method, chunk) for part in x.split(max(1, chunk // x.shape[1]))]
     scale, zero_point = (torch.cat(part) for part in zip(*parts, strict=True))
     return scale, zero_point
+
+
+def search_offsets(x: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
+    """One scale for all of x, (1,), and the zero point of each row, (rows,): those of the least squared error.
+
+    x: (rows, elements) float. Tried are ranges of three percentiles, shrunk, of which the widest row's gives the scale;
+    the middle of every row's own range is in the middle of the codes. Raises ValueError as `search` does.
+    """
+    _require_finite(x)
+    best: tuple[Tensor, Tensor, Tensor] | None = None
+    for low, high in [(x.amin(1), x.amax(1)), *_percentiles(x, _OFFSET_PERCENTILES)]:
+        for shrink in _SHRINKS[::_OFFSET_STRIDE]:
+            scale = ((high - low).amax() * shrink / (grid.levels - 1)).clamp(min=MIN_SCALE)
+            zero_point = torch.round((grid.low + grid.high) / 2 - (low + high) / (2 * scale))
+            error = (fake_quantize(x, scale, zero_point.unsqueeze(1), grid) - x).square_().mean()
+            found = error, scale, zero_point
+            best = (
+                found
+                if best is None
+                else tuple(torch.where(error < best[0], *pair) for pair in zip(found, best, strict=True))
+            )
+    assert best is not None
+    return best[1].view(1), best[2]
 
 
 def from_range(low: Tensor, high: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
@@ -112,6 +135,9 @@ class _FakeQuantize(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x: Tensor, scale: Tensor, zero_point: Tensor, low: int, high: int) -> Tensor:
+        ctx.shared = scale.shape
+        if zero_point.numel() > scale.numel():  # a scale shared by more than a zero point is
+            scale = scale.expand_as(zero_point)
         ctx.save_for_backward(x, scale, zero_point)
         ctx.bounds, ctx.over = (low, high), fused.layout(x, scale)
         if ctx.over is not None:
@@ -124,6 +150,7 @@ class _FakeQuantize(torch.autograd.Function):
         if ctx.over is not None:
             to_x, to_scale, to_zero_point = fused.derivatives(gradient, x, scale, zero_point, ctx.bounds, ctx.over)
             wanted = ctx.needs_input_grad
+            to_scale = to_scale.sum_to_size(ctx.shared)
             return to_x, to_scale if wanted[1] else None, to_zero_point if wanted[2] else None, None, None
         low, high = ctx.bounds
         ratio = x / scale
@@ -134,10 +161,16 @@ class _FakeQuantize(torch.autograd.Function):
         to_scale = to_zero_point = None
         if ctx.needs_input_grad[1]:
             slope = torch.where(inside, rounded - ratio, code.clamp(low, high) - zero_point)
-            to_scale = (gradient * slope).sum_to_size(scale.shape)
+            to_scale = (gradient * slope).sum_to_size(ctx.shared)
         if ctx.needs_input_grad[2]:
             to_zero_point = (gradient * ~inside * -scale).sum_to_size(zero_point.shape)
         return to_x, to_scale, to_zero_point, None, None
+
+
+def _require_finite(x: Tensor) -> None:
+    if x.numel() == 0 or not bool(torch.isfinite(x).all()):
+        found = "no values" if x.numel() == 0 else f"{int((~torch.isfinite(x)).sum())} values that are NaN or infinite"
+        raise ValueError(f"cannot choose a scale: found {found}, expected finite numbers")
 
 
 def _search_chunk(x: Tensor, grid: Grid, method: Search, chunk: int) -> tuple[Tensor, Tensor]:
@@ -160,12 +193,12 @@ def _shrinks(x: Tensor, grid: Grid) -> Iterator[tuple[Tensor, Tensor]]:
         yield low * shrink, high * shrink
 
 
-def _percentiles(x: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+def _percentiles(x: Tensor, percentiles: tuple[float, ...] = _PERCENTILES) -> Iterator[tuple[Tensor, Tensor]]:
     # Only the tails are sorted: torch.quantile sorts everything and stops at 16 M elements.
     last = x.shape[1] - 1
-    tail = min(int((1 - min(_PERCENTILES)) * last) + 2, x.shape[1])
+    tail = min(int((1 - min(percentiles)) * last) + 2, x.shape[1])
     highest, lowest = x.topk(tail, dim=1).values, x.topk(tail, dim=1, largest=False).values
-    for percentile in _PERCENTILES:
+    for percentile in percentiles:
         position = (1 - percentile) * last
         yield _at(lowest, position), _at(highest, position)
 

@@ -225,15 +225,20 @@ class QuantizedNetwork(nn.Module):
         for operand, shape in products.shapes.items():
             others = operand != "probabilities"
             grids = [self.recipe.activation_grid(width) if others else probabilities for width in self.recipe.widths]
-            products.add_module(operand, self._site(shape, grids))
+            products.add_module(operand, self._site(shape, grids, operand=True))
 
-    def _site(self, shape: tuple[int, ...], grids: Sequence[Grid]) -> nn.Module:
+    def _site(self, shape: tuple[int, ...], grids: Sequence[Grid], *, operand: bool = False) -> nn.Module:
         """What quantizes activations of ``shape``: one quantizer, or one for each of the recipe's widths, even where
-        they have the same bits, so that a width is calibrated and trained as if it were alone."""
+        they have the same bits, so that a width is calibrated and trained as if it were alone.
+
+        operand: of an attention product, instead of a layer's input.
+        """
         quantizer = self.recipe.quantizer
 
         def site(grid: Grid) -> ActivationQuantizer:
             name = "per_tensor" if grid.kind == "positive" else self.recipe.activation_granularity(grid.bits)
+            if name == "offsets" and (operand or grid.kind != "asymmetric"):
+                name = "per_tensor"  # two operands that are both shifted do not part into a sum and a constant
             layout = granularity.for_activation(name, len(shape) + 1)
             return ActivationQuantizer(shape, grid, layout, quantizer.activation_search, self.step)
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from quest.quantization import grid as grids
-from quest.quantization.granularity import Granularity
+from quest.quantization.granularity import Granularity, Offsets, of_zero_points
 from quest.quantization.grid import Grid
 from quest.quantization.rounding import Nearest, round_ste
 from quest.quantization.steps import Step
@@ -69,8 +69,8 @@ class _Shared(NamedTuple):
 class ActivationQuantizer(nn.Module):
     """Activations on a grid, with one set of scales for each group of sampling steps.
 
-    scale: Parameter (sets, *parameter shape), trainable; zero_point: buffer of the same shape; calibrated: (sets,)
-    bool buffer. shape: of one activation without the batch, e.g. (C, H, W).
+    scale: Parameter (sets, *parameter shape), trainable; zero_point: buffer of the same shape, or larger where a scale
+    is shared by several; calibrated: (sets,) bool buffer. shape: of one activation without the batch, e.g. (C, H, W).
     """
 
     zero_point: Tensor
@@ -81,25 +81,29 @@ class ActivationQuantizer(nn.Module):
         self.grid, self.granularity = grid, granularity
         self.search: grids.Search = search
         self._shared = _Shared(step)
-        parameters = (step.sets, *granularity.shape((1, *shape)))
-        self.scale = nn.Parameter(torch.ones(parameters))
-        self.register_buffer("zero_point", torch.zeros(parameters))
+        whole = (1, *shape)
+        self.scale = nn.Parameter(torch.ones(step.sets, *granularity.shape(whole)))
+        self.register_buffer("zero_point", torch.zeros(step.sets, *of_zero_points(granularity).shape(whole)))
         self.register_buffer("calibrated", torch.zeros(step.sets, dtype=torch.bool))
         self.name = ""  # where it is in a network, for messages
         self.calibrating = False
         self._trained: list[nn.Parameter] | None = None
 
     def forward(self, x: Tensor) -> Tensor:
-        index = self._shared.step.index
         if self.calibrating:
-            self.choose(self.granularity.rows(x.detach()), index)
+            self.choose(self.granularity.rows(x.detach()), self._shared.step.index)
         # Looked up on the device, so that one recorded call serves all sets (`quest.graphs`).
-        scale = self._of_set(self.scale) if self._trained is None else self._trained[index]
+        scale = self._of_set(self.scale, x) if self._trained is None else self._trained[self._shared.step.index]
         # A zero point is whole; where a method learns it, its gradient passes straight through.
-        return grids.fake_quantize(x, scale, round_ste(self._of_set(self.zero_point)), self.grid)
+        return grids.fake_quantize(x, scale, round_ste(self._of_set(self.zero_point, x)), self.grid)
 
-    def _of_set(self, table: Tensor) -> Tensor:
-        return table.index_select(0, self._shared.step.position).squeeze(0)
+    def _of_set(self, table: Tensor, x: Tensor) -> Tensor:
+        """The parameters in use: one for all of x, or one for each sample (`Step.each`)."""
+        position = self._shared.step.position
+        found = table.index_select(0, position)
+        if len(position) == 1:
+            return found.squeeze(0)
+        return found.squeeze(1).repeat_interleave(len(x) // len(position), 0)  # attention has its heads in the batch
 
     @contextmanager
     def training_sets(self) -> Iterator[list[nn.Parameter]]:
@@ -116,14 +120,17 @@ class ActivationQuantizer(nn.Module):
         """Choose scale and zero point of the set ``index`` from rows of the granularity, as ``search`` says, by default
         as the quantizer was told to. Raises ValueError, naming the quantizer, for numbers that are not finite."""
         try:
-            scale, zero_point = grids.search(rows, self.grid, search or self.search)
+            if isinstance(self.granularity, Offsets):
+                scale, zero_point = grids.search_offsets(rows, self.grid)
+            else:
+                scale, zero_point = grids.search(rows, self.grid, search or self.search)
         except ValueError as error:
             raise ValueError(f"activation {self.name}: {error}") from error
         self.put(index, scale, zero_point)
 
     @torch.no_grad()
     def put(self, index: int, scale: Tensor, zero_point: Tensor) -> None:
-        """Take scale and zero point, one for each row of the granularity, for the set ``index``."""
+        """Take scales and zero points, as many as the granularity has, for the set ``index``."""
         self.scale[index] = scale.view_as(self.scale[index])
         self.zero_point[index] = zero_point.view_as(self.zero_point[index])
         self.calibrated[index] = True

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
@@ -17,7 +18,7 @@ class Step(nn.Module):
     sets: groups of consecutive sampling steps that share activation scales (T' of QuEST); steps: sampling steps S.
     The set of a step is ⌊step / (S / T')⌋, step 0 being the noisiest. widths: (S,) int64 buffer, which of the
     activation bit-widths of its network each step uses; the first unless a method chooses. position: (1,) int64 buffer,
-    the set in use, for what reads it on the device.
+    the set in use, for what reads it on the device; (N,) while each sample of a batch has its own.
     """
 
     widths: Tensor
@@ -47,6 +48,16 @@ class Step(nn.Module):
             raise ValueError(f"sampling step {step}; this network was calibrated for steps 0 to {self.steps - 1}")
         self._current = step, int(self.widths[step])
         self.position.fill_(self.set_of(step))
+
+    @contextmanager
+    def each(self, steps: Tensor) -> Iterator[None]:
+        """Within, each sample of a batch is at a sampling step of its own, (N,) int64 on the device. A step must have
+        been `set` before, whose bit-width serves for all."""
+        before, self.position = self.position, self.set_of(steps)
+        try:
+            yield
+        finally:
+            self.position = before
 
     def use(self, widths: Sequence[int]) -> None:
         """Take the width of each step, noisiest first."""

@@ -1,0 +1,45 @@
+"""TRAQ: its settings."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from quest.config.method import MethodSettings
+from quest.config.values import Positive, Rate
+
+
+class TraqSettings(MethodSettings):
+    """TRAQ: everything is finetuned at once, on the quantized network's own trajectories; this project's method."""
+
+    title = "TRAQ (ours)"
+    grouping = "blocks"
+
+    rounding: Literal["learned", "nearest"] = Field(
+        default="learned", description="rounding of the weights that finetuning starts from"
+    )
+    sets: Positive = Field(
+        default=20, description="learned activation scales: one for each sampling step; divides sampler.steps"
+    )
+    granularity: Literal["per_tensor", "offsets", "per_channel"] = Field(
+        default="offsets",
+        description="what shares an activation scale, at any bits, as quantizer.activation_granularity has it: a "
+        "tensor, so that integer kernels can multiply, with a zero point for each channel",
+    )
+    passes: Positive = Field(default=5_120, description="samples that go forward and back through the network")
+    batch_size: Positive = Field(default=16, description="samples of one optimizer step, of any sampling steps")
+    draws: Annotated[int, Field(ge=0)] = Field(
+        default=3,
+        description="how often the states that are trained on are drawn anew, along trajectories of the network as it "
+        "then is; 0: calibration data, which are full precision's",
+    )
+    trajectories: Positive = Field(default=64, description="of each draw")
+    weight_lr: Rate = Field(default=4e-3, description="of weights, times the mean weight scale of their layer")
+    scale_lr: Rate = Field(default=5e-3, description="of activation scales, times their mean at first")
+    bias_lr: Rate = Field(default=5e-4, description="of biases, and of weights and biases of norms")
+    influence: Annotated[float, Field(ge=0, le=1)] = Field(
+        default=0.5,
+        description="exponent of the weight that a sampling step has in the loss: what an error there does to "
+        "the image",
+    )

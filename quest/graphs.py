@@ -6,6 +6,7 @@ than it runs. A graph launches all of them at once; the kernels and so the numbe
 
 from __future__ import annotations
 
+import gc
 import logging
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
@@ -92,7 +93,7 @@ class Replayed:
         own = tuple(x.clone() for x in inputs)
         graph = torch.cuda.CUDAGraph()
         try:
-            with torch.cuda.graph(graph, self._pool, self._stream, capture_error_mode="thread_local"):
+            with _uncollected(), torch.cuda.graph(graph, self._pool, self._stream, capture_error_mode="thread_local"):
                 outputs = self._function(*own)
         except torch.OutOfMemoryError:
             raise
@@ -102,6 +103,19 @@ class Replayed:
             log.warning("this step cannot be recorded as a CUDA graph (%s); going on without, more slowly", first)
             return None
         return _Recorded(own, graph, outputs)
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Within, nothing is collected: an earlier graph that is thrown away frees device memory, which ends a recording."""
+    collecting = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collecting:
+            gc.enable()
 
 
 @contextmanager

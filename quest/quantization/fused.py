@@ -29,14 +29,14 @@ def layout(x: Tensor, scale: Tensor) -> _Layout | None:
     if x.device.type != "cuda" or x.dtype != torch.float32 or scale.dtype != torch.float32 or not x.is_contiguous():
         return None
     axes = [axis for axis, size in enumerate(scale.shape) if size != 1]
-    if not x.numel() or len(axes) > 1 or scale.ndim != x.ndim or _kernels() is None:
+    if not x.numel() or scale.ndim != x.ndim or _kernels() is None:
         return None
     if not axes:
         return _Layout(x.numel(), 1, 1)
-    axis = axes[0]
-    if scale.shape[axis] != x.shape[axis]:
+    first, last = axes[0], axes[-1] + 1  # samples and channels together are channels as well
+    if scale.shape[first:last] != x.shape[first:last]:
         return None
-    return _Layout(x.shape[:axis].numel(), x.shape[axis], x.shape[axis + 1 :].numel())
+    return _Layout(x.shape[:first].numel(), x.shape[first:last].numel(), x.shape[last:].numel())
 
 
 def quantize(x: Tensor, scale: Tensor, zero_point: Tensor, bounds: tuple[int, int], over: _Layout) -> Tensor:

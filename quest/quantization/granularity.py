@@ -3,7 +3,7 @@
 | granularity | (N, C, H, W) activation | (N, tokens, channels) | (N, C) | weight (out, in, …) |
 |---|---|---|---|---|
 | PerTensor | one scale | one scale | one scale | one scale |
-| Offsets(axis) | one scale, C zero points (axis 1) | one, one a channel (2) | one, C (axis 1) | – |
+| Offsets(axis) | one scale, C zero points (axis 1) | one scale, C zero points (2) | – | – |
 | PerAxis(axis) | C scales (axis 1) | one a token (1) or a channel (2) | C scales (axis 1) | out scales (axis 0) |
 | PerGroup(size) | – | – | – | out × in/size scales |
 """
@@ -106,10 +106,11 @@ def for_activation(name: str, ndim: int) -> Granularity:
     """The activation granularity called ``name`` in the configuration, for a tensor of ``ndim`` dimensions.
 
     "per_channel": axis 1 of images (N, C, H, W) and of vectors (N, C), the last axis of token sequences
-    (N, tokens, C); "offsets": one scale, and zero points of those; "per_token": axis 1 of token sequences, one scale
+    (N, tokens, C); "offsets": one scale, and zero points of those, but for vectors one (those of the time embedding are
+    the same for every sample of a step: a channel has no range); "per_token": axis 1 of token sequences, one scale
     elsewhere (images have no token axis).
     """
-    if name == "per_tensor" or (name == "per_token" and ndim != 3):
+    if name == "per_tensor" or (name == "per_token" and ndim != 3) or (name == "offsets" and ndim == 2):
         return PerTensor()
     if name == "per_token":
         return PerAxis(1)

@@ -22,6 +22,7 @@ _ERROR_POWER = 2.4
 _PERCENTILES = (0.999, 0.9999, 0.99999)
 _OFFSET_PERCENTILES = (0.998, 0.99)  # of a channel, which is narrower than its tensor
 _OFFSET_STRIDE = 6  # of the shrinks
+_OFFSET_SAMPLE = 2**17  # elements whose errors are compared
 # Elements worked on at once, so that the search adds a bounded amount of memory: on a CPU what its caches hold, on
 # other devices what keeps them busy.
 _CHUNK = {"cpu": 2**18}
@@ -82,23 +83,21 @@ def search_offsets(x: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
     """One scale for all of x, (1,), and the zero point of each row, (rows,): those of the least squared error.
 
     x: (rows, elements) float. Tried are ranges of three percentiles, shrunk, of which the widest row's gives the scale;
-    the middle of every row's own range is in the middle of the codes. Raises ValueError as `search` does.
+    the middle of every row's own range is in the middle of the codes. Errors are those of elements evenly chosen.
+    Raises ValueError as `search` does.
     """
     _require_finite(x)
-    best: tuple[Tensor, Tensor, Tensor] | None = None
+    few = x[:, :: max(1, x.numel() // _OFFSET_SAMPLE)]
+    shrinks = x.new_tensor(_SHRINKS[::_OFFSET_STRIDE])
+    tried = []
     for low, high in [(x.amin(1), x.amax(1)), *_percentiles(x, _OFFSET_PERCENTILES)]:
-        for shrink in _SHRINKS[::_OFFSET_STRIDE]:
-            scale = ((high - low).amax() * shrink / (grid.levels - 1)).clamp(min=MIN_SCALE)
-            zero_point = torch.round((grid.low + grid.high) / 2 - (low + high) / (2 * scale))
-            error = (fake_quantize(x, scale, zero_point.unsqueeze(1), grid) - x).square_().mean()
-            found = error, scale, zero_point
-            best = (
-                found
-                if best is None
-                else tuple(torch.where(error < best[0], *pair) for pair in zip(found, best, strict=True))
-            )
-    assert best is not None
-    return best[1].view(1), best[2]
+        scales = ((high - low).amax() * shrinks / (grid.levels - 1)).clamp(min=MIN_SCALE)
+        zero_points = torch.round((grid.low + grid.high) / 2 - (low + high) / (2 * scales.unsqueeze(1)))
+        quantized = fake_quantize(few, scales.view(-1, 1, 1), zero_points.unsqueeze(2), grid)
+        tried.append(((quantized - few).square_().mean((1, 2)), scales, zero_points))
+    errors, scales, zero_points = (torch.cat(part) for part in zip(*tried, strict=True))
+    best = errors.argmin()
+    return scales[best].view(1), zero_points[best]
 
 
 def from_range(low: Tensor, high: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:

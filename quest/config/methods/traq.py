@@ -24,8 +24,8 @@ class TraqSettings(MethodSettings):
     )
     granularity: dict[Literal["4", "8"], Literal["per_tensor", "offsets", "per_channel"]] = Field(
         default={"8": "per_tensor", "4": "offsets"},
-        description="what shares an activation scale, as quantizer.activation_granularity has it: a tensor at any bits, "
-        "so that integers can be multiplied, at 4 with a zero point for each channel",
+        description="what shares an activation scale, as quantizer.activation_granularity has it: a tensor at any "
+        "bits, so that integers can be multiplied, at 4 with a zero point for each channel",
     )
     passes: Positive = Field(default=5_120, description="samples that go forward and back through the network")
     batch_size: Positive = Field(default=16, description="samples of one optimizer step, of any sampling steps")

@@ -66,6 +66,7 @@ def quantize(
     notes = {
         "loss": history,
         "optimizer_steps": {"traq": steps},
+        "trained_share": 1.0,
         "step_weights": weights.tolist(),
         "passes": {"trained": steps * settings.batch_size, "drawn": 2 * drawn},
     }

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from quest.artifacts import JsonArtifact
+from quest.config import policies
 from quest.config.evaluation import FAKE
 from quest.config.methods import METHODS, base_method
 from quest.config.methods import title as method_title
@@ -235,14 +236,14 @@ def _grids(rows: Sequence[Row]) -> str:
     if not quantized:
         return ""
     shared = {row["bits"].upper(): row["activation_granularity"].replace("_", " ") for row in quantized}
-    policies = {title(row["method"]): row.get("policy", "common") for row in quantized}
-    named = {*policies.values()}
-    policy = named.pop() if len(named) == 1 else ", ".join(f"{each} for {name}" for name, each in policies.items())
+    layers = {title(row["method"]): row.get("policy", "common") for row in quantized}
+    kinds = {*layers.values()}
+    which = kinds.pop() if len(kinds) == 1 else ", ".join(f"{each} for {name}" for name, each in layers.items())
     weights = {row.get("weight_granularity", "per_channel").replace("_", " ") for row in quantized} - {"per channel"}
     grouped = f"Weight scales: {', '.join(sorted(weights))}. " if weights else ""
     activations = ", ".join(f"{each} at {bits}" for bits, each in shared.items())
     levels = _too_many_levels(quantized)
-    return f"{grouped}Activation scales: {activations}; layers: {policy}. {levels}"
+    return f"{grouped}Activation scales: {activations}; layers: {which}. {levels}"
 
 
 def _too_many_levels(rows: Sequence[Row]) -> str:
@@ -300,7 +301,8 @@ def order(row: Row) -> tuple[Any, ...]:
 
 
 def require_one_protocol(dataset: str, artifacts: Mapping[Path, JsonArtifact]) -> None:
-    """Raise ValueError, naming the file, unless all are cells of ``dataset`` measured alike, each once."""
+    """Raise ValueError, naming the file, unless all are cells of ``dataset`` measured alike, each once, and under one
+    policy but for variants that say theirs."""
     found: dict[str, Path] = {}
     for file, artifact in artifacts.items():
         key = row_key(artifact.content)
@@ -308,6 +310,28 @@ def require_one_protocol(dataset: str, artifacts: Mapping[Path, JsonArtifact]) -
             raise ValueError(f"{file}: the same cell as {found[key]}")
         found[key] = file
     require_alike(dataset, artifacts)
+    _require_one_policy(artifacts)
+
+
+def _require_one_policy(artifacts: Mapping[Path, JsonArtifact]) -> None:
+    silent = {
+        file: _policy(artifact)
+        for file, artifact in artifacts.items()
+        if artifact.content["method"] != FULL_PRECISION and not policies.says(artifact.content["method"])
+    }
+    first = next(iter(silent), None)
+    for file, found in silent.items():
+        if found != (expected := silent[first]):
+            raise ValueError(
+                f"{file}: policy is {found!r}, but {expected!r} in {first}; a column needs one policy, so quantize "
+                "under one, or by variants that say theirs, like quest+everything"
+            )
+
+
+def _policy(artifact: JsonArtifact) -> str:
+    """The policy that a cell was quantized under, as its settings name it."""
+    method = artifact.manifest.settings.get("method") or {}
+    return method.get("policy", artifact.content.get("policy", "common"))
 
 
 def require_alike(dataset: str, artifacts: Mapping[Path, JsonArtifact]) -> None:

@@ -333,7 +333,20 @@ def test_caption_says_what_shares_a_scale_and_which_layers_are_quantized(tmp_pat
     rows = [each | {"weight_granularity": "groups_of_64"} for each in rows]
     _, _, markdown = make(tmp_path, [write_metrics(tmp_path, each) for each in rows])
     assert "Weight scales: groups of 64. Activation scales: per tensor" in markdown
-    rows.append(row("nearest", "w4a4", policy="paper"))
+    rows.append(row("nearest+paper", "w4a4", policy="paper"))
     _, _, markdown = make(tmp_path, [write_metrics(tmp_path, each) for each in rows])
-    assert "paper for Nearest" in markdown
+    assert "paper for Nearest (paper)" in markdown
     assert "common for QuEST" in markdown
+
+
+def test_mixed_policies_in_a_column_are_refused(tmp_path: Path):
+    """Unless the row says so. What the settings call it counts: QuEST's paper has no exceptions, so `everything`."""
+    rows = [row("quest", policy="common"), row("quest+everything", policy="everything"), row("fp", "w32a32")]
+    files = [write_metrics(tmp_path, each) for each in rows]
+    make(tmp_path, files)
+    files.append(write_metrics(tmp_path, row("nearest", policy="everything")))
+    message = r"nearest-w4a4-seed0.json: policy is 'everything', but 'common' in .*quest-w4a4-seed0.json; a column"
+    with pytest.raises(ValueError, match=message):
+        make(tmp_path, files)
+    papers = [row("quest", policy="everything"), row("ptqd", policy="paper")]
+    make(tmp_path, [write_metrics(tmp_path, each, {"settings": {"method": {"policy": "paper"}}}) for each in papers])

@@ -9,10 +9,10 @@ from quest.config.method import PolicyName
 from quest.config.methods import base_method
 
 
-def says(method: str) -> bool:
-    """Whether the name of a variant says its policy, as quest+everything and quest+paper do."""
-    change = method.removeprefix(base_method(method))
-    return any(policy.replace("_", "-") in change for policy in get_args(PolicyName))
+def said(method: str) -> str | None:
+    """The policy that the name of a variant says: quest+everything, quest+paper; None where it says none."""
+    change = method.removeprefix(base_method(method)).replace("-", "_")
+    return next((policy for policy in get_args(PolicyName) if policy in change), None)
 
 
 def clash(policies: Mapping[str, str]) -> tuple[str, str] | None:
@@ -20,6 +20,6 @@ def clash(policies: Mapping[str, str]) -> tuple[str, str] | None:
 
     policies: of methods and variants, by name.
     """
-    silent = [method for method in policies if not says(method)]
+    silent = [method for method in policies if said(method) is None]
     others = (method for method in silent if policies[method] != policies[silent[0]])
     return next(((silent[0], other) for other in others), None)

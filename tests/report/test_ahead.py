@@ -1,0 +1,124 @@
+"""Who is ahead: which cells are compared, over which chains, and how often the interval holds the truth."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import pytest
+from result_files import row
+
+from quest.config.methods import METHODS
+from quest.report import ahead, tables
+from quest.report.paired import interval
+from quest.report.rows import Row
+
+T = 4.302652729749462  # Student's t at 0.975 with two degrees of freedom, as in printed tables
+
+
+def cell(method: str, psnr: Mapping[int, float], bits: str = "w4a4", shift: float = 0.0, chains: int = 9) -> list[Row]:
+    """Rows of one method by seed; only the first ``chains`` seeds are chains of their own."""
+    return [
+        row(method, bits, seed, psnr=value, fid=10 - shift + seed, chain_seed=seed % chains)
+        for seed, value in psnr.items()
+    ]
+
+
+def test_the_interval_is_students_over_the_differences_of_each_chain():
+    low, high = interval({0: 20.0, 1: 22.0, 2: 24.0}, {0: 21.0, 1: 24.0, 2: 27.0}) or (0, 0)
+    reach = T * 1 / np.sqrt(3)  # differences of 1, 2 and 3
+    assert (low, high) == pytest.approx((2 - reach, 2 + reach))
+    assert interval({0: 20.0}, {0: 21.0}) is None
+
+
+def test_the_interval_holds_the_truth_where_a_bootstrap_of_three_chains_does_not():
+    """Chains that differ much or little beside their images, three of 100 images, 2,000 times."""
+    generator = np.random.default_rng(0)
+    for of_chains in (1.0, 0.02):
+        held = resampled = 0
+        draws = generator.integers(3, size=(300, 3))
+        for _ in range(2_000):
+            images = generator.normal(of_chains * generator.normal(size=(3, 1)), 1.0, (3, 100))
+            means = images.mean(1)
+            low, high = interval(dict.fromkeys(range(3), 0.0), dict(enumerate(means.tolist()))) or (0, 0)
+            held += low <= 0 <= high
+            # Images are resampled within chains by their normal limit.
+            again = means[draws] + images.std(1, ddof=1)[draws] / 10 * generator.normal(size=draws.shape)
+            low, high = np.quantile(again.mean(1), (0.025, 0.975))
+            resampled += low <= 0 <= high
+        assert 0.93 < held / 2_000 < 0.97, of_chains
+        if of_chains == 1.0:
+            assert resampled / 2_000 < 0.82
+
+
+def test_ours_is_compared_with_every_other_else_the_best_is():
+    assert ahead.OURS in METHODS
+    values = {0: 20.0, 1: 21.0, 2: 22.0}
+    better = {seed: value + 1 for seed, value in values.items()}
+    others = cell("nearest", values) + cell("ptqd", better)
+    (pair,) = ahead.pairs(others)
+    assert (pair.first["method"], pair.second["method"], pair.chains) == ("ptqd", "nearest", 3)
+    ours = cell("traq", values)
+    found = [(pair.first["method"], pair.second["method"]) for pair in ahead.pairs(others + ours)]
+    assert found == [("traq", "nearest"), ("traq", "ptqd")]
+
+
+@pytest.mark.parametrize(
+    ("gains", "verdict"),
+    [
+        ((2.0, 2.5, 3.0), "ahead of"),
+        ((-2.0, -2.5, -3.0), "behind"),
+        ((0.1, 2.0, 5.0), "beside"),  # every chain says the same, and yet three of them cannot tell
+        ((1.0,), "–"),
+    ],
+)
+def test_the_rule(gains: tuple[float, ...], verdict: str):
+    base = dict(enumerate((20.0, 25.0, 22.0)[: len(gains)]))
+    rows = cell("nearest", base) + cell("traq", {seed: base[seed] + gain for seed, gain in enumerate(gains)}, shift=1)
+    (pair,) = ahead.pairs(rows)
+    assert pair.verdict == verdict
+    assert pair.psnr is not None
+    assert pair.psnr.value == pytest.approx(np.mean(gains))
+    assert pair.fid is not None
+    assert pair.fid.value == pytest.approx(-1)
+    assert (ahead.sheet(rows) is None) == (verdict == "–")
+
+
+def test_policies_and_bits_are_not_mixed():
+    values = {0: 20.0, 1: 21.0}
+    methods = ("traq", "nearest", "traq+everything", "nearest+everything")
+    rows = [each for method in methods for each in cell(method, values)] + cell("nearest", values, "w8a8")
+    found = [(pair.first["bits"], pair.first["method"], pair.second["method"]) for pair in ahead.pairs(rows)]
+    assert found == [("w4a4", "traq", "nearest"), ("w4a4", "traq+everything", "nearest+everything")]
+
+
+def test_only_chains_that_both_have_are_compared():
+    """Seeds of one chain count once, and one that the other cell lacks not at all."""
+    rows = cell("traq", {0: 23.0, 1: 24.0, 2: 25.0}) + cell("nearest", {0: 20.0, 1: 21.0, 3: 40.0})
+    (pair,) = ahead.pairs(rows)
+    assert pair.chains == 2
+    assert pair.psnr is not None
+    assert pair.psnr.value == pytest.approx(3)
+    seeds = {0: 20.0, 1: 21.0, 2: 22.0, 3: 23.0}
+    gained = {seed: value + gain for (seed, value), gain in zip(seeds.items(), (1, 2, 3, 6), strict=True)}
+    (pair,) = ahead.pairs(cell("nearest", seeds, chains=2) + cell("traq", gained, chains=2))
+    assert pair.chains == 2
+    assert pair.psnr is not None
+    assert pair.psnr.interval == interval({0: 0.0, 1: 0.0}, {0: 2.0, 1: 4.0})
+
+
+def test_a_number_that_is_missing_has_no_difference():
+    rows = cell("traq", {0: 23.0, 1: 24.0}) + cell("nearest", {0: 20.0, 1: 21.5})
+    rows[0]["fid"] = None
+    sheet = ahead.sheet(rows)
+    assert sheet is not None
+    ((*_, psnr, ratio, fid, chains),) = sheet.lines
+    assert (psnr.replace("\u00a0", " "), ratio, fid, chains) == ("+2.75 [-0.43, +5.93]", "× 0.53", "–", "2")
+
+
+def test_it_stands_between_the_headline_and_the_other_measures():
+    rows = [*cell("nearest", {0: 20.0, 1: 21.0}), *cell("traq", {0: 23.0, 1: 24.1}), row("fp", "w32a32")]
+    titles = [sheet.title for sheet in tables.sheets(rows, tables.summarize(rows))]
+    assert titles == ["Quality, size and cost", "Who is ahead", "Other measures of the same images"]
+    markdown = tables.to_markdown(rows, tables.summarize(rows))
+    assert "| W4A4   | TRAQ (ours) | ahead of | Nearest |" in markdown

@@ -11,12 +11,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from quest import methods, paths
+from quest import paths
 from quest.artifacts import JsonArtifact
-from quest.config.methods import MethodsSettings, python_name
 from quest.config.reading import unknown
 from quest.config.values import FULL_PRECISION, Bits, Cell
-from quest.report import sheet, tables
+from quest.report import convergence, sheet, tables
 from quest.report.costs import cost as cost_of
 from quest.report.published import FAILED, NOT_NAMED, PaperRow, PaperTable, Published
 from quest.report.sheet import Sheet
@@ -208,11 +207,10 @@ def _own(published: Published) -> dict[str, str]:
 
 def _cost(artifact: JsonArtifact, folder: Path) -> dict[str, float]:
     """Seconds of the jobs that quantize the cell, its learned rounding included, and the memory of the larger one."""
-    row, settings = artifact.content, artifact.manifest.settings.get("method")
-    if row["method"] == FULL_PRECISION or settings is None:
+    row = artifact.content
+    if row["method"] == FULL_PRECISION or "method" not in artifact.manifest.settings:
         return {}
-    section: Any = MethodsSettings.model_fields[python_name(row["method"])].annotation
-    rounding = methods.starts_from(row["method"], section.model_validate(settings))
+    rounding = convergence.learned(artifact)
     wildcards = {key: row[key] for key in ("dataset", "method", "bits")} | {"seed": tables.chain(row)}
     files = [folder / paths.fill(_FINETUNE, **wildcards)]
     if rounding:

@@ -14,6 +14,7 @@ from quest.artifacts import JsonArtifact
 from quest.config import policies
 from quest.config.values import FULL_PRECISION, Bits
 from quest.report import ahead, sheet
+from quest.report import convergence as learned
 from quest.report.rows import MISSING, Row, backend, chain, label, named, order, row_key, title
 from quest.report.sheet import Sheet
 
@@ -69,12 +70,15 @@ CHOICES = (
 KEYS = ("dataset", "method", "bits", "seed", "chain_seed")
 
 
-def build(dataset: str, artifacts: Mapping[Path, JsonArtifact]) -> dict[str, Any]:
+def build(
+    dataset: str, artifacts: Mapping[Path, JsonArtifact], convergence: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """The table of cells, metrics artifacts by file: {"dataset", "rows", "summary", "sources"}.
 
-    rows as `quest.metrics.measure` wrote them, in table order; summary as `summarize` makes it; sources gives the
-    settings, input hashes and code versions of each row by `row_key`. Raises ValueError when the files are not cells of
-    ``dataset`` measured alike, each once.
+    rows as `quest.metrics.measure` wrote them, in table order; summary as `summarize` makes it, with what is known of a
+    cell's learned rounding; sources gives the settings, input hashes and code versions of each row by `row_key`.
+    convergence: what `convergence.record` found on the dataset, if anything.
+    Raises ValueError when the files are not cells of ``dataset`` measured alike, each once.
     """
     require_one_protocol(dataset, artifacts)
     ordered = sorted(artifacts.values(), key=lambda artifact: order(artifact.content))
@@ -87,7 +91,9 @@ def build(dataset: str, artifacts: Mapping[Path, JsonArtifact]) -> dict[str, Any
         }
         for artifact in ordered
     }
-    return {"dataset": dataset, "rows": rows, "summary": summarize(rows), "sources": sources}
+    cells = {(artifact.content["method"], artifact.content["bits"]): artifact for artifact in ordered}
+    summary = [row | learned.of(cells[row["method"], row["bits"]], convergence) for row in summarize(rows)]
+    return {"dataset": dataset, "rows": rows, "summary": summary, "sources": sources}
 
 
 def summarize(rows: Sequence[Row]) -> list[Row]:
@@ -158,7 +164,7 @@ def _sheet(
     """words: further columns of texts by their header."""
     words = words or {}
     headers = ("Method", "Bits", *(column.header for column in columns), *words)
-    names = [" ".join([named(row), *_fewer(row, summary)]) for row in summary]
+    names = [" ".join([named(row), *_fewer(row, summary), *learned.mark(row)]) for row in summary]
     lines = (
         (name, row["bits"].upper(), *(written(row, column) for column in columns), *texts)
         for name, row, *texts in zip(names, summary, *words.values(), strict=True)
@@ -200,7 +206,7 @@ def _notes(rows: Sequence[Row], summary: Sequence[Row]) -> list[str]:
         f"PSNR and MSE compare with the full-precision (FP) images of the same seeds, values in [0, 1]. {_grids(rows)}"
         f"{MISSING} is not available."
     )
-    return [how, *_surprising_sizes(summary), *_of_integers(summary)]
+    return [how, *learned.notes(summary), *_surprising_sizes(summary), *_of_integers(summary)]
 
 
 def _of_integers(summary: Sequence[Row]) -> list[str]:

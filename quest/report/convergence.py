@@ -55,14 +55,16 @@ def learned(artifact: JsonArtifact) -> Rounding | None:
     return methods.starts_from(method, section.model_validate(settings))
 
 
-def of(artifact: JsonArtifact, known: Mapping[str, Any] | None) -> dict[str, Any]:
-    """What the summary row of a cell says under `KEY`: ``known``, a `record`, where it is of the cell's rounding; None
-    where there is no such record; nothing where the cell's rounding is not learned."""
-    rounding = learned(artifact)
-    if rounding is None:
-        return {}
-    own = {**rounding._asdict(), "weight_bits": Bits.parse(artifact.content["bits"]).weight}
-    return {KEY: known if known is not None and all(known[key] == value for key, value in own.items()) else None}
+def of_cells(artifacts: Iterable[JsonArtifact], known: Mapping[str, Any] | None) -> dict[str, dict[str, Any]]:
+    """What the rows of cells say beside their numbers, by ``<method>-<bits>``: `KEY`, with ``known``, a `record`, where
+    that is of the cell's rounding, else None; nothing where the cell's rounding is not learned."""
+    found = {}
+    for artifact in artifacts:
+        rounding, row = learned(artifact), artifact.content
+        own = rounding and {**rounding._asdict(), "weight_bits": Bits.parse(row["bits"]).weight}
+        said = known if known and own and all(known[key] == value for key, value in own.items()) else None
+        found[f"{row['method']}-{row['bits']}"] = {KEY: said} if own else {}
+    return found
 
 
 def mark(row: Row) -> list[str]:

@@ -91,8 +91,8 @@ def build(
         }
         for artifact in ordered
     }
-    cells = {(artifact.content["method"], artifact.content["bits"]): artifact for artifact in ordered}
-    summary = [row | learned.of(cells[row["method"], row["bits"]], convergence) for row in summarize(rows)]
+    said = learned.of_cells(ordered, convergence)
+    summary = [row | said[f"{row['method']}-{row['bits']}"] for row in summarize(rows)]
     return {"dataset": dataset, "rows": rows, "summary": summary, "sources": sources}
 
 

@@ -124,6 +124,17 @@ def test_the_suite_of_the_shapes_quantizes_once_and_trains_what_is_missing(defau
     assert rules["sample"] == 2 * rules["measure"]
 
 
+def test_the_suite_below_four_bits_is_whole_chains(default_project: Project) -> None:
+    rules = Plan(default_project, {"suite": "below-four"}).rules()
+    run = load(ROOT / "config" / "below-four.yaml").run
+    cells = len(run.datasets) * len(run.seeds) * len(run.methods) * len(run.bits)
+    assert rules["finetune"] == cells == 108
+    assert rules["measure"] == cells + len(run.datasets) * len(run.seeds)
+    assert rules["calibrate"] == len(run.datasets) * len(run.seeds)
+    assert rules["reconstruct"] == 2 * rules["calibrate"], "of 3 and 2 bits, shared by the methods that start from it"
+    assert rules["table"] == len(run.datasets)
+
+
 def test_missing_models_are_trained_first(project: Project) -> None:
     (project.root / "data/models/digits/denoiser.safetensors").unlink()
     plan = Plan(project)

@@ -86,32 +86,33 @@ def sheet(rows: Iterable[Row]) -> Sheet | None:
     note = (
         f"The first method minus the second, on the same noise, with the {CONFIDENCE:.0%} interval over chains; of MSE "
         "the ratio. Ahead or behind: the interval of PSNR leaves out 0; beside: it holds 0, so these chains cannot "
-        f"tell the two apart. {MISSING}: fewer than two chains."
+        f"tell the two apart. {MISSING}: a number is missing, or there are fewer than two chains."
     )
     return Sheet("Who is ahead", headers, lines, words=headers[:4], notes=(note,))
 
 
 def _pair(first: Cell, second: Cell) -> Pair:
     common = {(row["seed"], chain(row)) for row in first} & {(row["seed"], chain(row)) for row in second}
-    sides = [[row for row in cell if (row["seed"], chain(row)) in common] for cell in (first, second)]
-    psnr, fid = (_change(*sides, key) for key in ("psnr", "fid"))
+    ours, others = ([row for row in cell if (row["seed"], chain(row)) in common] for cell in (first, second))
+    psnr, fid = _change(ours, others, "psnr"), _change(ours, others, "fid")
     return Pair(first[0], second[0], len({quantized for _, quantized in common}), psnr, fid)
 
 
 def _change(first: Cell, second: Cell, key: str) -> Change | None:
-    values = [_by_chain(cell, key) for cell in (second, first)]
-    if not all(values):
+    before, after = _by_chain(second, key), _by_chain(first, key)
+    if not (before and after):
         return None
-    return Change(difference(*values).value, interval(*values))
+    return Change(difference(before, after).value, interval(before, after))
 
 
-def _by_chain(cell: Cell, key: str) -> dict[int | None, float]:
+def _by_chain(cell: Cell, key: str) -> dict[int, float]:
     """The mean over the seeds of each chain; empty where one lacks the number."""
-    found: dict[int | None, list[float]] = {}
+    found: dict[int, list[float]] = {}
     for row in cell:
-        if row.get(key) is None:
+        quantized, value = chain(row), row.get(key)
+        if quantized is None or value is None:
             return {}
-        found.setdefault(chain(row), []).append(row[key])
+        found.setdefault(quantized, []).append(value)
     return {quantized: statistics.fmean(values) for quantized, values in found.items()}
 
 
@@ -123,8 +124,6 @@ def _written(change: Change | None) -> str:
     if change is None:
         return MISSING
     text = f"{change.value:+,.2f}"
-    return (
-        text
-        if change.interval is None
-        else unbroken(f"{text} [{change.interval.low:+,.2f}, {change.interval.high:+,.2f}]")
-    )
+    if change.interval is None:
+        return text
+    return unbroken(f"{text} [{change.interval.low:+,.2f}, {change.interval.high:+,.2f}]")

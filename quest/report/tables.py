@@ -346,9 +346,9 @@ def _require_one_policy(artifacts: Mapping[Path, JsonArtifact]) -> None:
         for file, artifact in artifacts.items()
         if artifact.content["method"] != FULL_PRECISION and policies.said(artifact.content["method"]) is None
     }
-    first = next(iter(silent), None)
+    first, expected = next(iter(silent.items()), (None, None))
     for file, found in silent.items():
-        if found != (expected := silent[first]):
+        if found != expected:
             raise ValueError(
                 f"{file}: policy is {found!r}, but {expected!r} in {first}; a column needs one policy, so quantize "
                 "under one, or by variants that say theirs, like quest+everything"

@@ -107,6 +107,13 @@ def test_only_chains_that_both_have_are_compared():
     assert pair.psnr.interval == interval({0: 0.0, 1: 0.0}, {0: 2.0, 1: 4.0})
 
 
+def test_cells_without_a_common_chain_are_not_compared():
+    rows = cell("traq", {0: 23.0, 1: 24.0}) + cell("nearest", {2: 20.0, 3: 21.0}) + cell("ptqd", {0: 20.0, 1: 21.5})
+    apart, beside = ahead.pairs(rows)
+    assert (apart.chains, apart.psnr, apart.verdict) == (0, None, "–")
+    assert (beside.chains, beside.verdict) == (2, "beside")
+
+
 def test_a_number_that_is_missing_has_no_difference():
     rows = cell("traq", {0: 23.0, 1: 24.0}) + cell("nearest", {0: 20.0, 1: 21.5})
     rows[0]["fid"] = None

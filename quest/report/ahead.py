@@ -58,7 +58,7 @@ def pairs(rows: Iterable[Row]) -> list[Pair]:
             group.setdefault(row["method"], []).append(row)
     found = []
     for (_, policy), cells in groups.items():
-        own = f"{OURS}+{policy}" if policy else OURS
+        own = f"{OURS}+{policy}".replace("_", "-") if policy else OURS
         first = own if own in cells else max(cells, key=lambda method: _mean(cells[method]))
         found += [_pair(cells[first], cell) for method, cell in cells.items() if method != first]
     return found

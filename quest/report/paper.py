@@ -106,7 +106,10 @@ def shown(content: Mapping[str, Any], published: Published) -> Sheet:
     rows = [row | known.get(f"{row['method']}-{row['bits']}", {}) if row["seeds"] else row for row in content["rows"]]
     headers, columns = (
         ["Method", "Bits"],
-        [[" ".join([row["name"], *learned.mark(row)]) for row in rows], [row["bits"].upper() for row in rows]],
+        [
+            [" ".join([row["name"], *tables.fewer(row, rows), *learned.mark(row)]) for row in rows],
+            [row["bits"].upper() for row in rows],
+        ],
     )
     if any(row["published_on"] for row in rows):
         headers.append("Published on")

@@ -164,7 +164,7 @@ def _sheet(
     """words: further columns of texts by their header."""
     words = words or {}
     headers = ("Method", "Bits", *(column.header for column in columns), *words)
-    names = [" ".join([named(row), *_fewer(row, summary), *learned.mark(row)]) for row in summary]
+    names = [" ".join([named(row), *fewer(row, summary), *learned.mark(row)]) for row in summary]
     lines = (
         (name, row["bits"].upper(), *(written(row, column) for column in columns), *texts)
         for name, row, *texts in zip(names, summary, *words.values(), strict=True)
@@ -172,13 +172,12 @@ def _sheet(
     return Sheet(heading, headers, tuple(lines), ("Method", "Bits", *words), tuple(notes))
 
 
-def _fewer(row: Row, summary: Sequence[Row]) -> list[str]:
-    """How many chains or seeds a row has, where others of its table have more."""
-    counts = {"seeds": "seeds"} if row["method"] == FULL_PRECISION else {"chains": "chains", "seeds": "seeds"}
-    for key, name in counts.items():
-        most = max(other.get(key, 0) for other in summary)
-        if row.get(key, most) < most:
-            return [f"({row[key]} of {most} {name})"]
+def fewer(row: Row, rows: Sequence[Row]) -> list[str]:
+    """How many chains or seeds a row has, where others of its table have more. rows: as `summarize` counts."""
+    for counted in ("seeds",) if row["method"] == FULL_PRECISION else ("chains", "seeds"):
+        most = max(other.get(counted) or 0 for other in rows)
+        if 0 < (row.get(counted) or 0) < most:
+            return [f"({row[counted]} of {most} {counted})"]
     return []
 
 

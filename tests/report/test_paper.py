@@ -168,6 +168,14 @@ def test_rows_whose_rounding_has_not_converged_are_marked(tmp_path: Path):
     )
 
 
+def test_missing_chains_are_named_in_their_row(tmp_path: Path):
+    """A row that was not measured says why instead."""
+    cells = [row("quest", seed=0), row("quest", seed=1), row("nearest", seed=0)]
+    _, _, markdown = write(tmp_path, [write_metrics(tmp_path, each) for each in cells], ROWS)
+    names = [line.split("|")[1].strip() for line in markdown.splitlines() if line.startswith("| ")][1:]
+    assert names == ["PTQ4DM", "TFMQ-DM", "Nearest (1 of 2 chains)", "QuEST", "QuEST (tla only)"]
+
+
 def test_a_cost_that_is_not_known_is_missing(tmp_path: Path):
     changes = {"settings": {"method": {"sets": 5}}}
     benchmark(tmp_path, "finetune/digits/quest-w4a4-seed0", 100, "900")

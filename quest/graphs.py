@@ -107,7 +107,7 @@ class Replayed:
 
 @contextmanager
 def _uncollected() -> Iterator[None]:
-    """Within, nothing is collected: an earlier graph that is thrown away frees device memory, which ends a recording."""
+    """Within, nothing is collected: an earlier graph thrown away frees device memory, which ends a recording."""
     collecting = gc.isenabled()
     gc.collect()
     gc.disable()

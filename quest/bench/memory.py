@@ -85,7 +85,7 @@ def _gather(statistics: Accumulator, shards: Iterator[Tensor], extractor: Extrac
             save_tensors(file, {"images": made}, Manifest(kind="samples"))
             del made  # no part of measuring
             own, teacher = (load_tensors(file, "samples").tensors["images"] for _ in range(2))
-            squares += measure.squared_error(own, teacher)
+            squares += sum(measure.squared_errors(own, teacher))
             evaluation.take_in(statistics, first, own, extractor)
             first += len(own)
             del own, teacher  # as `quest measure` does before it reads the next

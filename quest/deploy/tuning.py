@@ -1,7 +1,9 @@
 """Choose a method's settings by the noise that it predicts on calibration data it has not seen, never by images.
 
-Each trial is a whole finetuning of one cell. Its loss is the mean squared error of the predicted noise, (ε̂ - ε)²,
-over trajectories of the full-precision sampler that no chain of any seed calibrates on.
+Each trial is a whole finetuning of one cell. Its loss is the squared error of the predicted noise, (ε̂ - ε)², over
+trajectories of the full-precision sampler that no chain of any seed calibrates on, each sampling step weighted by what
+an error there does to the sample (`quest.learning.trajectories.influence`). Unweighted, the last step would be most of
+it, which the sample hardly shows.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from quest.deploy import start
 from quest.diffusion import denoiser as denoisers
 from quest.diffusion.correction import Correction
 from quest.learning import calibration as calibrations
+from quest.learning import trajectories
 from quest.learning.calibration import Samples
 from quest.learning.finetuning import predict
 from quest.quantization.network import QuantizedNetwork
@@ -32,7 +35,7 @@ _BATCH = 64
 
 
 class Trial(NamedTuple):
-    """changes: settings by dotted key. loss: mean of (ε̂ - ε)², held out. seconds: of the finetuning."""
+    """changes: settings by dotted key. loss: weighted mean of (ε̂ - ε)², held out. seconds: of the finetuning."""
 
     changes: dict[str, Any]
     loss: float
@@ -66,13 +69,16 @@ def trials(
     """
     combinations = [dict(zip(vary, values, strict=True)) for values in itertools.product(*vary.values())]
     changed = [_changed(settings, changes) for changes in combinations]
-    held_out: tuple[Samples, Tensor] | None = None
+    held_out: tuple[Samples, Tensor, Tensor] | None = None
     for changes, trial_settings in zip(combinations, changed, strict=True):
         denoiser = denoisers.load(model, device)
         if held_out is None:
             drawn = calibrations.record(denoiser, settings, noise.TUNING, device).to(device)
             samples = drawn.samples(len(drawn))
-            held_out = samples, full_precision_noise(denoiser.network, samples)
+            wanted = full_precision_noise(denoiser.network, samples)
+            followed, _ = start.network(trial_settings, denoiser, method, bits, reconstruction)
+            held_out = samples, wanted, trajectories.influence(followed, drawn, noise.TUNING).cpu()
+            denoiser = denoisers.load(model, device)
         begun = time.perf_counter()
         data = calibrations.load(calibration, denoiser, settings).to(device)
         torch.manual_seed(seed)
@@ -83,18 +89,22 @@ def trials(
 
 @torch.no_grad()
 def noise_error(
-    network: QuantizedNetwork, samples: Samples, wanted: Tensor, correction: Correction | None = None
+    network: QuantizedNetwork,
+    samples: Samples,
+    wanted: Tensor,
+    weights: Tensor,
+    correction: Correction | None = None,
 ) -> float:
-    """Mean of (ε̂ - ε)² over ``samples``, of the corrected prediction where the method corrects it.
+    """Mean of w · (ε̂ - ε)² over ``samples``, of the corrected prediction where the method corrects it.
 
-    wanted: (n, C, H, W), the noise ε that full precision predicts.
+    wanted: (n, C, H, W), the noise ε that full precision predicts. weights: w of each sampling step, (steps,).
     """
     total = 0.0
     for batch in _one_step_batches(samples):
-        predicted = predict(network, samples, batch)
+        predicted, step = predict(network, samples, batch), int(samples.steps[batch[0]])
         if correction is not None:
-            predicted = correction.noise(predicted, int(samples.steps[batch[0]]))
-        total += float((predicted - wanted[batch]).double().square().sum())
+            predicted = correction.noise(predicted, step)
+        total += float(weights[step]) * float((predicted - wanted[batch]).double().square().sum())
     return total / wanted.numel()
 
 
@@ -119,7 +129,7 @@ def markdown(done: Sequence[Trial]) -> str:
         [*(str(trial.changes[key]) for key in keys), f"{trial.loss:.6f}", f"{trial.seconds:.0f}"]
         for trial in sorted(done, key=lambda trial: trial.loss)
     ]
-    return tabulate(rows, [*keys, "held-out noise MSE", "seconds"], "github", disable_numparse=True)
+    return tabulate(rows, [*keys, "held-out error of the noise, weighted", "seconds"], "github", disable_numparse=True)
 
 
 def _changed(settings: DatasetSettings, changes: Mapping[str, Any]) -> DatasetSettings:

@@ -39,8 +39,7 @@ _WARM = 10  # steps in which rates rise
 
 def quantizer(settings: TraqSettings, given: QuantizerSettings) -> QuantizerSettings:
     """The grids of a run, with activation scales shared as the method has it."""
-    shared = dict.fromkeys(given.activation_granularity, settings.granularity)
-    return given.model_copy(update={"activation_granularity": shared})
+    return given.model_copy(update={"activation_granularity": settings.granularity})
 
 
 def quantize(
@@ -75,11 +74,12 @@ def quantize(
 
 def trained(network: QuantizedNetwork, settings: TraqSettings) -> list[dict[str, Any]]:
     """All that is trained, as groups of parameters with their rates."""
+    weight_lr = settings.weight_lr["4" if network.recipe.bits.activation <= 4 else "8"]
     groups: list[dict[str, Any]] = []
     biases: list[nn.Parameter] = []
     for layer in network.layers().values():
         scale = torch.cat([part.scale.flatten() for part, _ in layer.weight_parts()]).mean().item()
-        groups.append({"params": [layer.weight], "lr": settings.weight_lr * scale})
+        groups.append({"params": [layer.weight], "lr": weight_lr * scale})
         biases += [] if layer.bias is None else [layer.bias]
     norms = [m for m in network.network.modules() if isinstance(m, nn.GroupNorm | nn.LayerNorm)]
     others = [*biases, *(parameter for norm in norms for parameter in norm.parameters())]

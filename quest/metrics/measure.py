@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -28,13 +29,18 @@ _DIFFERENCES = 16  # images whose differences are in memory at once, in four tim
 
 
 class Gathered(NamedTuple):
-    """What remains of a cell's images: statistics, closeness to full precision, CLIP score if asked for, manifests."""
+    """What remains of a cell's images: statistics, mean squared error of each image to full precision's, CLIP score if
+    asked for, manifests."""
 
     statistics: Accumulator
-    mse: float
+    errors: list[float]
     clip: Estimate | None
     manifests: list[Manifest]
     teacher_manifests: list[Manifest]
+
+    @property
+    def mse(self) -> float:
+        return math.fsum(self.errors) / len(self.errors)
 
 
 def read_shards(files: Sequence[Path], settings: DatasetSettings) -> Iterator[TensorArtifact]:
@@ -93,7 +99,7 @@ def gather(
     statistics = evaluation.start(settings.evaluation, settings.evaluation.images, extractor)
     manifests: list[Manifest] = []
     teacher_manifests: list[Manifest] = []
-    squares, values = 0.0, 0
+    errors: list[float] = []
     teachers = read_shards(full_precision, settings)
     # Not zip, which holds a pair until it has the next: two shards are in memory, not four.
     with tqdm(desc="measure", unit="shard", total=len(samples), mininterval=5) as progress:
@@ -105,8 +111,7 @@ def gather(
                     f"{samples[0]}: cut into other shards than {full_precision[0]}; "
                     "sample both with one evaluation.shards"
                 )
-            squares += squared_error(images, teacher.tensors["images"])
-            values += images.numel()
+            errors += squared_errors(images, teacher.tensors["images"])
             first = own.manifest.notes["first"]
             evaluation.take_in(statistics, first, images, extractor)
             if score is not None:
@@ -118,7 +123,7 @@ def gather(
     for _ in teachers:  # it refuses images beyond the last
         pass
     estimate = score.compute() if score is not None else None
-    return Gathered(statistics, squares / values, estimate, manifests, teacher_manifests)
+    return Gathered(statistics, errors, estimate, manifests, teacher_manifests)
 
 
 def row(
@@ -158,11 +163,12 @@ def require_backend(file: Path, manifest: Manifest, settings: DatasetSettings) -
     return {} if expected == FAKE else {"backend": expected}
 
 
-def squared_error(images: Tensor, targets: Tensor) -> float:
-    """Sum over all values of the squared difference of uint8 images (n, C, H, W), on the [0, 1] scale."""
+def squared_errors(images: Tensor, targets: Tensor) -> list[float]:
+    """Mean squared difference of each of the uint8 images (n, C, H, W) from its target, on the [0, 1] scale."""
     # Exact: integers below 2^16, summed in 64 bits, whatever the order.
     pairs = zip(images.split(_DIFFERENCES), targets.split(_DIFFERENCES), strict=True)
-    return sum((a.int() - b).square_().sum().item() for a, b in pairs) / 255**2
+    sums = [(a.int() - b).square_().flatten(1).sum(1) for a, b in pairs]
+    return (torch.cat(sums).double() / (255**2 * images[0].numel())).tolist()
 
 
 def cell(manifest: Manifest) -> tuple[str, str, int]:

@@ -24,7 +24,7 @@ from quest.diffusion.conditions import EVALUATION, conditions
 from quest.diffusion.denoiser import Denoiser
 from quest.diffusion.sampling import sample, shard_indices
 from quest.metrics import distances
-from quest.metrics.measure import squared_error
+from quest.metrics.measure import squared_errors
 from quest.own.work import Work
 
 log = logging.getLogger(__name__)
@@ -71,7 +71,7 @@ def _kept(file: Path, made_of: str, count: int) -> Tensor | None:
 
 def closeness(images: Tensor, full: Tensor) -> dict[str, Any]:
     """PSNR in dB, None for equal images, and MSE on the [0, 1] scale, over all images and of the worst one."""
-    each = [squared_error(own, other) / own.numel() for own, other in zip(images.split(1), full.split(1), strict=True)]
+    each = squared_errors(images, full)
     mse = sum(each) / len(each)
     return {
         "images": len(images),

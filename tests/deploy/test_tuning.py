@@ -52,12 +52,16 @@ def test_the_loss_is_that_of_the_predicted_noise(
 ) -> None:
     samples = calibration.samples(2)
     wanted = tuning.full_precision_noise(denoiser.network, samples)
+    weights = torch.tensor([0.5, 1.0, 2.0, 0.5])  # of four steps, 1 on average
     network = make_quantized("w4a4")
     with network.quantizing(weights=False, activations=False):
-        assert tuning.noise_error(network, samples, wanted) == pytest.approx(0, abs=1e-12)
+        assert tuning.noise_error(network, samples, wanted, weights) == pytest.approx(0, abs=1e-12)
         bias = Correction(torch.zeros(4), torch.full((4, 1), 0.5), torch.zeros(4))
-        assert tuning.noise_error(network, samples, wanted, bias) == pytest.approx(0.25, rel=1e-5)
-    assert tuning.noise_error(network, samples, wanted) > 1e-6
+        assert tuning.noise_error(network, samples, wanted, weights, bias) == pytest.approx(0.25, rel=1e-5)
+    assert tuning.noise_error(network, samples, wanted, weights) > 1e-6
+    by_step = [tuning.noise_error(network, samples, wanted, one) for one in torch.eye(4)]
+    weighted = sum(w * error for w, error in zip(weights.tolist(), by_step, strict=True))
+    assert tuning.noise_error(network, samples, wanted, weights) == pytest.approx(weighted)
 
 
 def test_a_key_that_is_not_there_is_named_before_anything_runs(settings: DatasetSettings, tmp_path: Path) -> None:

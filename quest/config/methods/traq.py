@@ -22,10 +22,10 @@ class TraqSettings(MethodSettings):
     sets: Positive = Field(
         default=20, description="learned activation scales: one for each sampling step; divides sampler.steps"
     )
-    granularity: Literal["per_tensor", "offsets", "per_channel"] = Field(
-        default="offsets",
-        description="what shares an activation scale, at any bits, as quantizer.activation_granularity has it: a "
-        "tensor, so that integer kernels can multiply, with a zero point for each channel",
+    granularity: dict[Literal["4", "8"], Literal["per_tensor", "offsets", "per_channel"]] = Field(
+        default={"8": "per_tensor", "4": "offsets"},
+        description="what shares an activation scale, as quantizer.activation_granularity has it: a tensor at any "
+        "bits, so that integers can be multiplied, at 4 with a zero point for each channel",
     )
     passes: Positive = Field(default=5_120, description="samples that go forward and back through the network")
     batch_size: Positive = Field(default=16, description="samples of one optimizer step, of any sampling steps")
@@ -35,7 +35,10 @@ class TraqSettings(MethodSettings):
         "then is; 0: calibration data, which are full precision's",
     )
     trajectories: Positive = Field(default=64, description="of each draw")
-    weight_lr: Rate = Field(default=4e-3, description="of weights, times the mean weight scale of their layer")
+    weight_lr: dict[Literal["4", "8"], Rate] = Field(
+        default={"8": 4e-3, "4": 2e-2},
+        description="of weights, times the mean weight scale of their layer, by activation bits, up to 4 and up to 8",
+    )
     scale_lr: Rate = Field(default=5e-3, description="of activation scales, times their mean at first")
     bias_lr: Rate = Field(default=5e-4, description="of biases, and of weights and biases of norms")
     influence: Annotated[float, Field(ge=0, le=1)] = Field(

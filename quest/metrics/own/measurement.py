@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ import torch
 from quest.config.evaluation import EvaluationSettings
 from quest.metrics import distances, evaluation
 from quest.metrics.extractor import Extractor
-from quest.metrics.measure import squared_error
+from quest.metrics.measure import squared_errors
 from quest.metrics.own.images import ImageSet, listing, written
 from quest.metrics.own.reference import Known
 from quest.metrics.statistics import Accumulator
@@ -68,11 +69,8 @@ def closeness(images: ImageSet, targets: ImageSet) -> dict[str, Any]:
     psnr is None for equal images. Raises ValueError, naming them, for images that one of the sets lacks.
     """
     _require_pairs(images, targets)
-    squares, values = 0.0, 0
-    for own, others in zip(images.parts(), targets.parts(), strict=True):
-        squares += squared_error(own, others)
-        values += own.numel()
-    mse = squares / values
+    each = [e for pair in zip(images.parts(), targets.parts(), strict=True) for e in squared_errors(*pair)]
+    mse = math.fsum(each) / len(each)
     return {"psnr": distances.psnr(mse), "mse": mse, "against_sha256": targets.sha256}
 
 

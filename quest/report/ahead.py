@@ -1,20 +1,21 @@
 """Who is ahead: at each bit-width the project's method, or the best where it is not in the table, beside every other.
 
-Two methods are compared chain by chain, on the same noise. The first is ahead of the second where the whole interval of
-their difference in PSNR to full precision's images, which is that of the logarithm of MSE, is above zero; behind where
-it is below; beside where it holds zero, so that these chains cannot tell them apart.
+Two methods are compared chain by chain and image by image, on the same noise. The first is ahead of the second where
+the whole interval of their difference in PSNR to full precision's images, which is that of the logarithm of MSE, is
+above zero; behind where it is below; beside where it holds zero, so that these chains cannot tell them apart. Of one
+chain there is an interval over its images alone, and the words for it are others: closer and farther.
 """
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from quest.config import policies
 from quest.config.values import FULL_PRECISION
-from quest.report.paired import CONFIDENCE, Interval, difference, interval
-from quest.report.rows import MISSING, Row, chain, named
+from quest.report.paired import CONFIDENCE, Interval, difference, interval, interval_of_images
+from quest.report.rows import MISSING, Row, chain, named, row_key
 from quest.report.sheet import Sheet, unbroken
 
 OURS = "traq"
@@ -22,35 +23,18 @@ OURS = "traq"
 
 Cell = Sequence[Row]
 """Rows of one method at one bit-width, a seed each."""
+Errors = Mapping[str, Sequence[float]]
+"""Mean squared error of each image of a row, by `row_key`, of the rows that have it."""
 
 
-class Change(NamedTuple):
-    """The first method's number minus the second's, and its interval, None with fewer than two chains."""
+def build(rows: Iterable[Row], errors: Errors) -> list[dict[str, Any]]:
+    """A row for each pair of cells, by bit-width, and by policy where variants say theirs; in the order of ``rows``.
 
-    value: float
-    interval: Interval | None
-
-
-class Pair(NamedTuple):
-    """Two cells, and their differences over the chains that both have. A number that one of them lacks is None."""
-
-    first: Row
-    second: Row
-    chains: int
-    psnr: Change | None
-    fid: Change | None
-
-    @property
-    def verdict(self) -> str:
-        """What the first is to the second."""
-        if self.psnr is None or self.psnr.interval is None:
-            return MISSING
-        low, high = self.psnr.interval
-        return "ahead of" if low > 0 else "behind" if high < 0 else "beside"
-
-
-def pairs(rows: Iterable[Row]) -> list[Pair]:
-    """Of each bit-width, and of each policy that names of variants say, in the order of ``rows``."""
+    bits; first and second: the methods by name; chains: how many both have, which all else is of; psnr and fid:
+    "value", the first minus the second, and its interval "low" and "high", None where there is none, or None in all;
+    closer: share of images that are closer to full precision's under the first; verdict: what the first is to the
+    second.
+    """
     groups: dict[tuple[str, str | None], dict[str, list[Row]]] = {}
     for row in rows:
         if row["method"] != FULL_PRECISION and row.get("psnr") is not None:
@@ -60,49 +44,67 @@ def pairs(rows: Iterable[Row]) -> list[Pair]:
     for (_, policy), cells in groups.items():
         own = f"{OURS}+{policy}".replace("_", "-") if policy else OURS
         first = own if own in cells else max(cells, key=lambda method: _mean(cells[method]))
-        found += [_pair(cells[first], cell) for method, cell in cells.items() if method != first]
+        found += [_pair(cells[first], cell, errors) for method, cell in cells.items() if method != first]
     return found
 
 
-def sheet(rows: Iterable[Row]) -> Sheet | None:
-    """The pairs for reading; None where no pair has two chains, of which nothing can be said."""
-    found = pairs(rows)
-    if not any(pair.psnr and pair.psnr.interval for pair in found):
+def sheet(pairs: Sequence[Mapping[str, Any]]) -> Sheet | None:
+    """The pairs for reading; None where none has an interval, for then nothing can be said."""
+    if not any(pair["psnr"] and pair["psnr"]["low"] is not None for pair in pairs):
         return None
-    headers = ("Bits", "Method", "is", "Other", "PSNR (dB)", "MSE", "FID", "Chains")
-    lines = tuple(
-        (
-            pair.first["bits"].upper(),
-            named(pair.first),
-            pair.verdict,
-            named(pair.second),
-            _written(pair.psnr),
-            MISSING if pair.psnr is None else f"× {10 ** (-pair.psnr.value / 10):.2f}",
-            _written(pair.fid),
-            str(pair.chains),
-        )
-        for pair in found
-    )
+    columns = {
+        "Bits": [pair["bits"].upper() for pair in pairs],
+        "Method": [pair["first"] for pair in pairs],
+        "is": [pair["verdict"] or MISSING for pair in pairs],
+        "Other": [pair["second"] for pair in pairs],
+        "PSNR (dB)": [_written(pair["psnr"]) for pair in pairs],
+        "MSE": [f"× {10 ** (-pair['psnr']['value'] / 10):.2f}" if pair["psnr"] else MISSING for pair in pairs],
+        "Closer": [MISSING if pair["closer"] is None else f"{pair['closer']:.0%}" for pair in pairs],
+        "FID": [_written(pair["fid"]) for pair in pairs],
+        "Chains": [str(pair["chains"]) for pair in pairs],
+    }
     note = (
         f"The first method minus the second, on the same noise, with the {CONFIDENCE:.0%} interval over chains; of MSE "
-        "the ratio. Ahead or behind: the interval of PSNR leaves out 0; beside: it holds 0, so these chains cannot "
-        f"tell the two apart. {MISSING}: a number is missing, or there are fewer than two chains."
+        "the ratio; closer: of how many images. Ahead or behind: the interval of PSNR leaves out 0; beside: it holds "
+        f"0, so these chains cannot tell the two apart. {MISSING} is not available."
     )
-    return Sheet("Who is ahead", headers, lines, words=headers[:4], notes=(note,))
+    if any(pair["verdict"] and pair["chains"] == 1 for pair in pairs):
+        note += " Closer than or farther than: the interval is over the images of one chain; another may say otherwise."
+    words = ("Bits", "Method", "is", "Other")
+    return Sheet("Who is ahead", tuple(columns), tuple(zip(*columns.values(), strict=True)), words, (note,))
 
 
-def _pair(first: Cell, second: Cell) -> Pair:
+def _pair(first: Cell, second: Cell, errors: Errors) -> dict[str, Any]:
     common = {(row["seed"], chain(row)) for row in first} & {(row["seed"], chain(row)) for row in second}
     ours, others = ([row for row in cell if (row["seed"], chain(row)) in common] for cell in (first, second))
+    chains = len({quantized for _, quantized in common})
     psnr, fid = _change(ours, others, "psnr"), _change(ours, others, "fid")
-    return Pair(first[0], second[0], len({quantized for _, quantized in common}), psnr, fid)
+    images = [[errors.get(row_key(row), ()) for row in cell] for cell in (ours, others)]
+    closer = None
+    if common and all(map(all, images)):
+        closer = statistics.fmean(
+            a < b for own, other in zip(*images, strict=True) for a, b in zip(own, other, strict=True)
+        )
+        if psnr and chains == 1:
+            psnr |= interval_of_images(*images)._asdict()
+    return {
+        "bits": first[0]["bits"],
+        "first": named(first[0]),
+        "second": named(second[0]),
+        "chains": chains,
+        "psnr": psnr,
+        "fid": fid,
+        "closer": closer,
+        "verdict": _verdict(psnr, chains),
+    }
 
 
-def _change(first: Cell, second: Cell, key: str) -> Change | None:
+def _change(first: Cell, second: Cell, key: str) -> dict[str, Any] | None:
     before, after = _by_chain(second, key), _by_chain(first, key)
     if not (before and after):
         return None
-    return Change(difference(before, after).value, interval(before, after))
+    found = interval(before, after)
+    return {"value": difference(before, after).value, **(found._asdict() if found else dict.fromkeys(Interval._fields))}
 
 
 def _by_chain(cell: Cell, key: str) -> dict[int, float]:
@@ -120,10 +122,15 @@ def _mean(cell: Cell) -> float:
     return statistics.fmean(row["psnr"] for row in cell)
 
 
-def _written(change: Change | None) -> str:
+def _verdict(psnr: Mapping[str, Any] | None, chains: int) -> str | None:
+    if psnr is None or psnr["low"] is None:
+        return None
+    above, below = ("ahead of", "behind") if chains > 1 else ("closer than", "farther than")
+    return above if psnr["low"] > 0 else below if psnr["high"] < 0 else "beside"
+
+
+def _written(change: Mapping[str, Any] | None) -> str:
     if change is None:
         return MISSING
-    text = f"{change.value:+,.2f}"
-    if change.interval is None:
-        return text
-    return unbroken(f"{text} [{change.interval.low:+,.2f}, {change.interval.high:+,.2f}]")
+    text = f"{change['value']:+,.2f}"
+    return text if change["low"] is None else unbroken(f"{text} [{change['low']:+,.2f}, {change['high']:+,.2f}]")

@@ -73,10 +73,11 @@ KEYS = ("dataset", "method", "bits", "seed", "chain_seed")
 def build(
     dataset: str, artifacts: Mapping[Path, JsonArtifact], convergence: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
-    """The table of cells, metrics artifacts by file: {"dataset", "rows", "summary", "sources"}.
+    """The table of cells, metrics artifacts by file: {"dataset", "rows", "summary", "ahead", "sources"}.
 
     rows as `quest.metrics.measure` wrote them, in table order; summary as `summarize` makes it, with what is known of a
-    cell's learned rounding; sources gives the settings, input hashes and code versions of each row by `row_key`.
+    cell's learned rounding; ahead as `quest.report.ahead` has it; sources gives the settings, input hashes and code
+    versions of each row by `row_key`.
     convergence: what `convergence.record` found on the dataset, if anything.
     Raises ValueError when the files are not cells of ``dataset`` measured alike, each once.
     """
@@ -93,7 +94,14 @@ def build(
     }
     said = learned.of_cells(ordered, convergence)
     summary = [row | said[f"{row['method']}-{row['bits']}"] for row in summarize(rows)]
-    return {"dataset": dataset, "rows": rows, "summary": summary, "sources": sources}
+    errors = {row_key(artifact.content): artifact.manifest.notes.get("mse_of_images", ()) for artifact in ordered}
+    return {
+        "dataset": dataset,
+        "rows": rows,
+        "summary": summary,
+        "ahead": ahead.build(rows, errors),
+        "sources": sources,
+    }
 
 
 def summarize(rows: Sequence[Row]) -> list[Row]:
@@ -124,29 +132,31 @@ def to_csv(rows: Sequence[Row]) -> str:
     return frame(rows).to_csv(index=False, lineterminator="\n")
 
 
-def to_markdown(rows: Sequence[Row], summary: Sequence[Row]) -> str:
-    """The summary for reading: what answers, what it was measured with, and the other measures."""
-    first, *others = sheets(rows, summary)
+def to_markdown(content: Mapping[str, Any]) -> str:
+    """The table that `build` made, for reading: what answers, what it was measured with, and the other measures."""
+    first, *others = sheets(content)
     parts = [sheet.markdown(first), *first.notes]
     for other in others:
         parts += [f"**{other.title}**", sheet.markdown(other), *other.notes]
     return "\n\n".join(parts) + "\n"
 
 
-def to_html(rows: Sequence[Row], summary: Sequence[Row]) -> str:
+def to_html(content: Mapping[str, Any]) -> str:
     """The same as a page by itself."""
-    return sheet.html(f"{rows[0]['dataset']}: quality, size and cost", sheets(rows, summary))
+    return sheet.html(f"{content['dataset']}: quality, size and cost", sheets(content))
 
 
-def sheets(rows: Sequence[Row], summary: Sequence[Row]) -> list[Sheet]:
-    """The summary for reading: a table of `HEADLINE`, who is ahead of whom where chains can tell, and a table of the
-    other measures where there are any."""
+def sheets(content: Mapping[str, Any]) -> list[Sheet]:
+    """The same as tables: of `HEADLINE`, of who is ahead where that can be told, and of the other measures where there
+    are any."""
+    rows, summary = content["rows"], content["summary"]
     present = {column.key: column for column in COLUMNS if any(row.get(column.key) is not None for row in summary)}
     headline = [present[key] for key in HEADLINE if key in present]
     others = [column for column in present.values() if column not in headline]
     integers = {"Integer kernels": [_integers(row) for row in summary]}
     made = [_sheet("Quality, size and cost", headline, summary, _notes(rows, summary), integers)]
-    if (compared := ahead.sheet(rows)) is not None:
+    pairs = content["ahead"] if "ahead" in content else ahead.build(rows, {})  # of tables made before it was kept
+    if (compared := ahead.sheet(pairs)) is not None:
         made.append(compared)
     if others:
         infinity = "FID∞ is FID extrapolated to infinitely many images." if "fid_infinity" in present else ""

@@ -51,7 +51,7 @@ def summary(folder: Path, known: dict[str, Any] | None, *given: Row) -> tuple[li
             settings = {"method": own.model_dump(mode="json") | change}
         files.append(write_metrics(folder, each, {"settings": settings}))
     content = tables.build("digits", {file: load_json(file, "metrics") for file in files}, known)
-    first = tables.sheets(content["rows"], content["summary"])[0]
+    first = tables.sheets(content)[0]
     return [line[0] for line in first.lines], "\n".join(first.notes)
 
 

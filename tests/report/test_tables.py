@@ -204,7 +204,7 @@ def test_a_size_that_surprises_is_explained(tmp_path: Path):
 
 def test_a_page_by_itself_holds_the_same(tmp_path: Path):
     content, _, _ = make(tmp_path, write_all(tmp_path))
-    page = tables.to_html(content["rows"], content["summary"])
+    page = tables.to_html(content)
     assert page.count("<table>") == 2
     assert "<caption>Quality, size and cost</caption>" in page
     assert '<td class="words">QuEST</td><td class="words">W4A4</td><td class="number">40.00</td>' in page

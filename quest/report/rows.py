@@ -21,7 +21,10 @@ def title(method: str, backend: str = FAKE) -> str:
         return "Full precision"
     base, _, change = method.partition("+")
     remarks = [*([change.replace("-", " ")] if change else []), *([] if backend == FAKE else [f"{backend} kernels"])]
-    return f"{method_title(base)} ({', '.join(remarks)})" if remarks else method_title(base)
+    name = method_title(base)
+    if not remarks:
+        return name
+    return f"{name[:-1]}, {', '.join(remarks)})" if name.endswith(")") else f"{name} ({', '.join(remarks)})"
 
 
 def label(method: str, bits: str, backend: str = FAKE) -> str:

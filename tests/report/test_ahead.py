@@ -126,7 +126,7 @@ def test_policies_and_bits_are_not_mixed():
     found = [(pair["bits"], pair["first"], pair["second"]) for pair in ahead.build(rows, {})]
     assert found == [
         ("w4a4", "TRAQ (ours)", "Nearest"),
-        ("w4a4", "TRAQ (ours) (everything)", "Nearest (everything)"),
+        ("w4a4", "TRAQ (ours, everything)", "Nearest (everything)"),
     ]
 
 

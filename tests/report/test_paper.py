@@ -159,8 +159,9 @@ def test_rows_whose_rounding_has_not_converged_are_marked(tmp_path: Path):
     known = {"grouping": "blocks", "policy": "common", "weight_bits": 4, "iterations": 1000}
     known |= {"units": 26, "changed": 7, "unit": "conv_in", "change": -0.18}
     published = tmp_path / "config" / "published.yaml"
-    paper.run("small", "digits", files, published, *(tmp_path / f"t.{end}" for end in ("json", "csv", "md")), known)
-    markdown = (tmp_path / "t.md").read_text()
+    json, text, made = (tmp_path / f"t.{ending}" for ending in ("json", "csv", "md"))
+    paper.run("small", "digits", files, published, json, text, made, known)
+    markdown = made.read_text()
     assert "| QuEST † " in markdown
     assert "| Nearest " in markdown
     assert (

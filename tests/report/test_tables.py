@@ -289,6 +289,7 @@ def test_equal_metrics_give_equal_bytes_in_any_order(tmp_path: Path):
         ("q-diffusion", "w4a8", "Q-Diffusion W4A8"),
         ("mine", "w8a8", "mine W8A8"),
         ("quest+no-global-loss", "w4a4", "QuEST (no global loss) W4A4"),
+        ("traq+per-tensor", "w4a4", "TRAQ (ours, per tensor) W4A4"),
     ],
 )
 def test_cells_are_named_as_people_write_them(method: str, bits: str, expected: str):

@@ -121,7 +121,8 @@ def test_the_suite_of_the_shapes_quantizes_once_and_trains_what_is_missing(defau
     assert rules["paper"] == 3 * len(run.run.tables)
     assert rules["calibrate"] == 3
     assert rules["measure"] == 3 * (rules["finetune"] + 3)  # full precision has no chain
-    assert rules["sample"] == 2 * rules["measure"]
+    (shards,) = {settings.evaluation.shards for settings in run.datasets.values()}
+    assert rules["sample"] == shards * rules["measure"]
 
 
 def test_the_suite_below_four_bits_is_whole_chains(default_project: Project) -> None:

@@ -51,8 +51,8 @@ def row(method: str = "quest", bits: str = "w4a4", seed: int = 0, **changes: Any
 
 
 def write_metrics(folder: Path, content: Row, manifest: dict[str, Any] | None = None) -> Path:
-    """``content`` as a metrics artifact named by its cell; ``manifest`` changes its settings and inputs."""
-    changes = {"settings": {}, "inputs": {}} | (manifest or {})
+    """``content`` as a metrics artifact named by its cell; ``manifest`` changes its settings, inputs and notes."""
+    changes = {"settings": {}, "inputs": {}, "notes": {}} | (manifest or {})
     file = folder / f"{content['method']}-{content['bits']}-seed{content['seed']}.json"
     settings = {
         "sampler": {"kind": "ddim", "steps": 20, "eta": 0.0},
@@ -69,6 +69,7 @@ def write_metrics(folder: Path, content: Row, manifest: dict[str, Any] | None = 
             settings=settings | changes["settings"],
             seeds={"run": content["seed"]},
             inputs=inputs | changes["inputs"],
+            notes=changes["notes"],
         ),
     )
     return file

@@ -19,6 +19,7 @@ from quest.config.methods import METHODS, python_name
 from quest.config.reading import unknown
 from quest.config.run import Config, model_missing
 from quest.config.values import FULL_PRECISION, UNQUANTIZED, Bits, Cell, ConfigError
+from quest.report import convergence
 from quest.report.published import Published
 from quest.studies import STUDIES
 from workflow.provenance import code_hash, sections_of
@@ -293,6 +294,21 @@ class Cells:
             return self._hashes[names]
 
         return hashed
+
+    def convergence(self, wildcards: Wildcards) -> str:
+        """A parameter: the option with what the study `convergence` found of the dataset's learned rounding, as its
+        settings are now; empty where it was not made. No input, for a table does not ask for so long a study.
+
+        Raises ConfigError for a damaged file."""
+        dataset = wildcards.dataset
+        file = self._root / f"{paths.fill(paths.ANALYSIS, dataset=dataset, study='convergence')}.csv"
+        rounding = self.rounding(dataset, "quest")
+        if rounding is None or not file.is_file():
+            return ""
+        found = convergence.record(file, rounding)
+        if found["iterations"] != self.datasets[dataset].reconstruction.iterations:
+            return ""
+        return f"--convergence {shlex.quote(json.dumps(found, sort_keys=True))}"
 
     def sampling_code(self, wildcards: Wildcards) -> str:
         """A parameter: the hash of the code that a cell is sampled by: the stage's, and that of the cell's backend."""

@@ -31,7 +31,7 @@ def renewed(text: str, root: Path) -> str:
         if not source.exists():
             return copy[0]
         content = load_json(source, "table").content
-        own = iter(_TABLE.findall(tables.to_markdown(content["rows"], content["summary"]) + "\n"))
+        own = iter(_TABLE.findall(tables.to_markdown(content) + "\n"))
         return _TABLE.sub(lambda found: next(own, found[0]), copy[0] + "\n")[:-1]
 
     return _COPY.sub(replaced, text)

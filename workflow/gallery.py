@@ -60,7 +60,7 @@ def write(found: Sequence[Item]) -> None:
         else:
             table = load_json(item.source, "table")
             content = table.content
-            data = tables.to_html(content["rows"], content["summary"]).encode()
+            data = tables.to_html(content).encode()
             caption = f"{(_HERE / 'table.rst').read_text()}\n\n{how_it_was_made(content)}\n"
         write_bytes(item.file, data)
         write_bytes(item.caption, caption.encode())
@@ -74,7 +74,7 @@ def first_page() -> str:
         raise ValueError(f"{TABLES}: no table yet; `dvc pull` fetches the shared ones, `snakemake` makes them")
     name = HEADLINE if HEADLINE in files else next(iter(files))
     content = load_json(files[name], "table").content
-    headline = tables.sheets(content["rows"], content["summary"])[0]
+    headline = tables.sheets(content)[0]
     pictures = [
         f".. image:: {_inline(file)}\n   :alt: {_title(file)}\n" for file in results_in(FIGURES, f"{name}/*.png")
     ]

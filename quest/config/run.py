@@ -11,7 +11,8 @@ from pydantic import Field, model_validator
 from quest import paths
 from quest.config.dataset import DatasetSettings, load_dataset
 from quest.config.evaluation import FAKE
-from quest.config.methods import METHODS
+from quest.config.methods import METHODS, base_method
+from quest.config.policies import clash
 from quest.config.reading import named_files, read, unknown, validate
 from quest.config.values import FULL_PRECISION, UNQUANTIZED, Bits, Cell, ConfigError, Positive, Settings
 from quest.config.variants import MethodVariant, load_variants, of_cell
@@ -128,9 +129,21 @@ def load(source: Path | dict[str, Any] = CONFIG_FILE, folder: Path | None = None
             if settings.sampler.steps % count:
                 where = f"{folder}/datasets/{dataset}.yaml: {key}"
                 raise ConfigError(f"{where} is {count}, which does not divide sampler.steps = {settings.sampler.steps}")
+        _require_one_policy(f"{folder}/datasets/{dataset}.yaml", config, dataset)
         for cell in config.cells():
             _require_integers(f"{folder}/datasets/{dataset}.yaml", config.settings(dataset, cell.method), cell)
     return config
+
+
+def _require_one_policy(file: str, config: Config, dataset: str) -> None:
+    """Raise ConfigError where methods of a run, which share the columns of a table, have different policies."""
+    policies = {method: config.settings(dataset, method).method(method).policy for method in config.run.methods}
+    if found := clash(policies):
+        first, other = found
+        raise ConfigError(
+            f"{file}: the policy of {other} is {policies[other]}, but that of {first} {policies[first]}; expected one "
+            f"policy for all methods of a run, or variants that say theirs, like {base_method(other)}+everything"
+        )
 
 
 def _require_integers(file: str, settings: DatasetSettings, cell: Cell) -> None:

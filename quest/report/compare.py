@@ -6,7 +6,6 @@ Never imports torch.
 from __future__ import annotations
 
 import difflib
-import math
 import re
 import shutil
 import statistics
@@ -14,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import textwrap
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,6 +22,7 @@ from tabulate import tabulate
 
 from quest.artifacts import JsonArtifact, listed, load_json
 from quest.report import tables
+from quest.report.paired import Difference, Values, difference
 from quest.report.tables import MISSING, Column
 
 METRICS = Path("results/metrics")
@@ -31,16 +31,6 @@ WIDTH, HEADER_WIDTH = 100, 14  # characters
 _OF_ONE = "Of one seed there is neither."
 _FEW = _NEAREST = 3
 _CELL = re.compile(r"(?P<cell>.+-w\d+a\d+)-seed\d+")
-
-Values = Mapping[int, float]
-"""A metric's value on each seed."""
-
-
-class Difference(NamedTuple):
-    """Second minus first, and its standard error, None where it cannot be estimated."""
-
-    value: float
-    error: float | None
 
 
 class Side(NamedTuple):
@@ -95,21 +85,6 @@ def revisions_json(old: str, new: str, names: Sequence[str], folder: Path = METR
             "same": same,
             "measured_otherwise": apart,
         }
-
-
-def difference(first: Values, second: Values) -> Difference:
-    """Second minus first, in the mean over seeds.
-
-    On the same seeds, which share their noise, the error is that of the mean of the differences of each seed; on
-    others, that of the difference of two independent means. Under two seeds there is none.
-    """
-    value = statistics.fmean(second.values()) - statistics.fmean(first.values())
-    if min(len(first), len(second)) < 2:
-        return Difference(value, None)
-    if set(first) == set(second):
-        return Difference(value, statistics.stdev(second[s] - first[s] for s in first) / math.sqrt(len(first)))
-    variances = [statistics.variance(values.values()) / len(values) for values in (first, second)]
-    return Difference(value, math.sqrt(sum(variances)))
 
 
 class _Found(NamedTuple):

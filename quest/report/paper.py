@@ -11,11 +11,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from quest import methods, paths
+from quest import paths
 from quest.artifacts import JsonArtifact
-from quest.config.methods import MethodsSettings, python_name
 from quest.config.reading import unknown
 from quest.config.values import FULL_PRECISION, Bits, Cell
+from quest.report import convergence as learned
 from quest.report import sheet, tables
 from quest.report.costs import cost as cost_of
 from quest.report.published import FAILED, NOT_NAMED, PaperRow, PaperTable, Published
@@ -50,11 +50,13 @@ def build(
     artifacts: Mapping[Path, JsonArtifact],
     absent: str,
     benchmark_folder: Path,
+    convergence: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """The content of a table: {"table", "dataset", "title", "rows", "seeding"}.
+    """The content of a table: {"table", "dataset", "title", "rows", "seeding", "convergence"}.
 
     artifacts: metrics by file, of the table's cells that were measured on ``dataset``; absent: why others were not.
-    benchmark_folder: of Snakemake's benchmark files, for seconds and memory. A row has name, method, bits,
+    benchmark_folder: of Snakemake's benchmark files, for seconds and memory. convergence: as `tables.build` takes it.
+    A row has name, method, bits,
     published_on, for each column ``<column>``, ``<column>_spread`` and ``<column>_published``, then seeds, chains,
     mark, source, note and missing. Raises ValueError for an unknown table, or metrics that are not of one protocol.
     """
@@ -66,7 +68,8 @@ def build(
     shown = {(row["method"], row["bits"]) for row in rows if row["seeds"]}
     measurements = sorted((artifact.content for artifact in artifacts.values()), key=tables.order)
     seeding = tables.seeding([row for row in measurements if (row["method"], row["bits"]) in shown])
-    return {"table": name, "dataset": dataset, "title": table.title, "rows": rows, "seeding": seeding}
+    content = {"table": name, "dataset": dataset, "title": table.title, "rows": rows, "seeding": seeding}
+    return content | {"convergence": learned.of_cells(artifacts.values(), convergence)}
 
 
 def summarize(artifacts: Sequence[JsonArtifact], benchmark_folder: Path) -> dict[Cell, Row]:
@@ -99,8 +102,15 @@ def to_html(content: Mapping[str, Any], published: Published) -> str:
 
 def shown(content: Mapping[str, Any], published: Published) -> Sheet:
     """The content of a table for reading, under its number in the paper. Raises ConfigError for an unknown table."""
-    table, rows = published.table(content["table"]), content["rows"]
-    headers, columns = ["Method", "Bits"], [[row["name"] for row in rows], [row["bits"].upper() for row in rows]]
+    table, known = published.table(content["table"]), content.get("convergence", {})
+    rows = [row | known.get(f"{row['method']}-{row['bits']}", {}) if row["seeds"] else row for row in content["rows"]]
+    headers, columns = (
+        ["Method", "Bits"],
+        [
+            [" ".join([row["name"], *tables.fewer(row, rows), *learned.mark(row)]) for row in rows],
+            [row["bits"].upper() for row in rows],
+        ],
+    )
     if any(row["published_on"] for row in rows):
         headers.append("Published on")
         columns.append([row["published_on"] or MISSING for row in rows])
@@ -154,6 +164,7 @@ def _caption(table: PaperTable, dataset: str, rows: Sequence[Row], published: Pu
         parts.append(f"{FAILED}: no usable images, in the source's words.")
     sources = dict.fromkeys(f"{row['name']}: {row['source']}" for row in rows if row["source"] != table.source)
     parts += [f"{source}." for source in sources]
+    parts += learned.notes(rows)
     return " ".join([*parts, f"{MISSING} is not available."])
 
 
@@ -208,11 +219,10 @@ def _own(published: Published) -> dict[str, str]:
 
 def _cost(artifact: JsonArtifact, folder: Path) -> dict[str, float]:
     """Seconds of the jobs that quantize the cell, its learned rounding included, and the memory of the larger one."""
-    row, settings = artifact.content, artifact.manifest.settings.get("method")
-    if row["method"] == FULL_PRECISION or settings is None:
+    row = artifact.content
+    if row["method"] == FULL_PRECISION or "method" not in artifact.manifest.settings:
         return {}
-    section: Any = MethodsSettings.model_fields[python_name(row["method"])].annotation
-    rounding = methods.starts_from(row["method"], section.model_validate(settings))
+    rounding = learned.learned(artifact)
     wildcards = {key: row[key] for key in ("dataset", "method", "bits")} | {"seed": tables.chain(row)}
     files = [folder / paths.fill(_FINETUNE, **wildcards)]
     if rounding:

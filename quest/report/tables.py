@@ -11,14 +11,12 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from quest.artifacts import JsonArtifact
-from quest.config.evaluation import FAKE
-from quest.config.methods import METHODS, base_method
-from quest.config.methods import title as method_title
+from quest.config import policies
 from quest.config.values import FULL_PRECISION, Bits
-from quest.report import sheet
+from quest.report import ahead, sheet
+from quest.report import convergence as learned
+from quest.report.rows import MISSING, Row, backend, chain, label, named, order, row_key, title
 from quest.report.sheet import Sheet
-
-Row = dict[str, Any]
 
 
 class Column(NamedTuple):
@@ -70,15 +68,18 @@ CHOICES = (
     "clip_prompts_sha256",
 )
 KEYS = ("dataset", "method", "bits", "seed", "chain_seed")
-MISSING = "–"
 
 
-def build(dataset: str, artifacts: Mapping[Path, JsonArtifact]) -> dict[str, Any]:
-    """The table of cells, metrics artifacts by file: {"dataset", "rows", "summary", "sources"}.
+def build(
+    dataset: str, artifacts: Mapping[Path, JsonArtifact], convergence: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """The table of cells, metrics artifacts by file: {"dataset", "rows", "summary", "ahead", "sources"}.
 
-    rows as `quest.metrics.measure` wrote them, in table order; summary as `summarize` makes it; sources gives the
-    settings, input hashes and code versions of each row by `row_key`. Raises ValueError when the files are not cells of
-    ``dataset`` measured alike, each once.
+    rows as `quest.metrics.measure` wrote them, in table order; summary as `summarize` makes it, with what is known of a
+    cell's learned rounding; ahead as `quest.report.ahead` has it; sources gives the settings, input hashes and code
+    versions of each row by `row_key`.
+    convergence: what `convergence.record` found on the dataset, if anything.
+    Raises ValueError when the files are not cells of ``dataset`` measured alike, each once.
     """
     require_one_protocol(dataset, artifacts)
     ordered = sorted(artifacts.values(), key=lambda artifact: order(artifact.content))
@@ -91,7 +92,16 @@ def build(dataset: str, artifacts: Mapping[Path, JsonArtifact]) -> dict[str, Any
         }
         for artifact in ordered
     }
-    return {"dataset": dataset, "rows": rows, "summary": summarize(rows), "sources": sources}
+    said = learned.of_cells(ordered, convergence)
+    summary = [row | said[f"{row['method']}-{row['bits']}"] for row in summarize(rows)]
+    errors = {row_key(artifact.content): artifact.manifest.notes.get("mse_of_images", ()) for artifact in ordered}
+    return {
+        "dataset": dataset,
+        "rows": rows,
+        "summary": summary,
+        "ahead": ahead.build(rows, errors),
+        "sources": sources,
+    }
 
 
 def summarize(rows: Sequence[Row]) -> list[Row]:
@@ -122,35 +132,75 @@ def to_csv(rows: Sequence[Row]) -> str:
     return frame(rows).to_csv(index=False, lineterminator="\n")
 
 
-def to_markdown(rows: Sequence[Row], summary: Sequence[Row]) -> str:
-    """The summary for reading: what answers, what it was measured with, and the other measures."""
-    first, *others = sheets(rows, summary)
+def to_markdown(content: Mapping[str, Any]) -> str:
+    """The table that `build` made, for reading: what answers, what it was measured with, and the other measures."""
+    first, *others = sheets(content)
     parts = [sheet.markdown(first), *first.notes]
     for other in others:
         parts += [f"**{other.title}**", sheet.markdown(other), *other.notes]
     return "\n\n".join(parts) + "\n"
 
 
-def to_html(rows: Sequence[Row], summary: Sequence[Row]) -> str:
+def to_html(content: Mapping[str, Any]) -> str:
     """The same as a page by itself."""
-    return sheet.html(f"{rows[0]['dataset']}: quality, size and cost", sheets(rows, summary))
+    return sheet.html(f"{content['dataset']}: quality, size and cost", sheets(content))
 
 
-def sheets(rows: Sequence[Row], summary: Sequence[Row]) -> list[Sheet]:
-    """The summary for reading: a table of `HEADLINE`, and one of the other measures where there are any."""
+def sheets(content: Mapping[str, Any]) -> list[Sheet]:
+    """The same as tables: of `HEADLINE`, of who is ahead where that can be told, and of the other measures where there
+    are any."""
+    rows, summary = content["rows"], content["summary"]
     present = {column.key: column for column in COLUMNS if any(row.get(column.key) is not None for row in summary)}
     headline = [present[key] for key in HEADLINE if key in present]
     others = [column for column in present.values() if column not in headline]
-    made = [_sheet("Quality, size and cost", headline, summary, _notes(rows, summary))]
+    integers = {"Integer kernels": [_integers(row) for row in summary]}
+    made = [_sheet("Quality, size and cost", headline, summary, _notes(rows, summary), integers)]
+    pairs = content["ahead"] if "ahead" in content else ahead.build(rows, {})  # of tables made before it was kept
+    if (compared := ahead.sheet(pairs)) is not None:
+        made.append(compared)
     if others:
         infinity = "FID∞ is FID extrapolated to infinitely many images." if "fid_infinity" in present else ""
         made.append(_sheet("Other measures of the same images", others, summary, filter(None, [infinity])))
     return made
 
 
-def _sheet(heading: str, columns: Sequence[Column], summary: Sequence[Row], notes: Iterable[str]) -> Sheet:
-    lines = ((named(row), row["bits"].upper(), *(written(row, column) for column in columns)) for row in summary)
-    return Sheet(heading, ("Method", "Bits", *(column.header for column in columns)), tuple(lines), notes=tuple(notes))
+def _sheet(
+    heading: str,
+    columns: Sequence[Column],
+    summary: Sequence[Row],
+    notes: Iterable[str],
+    words: Mapping[str, Sequence[str]] | None = None,
+) -> Sheet:
+    """words: further columns of texts by their header."""
+    words = words or {}
+    headers = ("Method", "Bits", *(column.header for column in columns), *words)
+    names = [" ".join([named(row), *fewer(row, summary), *learned.mark(row)]) for row in summary]
+    lines = (
+        (name, row["bits"].upper(), *(written(row, column) for column in columns), *texts)
+        for name, row, *texts in zip(names, summary, *words.values(), strict=True)
+    )
+    return Sheet(heading, headers, tuple(lines), ("Method", "Bits", *words), tuple(notes))
+
+
+def fewer(row: Row, rows: Sequence[Row]) -> list[str]:
+    """How many chains or seeds a row has, where others of its table have more. rows: as `summarize` counts."""
+    for counted in ("seeds",) if row["method"] == FULL_PRECISION else ("chains", "seeds"):
+        most = max(other.get(counted) or 0 for other in rows)
+        if 0 < (row.get(counted) or 0) < most:
+            return [f"({row[counted]} of {most} {counted})"]
+    return []
+
+
+def _integers(row: Row) -> str:
+    """Whether a product of a row's integers can be summed before it is scaled."""
+    if row["method"] == FULL_PRECISION or row.get("activation_granularity") is None:
+        return MISSING
+    if row.get("weight_granularity", "per_channel") != "per_channel":
+        return "no"
+    kinds = set(row["activation_granularity"].split(" and "))
+    if not kinds <= {"per_tensor", "offsets"}:
+        return "no"
+    return "yes, offsets" if "offsets" in kinds else "yes"
 
 
 def _notes(rows: Sequence[Row], summary: Sequence[Row]) -> list[str]:
@@ -165,7 +215,19 @@ def _notes(rows: Sequence[Row], summary: Sequence[Row]) -> list[str]:
         f"PSNR and MSE compare with the full-precision (FP) images of the same seeds, values in [0, 1]. {_grids(rows)}"
         f"{MISSING} is not available."
     )
-    return [how, *_surprising_sizes(summary)]
+    return [how, *learned.notes(summary), *_surprising_sizes(summary), *_of_integers(summary)]
+
+
+def _of_integers(summary: Sequence[Row]) -> list[str]:
+    """What integer kernels need, where rows differ in it or need more than a scale a tensor."""
+    found = {_integers(row) for row in summary} - {MISSING, "yes"}
+    if not found:
+        return []
+    offsets = "; offsets: a kernel adds what zero points per channel sum up to, a constant, to the bias"
+    return [
+        "Integer kernels can multiply where activation scales are per tensor, which factor out of a sum of integers"
+        f"{offsets if 'yes, offsets' in found else ''}."
+    ]
 
 
 def _surprising_sizes(summary: Sequence[Row]) -> list[str]:
@@ -181,17 +243,12 @@ def _surprising_sizes(summary: Sequence[Row]) -> list[str]:
     for (few_bits, many_bits), methods in found.items():
         of = "" if set(methods) == every else f" of {', '.join(map(title, methods))}"
         row = next(row for row in summary if (row["method"], row["bits"]) == (methods[0], few_bits))
-        shared = (row.get("activation_granularity") or "").replace("_", " ")
+        scales = _shared(row) if row.get("activation_granularity") else ""
         sentences.append(
             f"{few_bits.upper()}{of} is larger than {many_bits.upper()}: a scale is stored in 32 bits, "
-            f"and {f'those of its activations are {shared}' if shared else 'it has more of them'}."
+            f"and {f'those of its activations are {scales}' if scales else 'it has more of them'}."
         )
     return sentences
-
-
-def chain(row: Row) -> int | None:
-    """The seed of the chain that a row's quantized model is of; None at full precision."""
-    return None if row["method"] == FULL_PRECISION else row.get("chain_seed", row["seed"])
 
 
 def seeding(rows: Sequence[Row]) -> str:
@@ -234,15 +291,33 @@ def _grids(rows: Sequence[Row]) -> str:
     quantized = [row for row in rows if row.get("activation_granularity")]
     if not quantized:
         return ""
-    shared = {row["bits"].upper(): row["activation_granularity"].replace("_", " ") for row in quantized}
-    policies = {title(row["method"]): row.get("policy", "common") for row in quantized}
-    named = {*policies.values()}
-    policy = named.pop() if len(named) == 1 else ", ".join(f"{each} for {name}" for name, each in policies.items())
+    layers = {title(row["method"]): row.get("policy", "common") for row in quantized}
+    kinds = {*layers.values()}
+    which = kinds.pop() if len(kinds) == 1 else ", ".join(f"{each} for {name}" for name, each in layers.items())
     weights = {row.get("weight_granularity", "per_channel").replace("_", " ") for row in quantized} - {"per channel"}
     grouped = f"Weight scales: {', '.join(sorted(weights))}. " if weights else ""
-    activations = ", ".join(f"{each} at {bits}" for bits, each in shared.items())
     levels = _too_many_levels(quantized)
-    return f"{grouped}Activation scales: {activations}; layers: {policy}. {levels}"
+    return f"{grouped}Activation scales: {_activation_scales(quantized)}; layers: {which}. {levels}"
+
+
+def _activation_scales(rows: Sequence[Row]) -> str:
+    """What shares an activation scale at each bit-width; where methods differ in it, of which."""
+    found: dict[str, dict[str, list[str]]] = {}
+    for row in rows:
+        names = found.setdefault(row["bits"].upper(), {}).setdefault(_shared(row), [])
+        names += [] if title(row["method"]) in names else [title(row["method"])]
+    return ", ".join(
+        f"{each} at {bits}" if len(kinds) == 1 else f"{each} at {bits} of {' and '.join(names)}"
+        for bits, kinds in found.items()
+        for each, names in kinds.items()
+    )
+
+
+def _shared(row: Row) -> str:
+    """What shares an activation scale, in words."""
+    return (
+        row["activation_granularity"].replace("offsets", "per tensor with a zero point per channel").replace("_", " ")
+    )
 
 
 def _too_many_levels(rows: Sequence[Row]) -> str:
@@ -261,46 +336,9 @@ def _resized(row: Row) -> str:
     return "" if resize == "none" else f" (resize {resize})"
 
 
-def title(method: str, backend: str = FAKE) -> str:
-    """A method's name as its authors write it; for a variant also what it changes, and what multiplied where that is
-    not the default: "QuEST (no global loss, integer kernels)"."""
-    if method == FULL_PRECISION:
-        return "Full precision"
-    base, _, change = method.partition("+")
-    remarks = [*([change.replace("-", " ")] if change else []), *([] if backend == FAKE else [f"{backend} kernels"])]
-    return f"{method_title(base)} ({', '.join(remarks)})" if remarks else method_title(base)
-
-
-def label(method: str, bits: str, backend: str = FAKE) -> str:
-    """A cell as people write it: "QuEST W4A4", "Full precision"."""
-    return title(method) if method == FULL_PRECISION else f"{title(method, backend)} {bits.upper()}"
-
-
-def named(row: Row) -> str:
-    """The method of a row as `title` writes it."""
-    return title(row["method"], backend(row))
-
-
-def backend(row: Row) -> str:
-    """What multiplied in the networks of a row: rows say it where it is not the default."""
-    return row.get("backend", FAKE)
-
-
-def row_key(row: Row) -> str:
-    """A row's name: ``<dataset>/<method>-<bits>-seed<seed>``."""
-    return f"{row['dataset']}/{row['method']}-{row['bits']}-seed{row['seed']}"
-
-
-def order(row: Row) -> tuple[Any, ...]:
-    """Sort key of rows: full precision, then from many bits to few; methods as `quest.config` lists them; seeds."""
-    bits, method = Bits.parse(row["bits"]), row["method"]
-    base = base_method(method)
-    place = METHODS.index(base) if base in METHODS else len(METHODS)
-    return method != FULL_PRECISION, -bits.weight, -bits.activation, place, method, row.get("seed")
-
-
 def require_one_protocol(dataset: str, artifacts: Mapping[Path, JsonArtifact]) -> None:
-    """Raise ValueError, naming the file, unless all are cells of ``dataset`` measured alike, each once."""
+    """Raise ValueError, naming the file, unless all are cells of ``dataset`` measured alike, each once, and under one
+    policy but for variants that say theirs."""
     found: dict[str, Path] = {}
     for file, artifact in artifacts.items():
         key = row_key(artifact.content)
@@ -308,6 +346,28 @@ def require_one_protocol(dataset: str, artifacts: Mapping[Path, JsonArtifact]) -
             raise ValueError(f"{file}: the same cell as {found[key]}")
         found[key] = file
     require_alike(dataset, artifacts)
+    _require_one_policy(artifacts)
+
+
+def _require_one_policy(artifacts: Mapping[Path, JsonArtifact]) -> None:
+    silent = {
+        file: _policy(artifact)
+        for file, artifact in artifacts.items()
+        if artifact.content["method"] != FULL_PRECISION and policies.said(artifact.content["method"]) is None
+    }
+    first, expected = next(iter(silent.items()), (None, None))
+    for file, found in silent.items():
+        if found != expected:
+            raise ValueError(
+                f"{file}: policy is {found!r}, but {expected!r} in {first}; a column needs one policy, so quantize "
+                "under one, or by variants that say theirs, like quest+everything"
+            )
+
+
+def _policy(artifact: JsonArtifact) -> str:
+    """The policy that a cell was quantized under, as its settings name it."""
+    method = artifact.manifest.settings.get("method") or {}
+    return method.get("policy", artifact.content.get("policy", "common"))
 
 
 def require_alike(dataset: str, artifacts: Mapping[Path, JsonArtifact]) -> None:

@@ -17,4 +17,4 @@ def run(table: Path, csv: Path, markdown: Path) -> None:
     """Write the two texts of an artifact of kind "table"."""
     content = load_json(table, "table").content
     write_bytes(csv, tables.to_csv(content["rows"]).encode())
-    write_bytes(markdown, tables.to_markdown(content["rows"], content["summary"]).encode())
+    write_bytes(markdown, tables.to_markdown(content).encode())

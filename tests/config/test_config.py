@@ -347,5 +347,28 @@ def test_a_wrong_variant(tmp_path: Path, variants: dict[str, Any], methods: list
         load(with_variants(tmp_path, variants, methods))
 
 
+def test_a_run_of_mixed_policies_is_refused_before_it_starts(tmp_path: Path):
+    protocol = PROTOCOL | {"methods": {"ptqd": {"policy": "everything"}, "quest": {"policy": "everything"}}}
+    file = write(tmp_path, RUN | {"methods": ["quest", "ptqd"]}, digits=protocol)
+    load(file)
+    file.write_text(yaml.safe_dump(RUN | {"methods": ["quest", "ptqd", "nearest"]}))
+    message = "digits.yaml: the policy of nearest is common, but that of quest everything; expected one policy"
+    with pytest.raises(ConfigError, match=message):
+        load(file)
+
+
+def test_policies_stand_side_by_side_where_the_rows_say_them(tmp_path: Path):
+    variants = {
+        "quest+everything": {"methods": {"quest": {"policy": "everything"}}},
+        "nearest+paper": {"methods": {"nearest": {"policy": "paper"}}},
+        "quest+silent": {"methods": {"quest": {"policy": "everything"}}},
+    }
+    file = with_variants(tmp_path, variants, ["quest", "quest+everything", "nearest", "nearest+paper"])
+    load(file)
+    file.write_text(yaml.safe_dump(RUN | {"methods": ["quest", "quest+silent"]}))
+    with pytest.raises(ConfigError, match=r"the policy of quest\+silent is everything, but that of quest common"):
+        load(file)
+
+
 def test_no_suggestion_where_nothing_is_near():
     assert unknown("zzz", ["quest", "nearest"]) == "unknown 'zzz'; known are quest, nearest"

@@ -13,7 +13,7 @@ import pytest
 from result_files import row, write_metrics
 
 from quest.report import compare
-from quest.report.compare import Difference, difference
+from quest.report.paired import Difference, difference
 
 FID = {"quest": (40.0, 41.0, 43.0), "quest+tla-only": (42.0, 44.0, 44.0)}
 

@@ -15,6 +15,7 @@ import yaml
 from result_files import row, write_metrics
 
 from quest.artifacts import load_json
+from quest.config.methods import MethodsSettings
 from quest.config.values import ConfigError
 from quest.stages import paper
 
@@ -148,6 +149,32 @@ def test_from_nearest_weights_no_reconstruction_is_counted(tmp_path: Path):
     benchmark(tmp_path, "finetune/digits/quest-w4a4-seed0", 100, "900")
     rows, _, _ = write(tmp_path, [write_metrics(tmp_path, row("quest"), changes)], ROWS)
     assert rows[3]["seconds"] == 100
+
+
+def test_rows_whose_rounding_has_not_converged_are_marked(tmp_path: Path):
+    own = {"method": MethodsSettings().quest.model_dump(mode="json")}  # pyright: ignore[reportAttributeAccessIssue]
+    files = [write_metrics(tmp_path, row("quest"), {"settings": own}), write_metrics(tmp_path, row("nearest"))]
+    _, _, markdown = write(tmp_path, files, ROWS)
+    assert markdown.count("Whether learned rounding has converged is not on record") == 1
+    known = {"grouping": "blocks", "policy": "common", "weight_bits": 4, "iterations": 1000}
+    known |= {"units": 26, "changed": 7, "unit": "conv_in", "change": -0.18}
+    published = tmp_path / "config" / "published.yaml"
+    json, text, made = (tmp_path / f"t.{ending}" for ending in ("json", "csv", "md"))
+    paper.run("small", "digits", files, published, json, text, made, known)
+    markdown = made.read_text()
+    assert "| QuEST † " in markdown
+    assert "| Nearest " in markdown
+    assert (
+        "the loss of 7 of 26 units of 4-bit weights changes by more than 5%, most that of conv_in (-18%)." in markdown
+    )
+
+
+def test_missing_chains_are_named_in_their_row(tmp_path: Path):
+    """A row that was not measured says why instead."""
+    cells = [row("quest", seed=0), row("quest", seed=1), row("nearest", seed=0)]
+    _, _, markdown = write(tmp_path, [write_metrics(tmp_path, each) for each in cells], ROWS)
+    names = [line.split("|")[1].strip() for line in markdown.splitlines() if line.startswith("| ")][1:]
+    assert names == ["PTQ4DM", "TFMQ-DM", "Nearest (1 of 2 chains)", "QuEST", "QuEST (tla only)"]
 
 
 def test_a_cost_that_is_not_known_is_missing(tmp_path: Path):

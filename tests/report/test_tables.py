@@ -178,12 +178,12 @@ def test_full_precision_is_not_compared_with_itself(tmp_path: Path):
         assert full_precision[header.index(column)] == "–"
 
 
-def test_the_first_table_has_eight_columns_and_the_second_the_rest(tmp_path: Path):
-    _, _, markdown = make(tmp_path, write_all(tmp_path))
+def test_the_first_table_has_nine_columns_and_the_second_the_rest(tmp_path: Path):
+    _, _, markdown = make(tmp_path, write_all(tmp_path, kid=1e-3))
     first, second = (cells(markdown, number)[0] for number in (0, 1))
-    assert len(first) == 8
+    assert len(first) == 9
     assert first[:3] == ["Method", "Bits", "FID ↓"]
-    assert {"FID∞ ↓", "IS ↑", "Precision ↑", "MSE to FP (10⁻³) ↓"} == set(second[2:])
+    assert {"FID∞ ↓", "IS ↑", "Precision ↑", "KID (10⁻³) ↓", "MSE to FP (10⁻³) ↓"} == set(second[2:])
     assert not set(first[2:]) & set(second[2:])
 
 
@@ -204,7 +204,7 @@ def test_a_size_that_surprises_is_explained(tmp_path: Path):
 
 def test_a_page_by_itself_holds_the_same(tmp_path: Path):
     content, _, _ = make(tmp_path, write_all(tmp_path))
-    page = tables.to_html(content["rows"], content["summary"])
+    page = tables.to_html(content)
     assert page.count("<table>") == 2
     assert "<caption>Quality, size and cost</caption>" in page
     assert '<td class="words">QuEST</td><td class="words">W4A4</td><td class="number">40.00</td>' in page
@@ -289,6 +289,7 @@ def test_equal_metrics_give_equal_bytes_in_any_order(tmp_path: Path):
         ("q-diffusion", "w4a8", "Q-Diffusion W4A8"),
         ("mine", "w8a8", "mine W8A8"),
         ("quest+no-global-loss", "w4a4", "QuEST (no global loss) W4A4"),
+        ("traq+per-tensor", "w4a4", "TRAQ (ours, per tensor) W4A4"),
     ],
 )
 def test_cells_are_named_as_people_write_them(method: str, bits: str, expected: str):
@@ -321,7 +322,7 @@ def test_rows_name_a_backend_that_is_not_the_default(tmp_path: Path):
     assert {line["backend"] for line in csv.DictReader(io.StringIO(text))} == {"integer"}
     assert content["summary"][1]["backend"] == "integer"
     _, text, markdown = make(tmp_path, write_all(tmp_path))
-    assert "kernels" not in markdown
+    assert "integer kernels)" not in markdown
     assert "backend" not in text
 
 
@@ -333,7 +334,61 @@ def test_caption_says_what_shares_a_scale_and_which_layers_are_quantized(tmp_pat
     rows = [each | {"weight_granularity": "groups_of_64"} for each in rows]
     _, _, markdown = make(tmp_path, [write_metrics(tmp_path, each) for each in rows])
     assert "Weight scales: groups of 64. Activation scales: per tensor" in markdown
-    rows.append(row("nearest", "w4a4", policy="paper"))
+    rows.append(row("nearest+paper", "w4a4", policy="paper"))
     _, _, markdown = make(tmp_path, [write_metrics(tmp_path, each) for each in rows])
-    assert "paper for Nearest" in markdown
+    assert "paper for Nearest (paper)" in markdown
     assert "common for QuEST" in markdown
+
+
+def test_activation_scales_of_methods_that_differ_are_told_apart(tmp_path: Path):
+    rows = [row("quest"), row("nearest"), row("traq", activation_granularity="offsets")]
+    _, _, markdown = make(tmp_path, [write_metrics(tmp_path, each) for each in rows])
+    said = "per channel at W4A4 of Nearest and QuEST, per tensor with a zero point per channel at W4A4 of TRAQ (ours);"
+    assert f"Activation scales: {said}" in markdown
+
+
+@pytest.mark.parametrize(
+    ("grids", "expected"),
+    [
+        ({"activation_granularity": "per_tensor"}, "yes"),
+        ({"activation_granularity": "offsets"}, "yes, offsets"),
+        ({"activation_granularity": "per_channel"}, "no"),
+        ({"activation_granularity": "per_token"}, "no"),
+        ({"activation_granularity": "per_tensor and per_channel"}, "no"),
+        ({"activation_granularity": "per_tensor", "weight_granularity": "groups_of_64"}, "no"),
+        ({"activation_granularity": None}, "–"),
+    ],
+)
+def test_rows_say_whether_integer_kernels_can_multiply(tmp_path: Path, grids: dict[str, Any], expected: str):
+    files = [write_metrics(tmp_path, each) for each in (row("fp", "w32a32"), row(**grids))]
+    _, _, markdown = make(tmp_path, files)
+    header, full_precision, quest = cells(markdown)
+    assert (header[-1], full_precision[-1], quest[-1]) == ("Integer kernels", "–", expected)
+    assert ("Integer kernels can multiply where" in markdown) == (expected in ("no", "yes, offsets"))
+    assert ("to the bias" in markdown) == (expected == "yes, offsets")
+
+
+def test_missing_chains_are_named_in_their_row(tmp_path: Path):
+    rows = [row("fp", "w32a32", seed) for seed in range(3)]
+    rows += [row("quest", seed=seed) for seed in range(3)]
+    rows += [row("nearest", seed=seed) for seed in range(2)]
+    rows += [row("ptqd", seed=seed, chain_seed=0) for seed in range(3)]
+    _, _, markdown = make(tmp_path, [write_metrics(tmp_path, each) for each in rows])
+    names = [line[0] for line in cells(markdown)[1:]]
+    assert names == ["Full precision", "Nearest (2 of 3 chains)", "PTQD (1 of 3 chains)", "QuEST"]
+    rows = [each | {"chain_seed": each["chain_seed"] and 0} for each in rows[:8]]
+    _, _, markdown = make(tmp_path, [write_metrics(tmp_path, each) for each in rows])
+    assert [line[0] for line in cells(markdown)[1:]] == ["Full precision", "Nearest (2 of 3 seeds)", "QuEST"]
+
+
+def test_mixed_policies_in_a_column_are_refused(tmp_path: Path):
+    """Unless the row says so. What the settings call it counts: QuEST's paper has no exceptions, so `everything`."""
+    rows = [row("quest", policy="common"), row("quest+everything", policy="everything"), row("fp", "w32a32")]
+    files = [write_metrics(tmp_path, each) for each in rows]
+    make(tmp_path, files)
+    files.append(write_metrics(tmp_path, row("nearest", policy="everything")))
+    message = r"nearest-w4a4-seed0.json: policy is 'everything', but 'common' in .*quest-w4a4-seed0.json; a column"
+    with pytest.raises(ValueError, match=message):
+        make(tmp_path, files)
+    papers = [row("quest", policy="everything"), row("ptqd", policy="paper")]
+    make(tmp_path, [write_metrics(tmp_path, each, {"settings": {"method": {"policy": "paper"}}}) for each in papers])

@@ -20,8 +20,8 @@ OTHER = f"\nOwn words.\n\n## Other\n\n{OLD}"
 def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A project whose README has a copy that drifted."""
 
-    def markdown(rows: list[dict[str, Any]], _summary: Any) -> str:
-        return f"| FID |\n|---|\n| {rows[0]['fid']} |\n\nWords.\n\n{INCEPTION}"
+    def markdown(content: dict[str, Any]) -> str:
+        return f"| FID |\n|---|\n| {content['rows'][0]['fid']} |\n\nWords.\n\n{INCEPTION}"
 
     monkeypatch.setattr(tables, "to_markdown", markdown)
     save_json(tmp_path / "results/tables/digits.json", {"rows": [{"fid": 1.25}], "summary": []}, Manifest("table"))

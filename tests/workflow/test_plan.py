@@ -121,7 +121,19 @@ def test_the_suite_of_the_shapes_quantizes_once_and_trains_what_is_missing(defau
     assert rules["paper"] == 3 * len(run.run.tables)
     assert rules["calibrate"] == 3
     assert rules["measure"] == 3 * (rules["finetune"] + 3)  # full precision has no chain
-    assert rules["sample"] == 2 * rules["measure"]
+    (shards,) = {settings.evaluation.shards for settings in run.datasets.values()}
+    assert rules["sample"] == shards * rules["measure"]
+
+
+def test_the_suite_below_four_bits_is_whole_chains(default_project: Project) -> None:
+    rules = Plan(default_project, {"suite": "below-four"}).rules()
+    run = load(ROOT / "config" / "below-four.yaml").run
+    cells = len(run.datasets) * len(run.seeds) * len(run.methods) * len(run.bits)
+    assert rules["finetune"] == cells == 108
+    assert rules["measure"] == cells + len(run.datasets) * len(run.seeds)
+    assert rules["calibrate"] == len(run.datasets) * len(run.seeds)
+    assert rules["reconstruct"] == 2 * rules["calibrate"], "of 3 and 2 bits, shared by the methods that start from it"
+    assert rules["table"] == len(run.datasets)
 
 
 def test_missing_models_are_trained_first(project: Project) -> None:
@@ -340,8 +352,29 @@ def test_an_imported_model_follows_its_source_in_the_configuration(default_proje
     assert not plan.job("data/models/cifar10/denoiser.safetensors").input
 
 
+def test_a_table_is_told_what_the_study_of_convergence_found(project: Project) -> None:
+    """Where it was made by the settings as they are; it is never asked for, since it takes hours."""
+    table, study = "results/tables/digits.json", project.root / "results/analysis/digits/convergence.csv"
+    assert "--convergence" not in Plan(project, targets=(table,)).job(table).shellcmd
+    study.parent.mkdir(parents=True)
+    header = "unit,layers,weight_bits,iterations,nearest,learned,longer,change,converged\n"
+    study.write_text(f"{header}conv_in,1,4,300,2,1,0.8,-0.2,False\nconv_out,1,4,300,2,1,0.99,-0.01,True\n")
+    plan = Plan(project, targets=(table,))
+    words = shlex.split(plan.job(table).shellcmd)
+    assert json.loads(words[words.index("--convergence") + 1]) == {
+        **{"grouping": "blocks", "policy": "common", "weight_bits": 4, "iterations": 300},
+        **{"units": 2, "changed": 1, "unit": "conv_in", "change": -0.2},
+    }
+    assert not plan.rules().get("analyse")
+    study.write_text(f"{header}conv_in,1,4,200,2,1,0.8,-0.2,False\n")
+    assert "--convergence" not in Plan(project, targets=(table,)).job(table).shellcmd
+    study.write_text("unit\n")
+    with pytest.raises(WorkflowError, match=r"convergence\.csv: not as the study convergence writes it"):
+        Plan(project, targets=(table,))
+
+
 def test_an_unknown_suite(default_project: Project) -> None:
-    known = "known are ablations, config, methods, paper"
+    known = "known are ablations, below-four, config, integers, methods, paper"
     with pytest.raises(WorkflowError, match=rf"suite: unknown 'papr' \(did you mean 'paper'\?\); {known}"):
         Plan(default_project, {"suite": "papr"})
 

@@ -19,11 +19,12 @@ rule paper:
         runtime=10,
     params:
         code=CELLS.code("paper", *TITLES),
+        convergence=refusing(CELLS.convergence),
     message:
         "the paper's table {wildcards.table} on {wildcards.dataset}"
     shell:
         "quest paper {wildcards.table:q} {wildcards.dataset:q} {input.metrics:q} --published {input.published:q}"
-        " --output {output.json:q} --csv {output.csv:q} --markdown {output.markdown:q} > {log:q} 2>&1"
+        " {params.convergence} --output {output.json:q} --csv {output.csv:q} --markdown {output.markdown:q} > {log:q} 2>&1"
 
 
 rule paper_all:

@@ -13,10 +13,11 @@ rule table:
         runtime=10,
     params:
         code=CELLS.code("table"),
+        convergence=refusing(CELLS.convergence),
     message:
         "table of {wildcards.dataset}{wildcards.of_suite}"
     shell:
-        "quest table {wildcards.dataset:q} {input:q} --output {output:q} > {log:q} 2>&1"
+        "quest table {wildcards.dataset:q} {input:q} {params.convergence} --output {output:q} > {log:q} 2>&1"
 
 
 rule table_all:

@@ -113,11 +113,10 @@ def _write_table(opened: Store, name: str, artifact: JsonArtifact, figures: Sequ
     """A table as a folder of its suite's run: as a page, as Markdown, as CSV, and its pictures."""
     dataset, _, suite = name.partition(".")
     content = artifact.content
-    rows, summary = content["rows"], content["summary"]
     artifacts: dict[str, str | Path] = {
-        "table.html": tables.to_html(rows, summary),
-        "table.md": tables.to_markdown(rows, summary),
-        "rows.csv": tables.to_csv(rows),
+        "table.html": tables.to_html(content),
+        "table.md": tables.to_markdown(content),
+        "rows.csv": tables.to_csv(content["rows"]),
         **{file.name: file for file in figures},
     }
     key = f"suite/{suite or 'default'}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import runpy
 from pathlib import Path
 
@@ -16,6 +17,12 @@ hook = runpy.run_path(str(DOCS / "hooks.py"))["on_page_markdown"]
 
 def test_every_method_has_a_page() -> None:
     assert {file.stem for file in (DOCS / "methods").glob("*.md")} == {*METHODS, "index"}
+
+
+def test_the_results_are_one_page() -> None:
+    """At most 800 words, tables included; what is longer has a page of its own."""
+    words = re.findall(r"\w[\w.,'-]*", (DOCS / "results.md").read_text(encoding="utf-8"))
+    assert len(words) <= 800
 
 
 def test_every_study_is_among_the_pictures() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -35,6 +36,13 @@ def test_on_a_cpu_a_function_is_called_as_it_is() -> None:
         assert y.tolist() == [2, 2]
     assert len(calls) == 3
     assert all(call is x for call in calls)
+
+
+def test_nothing_is_collected_while_a_graph_is_recorded() -> None:
+    """A graph in a cycle is destroyed when the collector finds it, which would end a recording."""
+    with graphs._uncollected():
+        assert not gc.isenabled()
+    assert gc.isenabled()
 
 
 @pytest.fixture

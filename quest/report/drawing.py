@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 DPI = 150
 _SMALL_DPI = 100
 # Okabe and Ito (2008): told apart in every common form of colour blindness. Markers tell them apart in print.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-_MARKERS = "osD^vP"
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7A6A00")
+_MARKERS = "osD^vPX"
 _DASHES = ("-", "--", ":", "-.")
 _NO_METHOD = "#7f7f7f"  # of results of a method that is no more
 INK = "#333333"

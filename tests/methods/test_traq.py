@@ -58,16 +58,22 @@ def test_its_scales_are_of_tensors_and_zero_points_of_channels(denoiser: Denoise
 def test_the_error_falls_on_states_that_it_has_not_seen(
     denoiser: Denoiser, settings: DatasetSettings, calibration: Calibration
 ) -> None:
-    network = made(denoiser, settings)
+    network = made(denoiser, settings, "w4a8")
     traq.calibrate_activations(network, calibration)
     held_out = trajectories.states(Outputs(denoiser.network), calibration, 99, 8)
     before = error(network, denoiser.network, held_out)
-    update = {"passes": 400, "weight_lr": {"4": 2e-2}, "scale_lr": 2e-2, "bias_lr": 5e-3}
+    update = {"passes": 400, "weight_lr": {"8": 2e-2}, "bias_lr": 5e-3, "influence": 0.0, "trajectories": 8}
     outcome = methods.get("traq").quantize(network, calibration, SETTINGS.model_copy(update=update), 0)
-    after = error(network, denoiser.network, held_out)
-    assert after < 0.95 * before
+    assert error(network, denoiser.network, held_out) < 0.7 * before
     assert outcome.notes["optimizer_steps"] == {"traq": 100}
-    assert outcome.notes["passes"] == {"trained": 400, "drawn": 2 * 2 * 4 * 4}
+
+
+def test_passes_of_drawn_states_are_counted(
+    denoiser: Denoiser, settings: DatasetSettings, calibration: Calibration
+) -> None:
+    """Two draws of four trajectories, four steps each: once by the network, once by its teacher."""
+    outcome = methods.get("traq").quantize(made(denoiser, settings), calibration, SETTINGS, 0)
+    assert outcome.notes["passes"] == {"trained": 80, "drawn": 2 * 2 * 4 * 4}
 
 
 def test_everything_but_the_grids_of_weights_is_trained(

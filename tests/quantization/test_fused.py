@@ -17,6 +17,7 @@ SHAPES = [
     ((4, 130), (1, 130)),
     ((2, 64, 64, 64), (1, 64, 1, 1)),
     ((2, 4096, 100), (1, 1, 1)),
+    ((4, 6, 8, 8), (4, 6, 1, 1)),  # of each sample its own
 ]
 
 
@@ -67,6 +68,6 @@ def test_what_it_cannot_go_through_is_left_to_the_plain_operations() -> None:
     scale = torch.ones(1, 1, 1, device="cuda")
     assert fused.layout(x.transpose(1, 2), scale) is None
     assert fused.layout(x.half(), scale) is None
-    assert fused.layout(x, torch.ones(1, 6, 8, device="cuda")) is None
+    assert fused.layout(x, torch.ones(4, 1, 8, device="cuda")) is None
     turned = fake_quantize(x.transpose(1, 2), scale, scale, Grid(4)).transpose(1, 2)
     assert torch.equal(turned, fake_quantize(x, scale, scale, Grid(4)))

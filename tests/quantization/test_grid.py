@@ -224,3 +224,33 @@ def test_fake_quantize_leaves_its_input_alone() -> None:
     before = x.clone()
     fake_quantize(x, torch.tensor([[0.1]]), torch.tensor([[3.0]]), Grid(4))
     assert torch.equal(x, before)
+
+
+def test_offsets_are_one_scale_and_the_middle_of_every_row() -> None:
+    """Rows of one width around other means: on the grid of one zero point they would share 16 codes."""
+    grid, spread = Grid(4), torch.linspace(-0.5, 0.5, 101)
+    x = torch.stack([spread, spread + 3, spread - 7])
+    scale, zero_point = grids.search_offsets(x, grid)
+    assert scale.shape == (1,)
+    assert zero_point.shape == (3,)
+    found = fake_quantize(x, scale, zero_point.unsqueeze(1), grid)
+    assert (found - x).abs().max().item() <= 1 / 15
+    together = fake_quantize(x, *from_range(x.amin().view(1), x.amax().view(1), grid), grid)
+    assert (found - x).square().mean() < 0.02 * (together - x).square().mean()
+
+
+def test_offsets_of_nothing_finite_are_refused() -> None:
+    with pytest.raises(ValueError, match="cannot choose a scale: found 1 values that are NaN or infinite"):
+        grids.search_offsets(torch.tensor([[0.0, torch.nan]]), Grid(4))
+
+
+def test_a_scale_shared_by_rows_has_the_sum_of_their_gradients() -> None:
+    x, zero_point = torch.tensor([[0.3, 5.0], [2.2, -4.0]]), torch.tensor([[0.0], [2.0]])
+    shared = torch.tensor([[0.5]], requires_grad=True)
+    each = torch.full((2, 1), 0.5, requires_grad=True)
+    for scale in (shared, each):
+        fake_quantize(x, scale, zero_point, Grid(4)).square().sum().backward()
+    assert shared.grad is not None
+    assert each.grad is not None
+    assert shared.grad.shape == (1, 1)
+    assert shared.grad.item() == pytest.approx(each.grad.sum().item())

@@ -186,6 +186,8 @@ def test_row_of_a_quantized_cell(files: Files):
     targets = torch.cat([load_tensors(file, "samples").tensors["images"] for file in files.full_precision]) / 255
     mse = (images - targets).square().mean().item()
     assert row["mse"] == pytest.approx(mse, rel=1e-6)
+    each = load_json(files.folder / "metrics.json", "metrics").manifest.notes["mse_of_images"]
+    assert each == pytest.approx((images - targets).square().flatten(1).mean(1).tolist(), rel=1e-3)
     assert row["psnr"] == pytest.approx(-10 * torch.tensor(mse).log10().item(), rel=1e-5)
     assert row["fid"] > 0
     assert row["sfid"] > 0

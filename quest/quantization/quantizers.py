@@ -90,10 +90,11 @@ class ActivationQuantizer(nn.Module):
         self._trained: list[nn.Parameter] | None = None
 
     def forward(self, x: Tensor) -> Tensor:
+        index = self._shared.step.index  # refused where no step was set
         if self.calibrating:
-            self.choose(self.granularity.rows(x.detach()), self._shared.step.index)
+            self.choose(self.granularity.rows(x.detach()), index)
         # Looked up on the device, so that one recorded call serves all sets (`quest.graphs`).
-        scale = self._of_set(self.scale, x) if self._trained is None else self._trained[self._shared.step.index]
+        scale = self._of_set(self.scale, x) if self._trained is None else self._trained[index]
         # A zero point is whole; where a method learns it, its gradient passes straight through.
         return grids.fake_quantize(x, scale, round_ste(self._of_set(self.zero_point, x)), self.grid)
 

@@ -138,7 +138,7 @@ def test_what_yaml_and_json_write_for_numbers_lists_and_paths_is_taken(tmp_path:
         + "calibration: {steps: 2}\n"
         + "methods: {"
         + ", ".join(f"{name}: {{sets: 2}}" for name in ("nearest", "q_diffusion", "ptqd", "quest", "efficientdm"))
-        + ", tfmq_dm: {sets: 2}}\n"
+        + ", tfmq_dm: {sets: 2}, traq: {sets: 2}}\n"
         + "reconstruction: {lr: 1e-3, beta: [20, 2]}\n"
         + "quantizer: {activation_granularity: {4: per_token}}\n"
     )

@@ -48,7 +48,7 @@ def test_calibration_walks_all_steps_in_batches_of_64() -> None:
 def test_plms_calls_once_more_and_guidance_doubles_the_batch() -> None:
     settings = load_dataset("shapes-text")  # 25 steps of PLMS, guided
     calls = work.of(job("sample", settings, method="fp", bits="w32a32", seed="0", shard="0"))
-    assert calls == {Call("forward", 200): 26 * 5, Call("decode", 100): 5}
+    assert calls == {Call("forward", 500): 26 * 4, Call("decode", 250): 4}
 
 
 def test_shards_have_all_images_once() -> None:

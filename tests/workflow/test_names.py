@@ -71,4 +71,5 @@ def test_every_name_in_a_command_is_quoted(file: Path) -> None:
             assert name.endswith(":q") or name.startswith("params."), f"{name} in {command}"
         for name in re.findall(r"\{params\.(\w+)\}", command):
             # The one kind that is more than one word: options that are made quoted.
-            assert re.search(rf"^        {name}=(option\(|study_options|refusing\(CELLS\.convergence\))", file.read_text(), re.MULTILINE), name
+            quoted = r"(option\(|study_options|refusing\(CELLS\.convergence\))"
+            assert re.search(rf"^        {name}={quoted}", file.read_text(), re.MULTILINE), name

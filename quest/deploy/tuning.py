@@ -27,7 +27,7 @@ from quest.diffusion import denoiser as denoisers
 from quest.diffusion.correction import Correction
 from quest.learning import calibration as calibrations
 from quest.learning import trajectories
-from quest.learning.calibration import Samples
+from quest.learning.calibration import Calibration, Samples
 from quest.learning.finetuning import predict
 from quest.quantization.network import QuantizedNetwork
 
@@ -72,19 +72,24 @@ def trials(
     held_out: tuple[Samples, Tensor, Tensor] | None = None
     for changes, trial_settings in zip(combinations, changed, strict=True):
         denoiser = denoisers.load(model, device)
-        if held_out is None:
-            drawn = calibrations.record(denoiser, settings, noise.TUNING, device).to(device)
-            samples = drawn.samples(len(drawn))
-            wanted = full_precision_noise(denoiser.network, samples)
-            followed, _ = start.network(trial_settings, denoiser, method, bits, reconstruction)
-            held_out = samples, wanted, trajectories.influence(followed, drawn, noise.TUNING).cpu()
-            denoiser = denoisers.load(model, device)
-        begun = time.perf_counter()
         data = calibrations.load(calibration, denoiser, settings).to(device)
+        drawn = None if held_out else calibrations.record(denoiser, settings, noise.TUNING, device).to(device)
         torch.manual_seed(seed)
         network, _ = start.network(trial_settings, denoiser, method, bits, reconstruction)
+        if drawn is not None:
+            held_out = _held_out(network, drawn)
+        assert held_out is not None
+        begun = time.perf_counter()
         outcome = methods.get(method).quantize(network, data, trial_settings.method(method), seed)
         yield Trial(changes, noise_error(network, *held_out, outcome.correction), time.perf_counter() - begun)
+
+
+def _held_out(network: QuantizedNetwork, drawn: Calibration) -> tuple[Samples, Tensor, Tensor]:
+    """All samples of ``drawn``, the noise that full precision predicts for them, and the weights of the steps."""
+    samples = drawn.samples(len(drawn))
+    with network.quantizing(weights=False, activations=False):
+        wanted = full_precision_noise(network, samples)
+    return samples, wanted, trajectories.influence(network, drawn, noise.TUNING).cpu()
 
 
 @torch.no_grad()

@@ -102,15 +102,17 @@ class _Grid(nn.Module):
     def __init__(self, name: str, grid: ActivationGrid, row: _Row):
         super().__init__()
         site = grid.site
-        if site.bits != (8,) or site.kind not in ("asymmetric", "positive") or site.places != 1:
+        scales, zero_points = len(site.scales), len(site.zero_points)
+        if site.bits != (8,) or site.kind not in ("asymmetric", "positive") or (scales, zero_points) != (1, 1):
             raise ValueError(
-                f"{name}: found activations of {site.bits} bits, {site.kind}, with {site.places} scales; ONNX takes 8 "
-                "bits, asymmetric, with one scale (quantizer.activation_granularity per_tensor)"
+                f"{name}: found activations of {site.bits} bits, {site.kind}, with {scales} scales and {zero_points} "
+                "zero points; ONNX takes 8 bits, asymmetric, with one of each (quantizer.activation_granularity "
+                "per_tensor)"
             )
-        self._at, self._row = site.at, row
+        self._at, self._zero_at, self._row = site.scales.start, site.zero_points.start, row
 
     def forward(self, x: Tensor) -> Tensor:
-        return _QuantizeDequantize.apply(x, self._row.scale[self._at], self._row.zero_point[self._at])  # type: ignore[return-value]
+        return _QuantizeDequantize.apply(x, self._row.scale[self._at], self._row.zero_point[self._zero_at])  # type: ignore[return-value]
 
 
 class _Layer(nn.Module):

@@ -29,6 +29,7 @@ from quest.stages import sample
 
 CPU = torch.device("cpu")
 PER_TENSOR = {"activation_granularity": {"4": "per_tensor", "8": "per_tensor"}}
+OFFSETS = {"activation_granularity": {"4": "offsets", "8": "per_tensor"}}
 MEAN, MOST = 0.25, 16
 """Grey levels of 255 that the images may differ by (docs/deploy.md has those of trained models)."""
 
@@ -54,16 +55,19 @@ def assert_close(images: Tensor, expected: Tensor) -> None:
     assert int(apart.max()) <= MOST
 
 
-@pytest.mark.parametrize("bits", ["w8a8", "w4a8", "w4a4"])
+@pytest.mark.parametrize(
+    ("bits", "scales"), [("w8a8", PER_TENSOR), ("w4a8", PER_TENSOR), ("w4a4", PER_TENSOR), ("w4a4", OFFSETS)]
+)
 def test_images_of_integers_are_those_of_fake_quantization(
     bits: str,
+    scales: dict[str, Any],
     model_file: Path,
     denoiser: Denoiser,
     settings: DatasetSettings,
     make_quantized: Callable[..., QuantizedNetwork],
     tmp_path: Path,
 ) -> None:
-    network = make_quantized(bits, **PER_TENSOR)
+    network = make_quantized(bits, **scales)
     checkpoint = Checkpoint(network, "nearest", settings.sampler, inputs={"model": denoiser.sha256})
     given = settings, model_file, checkpoint, tmp_path
     fake, before = drawn("fake", *given)

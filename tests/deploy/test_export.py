@@ -179,7 +179,12 @@ def test_models_of_prompts(tmp_path: Path) -> None:
     assert drawn.shape == (2, 8, 8, 3)
 
 
-@pytest.mark.parametrize("changed", [{"weight_group": 4}, {"split_shortcuts": True}, {"activation_symmetric": True}])
+OFFSETS = {"activation_granularity": {"4": "offsets", "8": "per_tensor"}}
+
+
+@pytest.mark.parametrize(
+    "changed", [{"weight_group": 4}, {"split_shortcuts": True}, {"activation_symmetric": True}, OFFSETS]
+)
 def test_every_layout_of_scales(changed: dict[str, Any], make_quantized: Callable[..., Any], tmp_path: Path) -> None:
     network = make_quantized("w4a4", **changed)
     if "split_shortcuts" in changed:
@@ -226,6 +231,15 @@ def test_size_is_that_of_the_bit_account(digits_file: Path, tmp_path: Path) -> N
     written = quest.export(model, tmp_path / "digits") / "unet/diffusion_pytorch_model.safetensors"
     account = model.account()["weight_mib"] * 2**20
     assert 0.97 * account < written.stat().st_size < 1.03 * account
+
+
+def test_a_scale_of_many_zero_points_is_stored_once(make_quantized: Callable[..., Any], tmp_path: Path) -> None:
+    network = make_quantized("w4a4", **OFFSETS, sets=4)
+    sites = list(network.sites().values())
+    folder = quest.export(of_network(network, tmp_path), tmp_path / "out")
+    stored = load_file(folder / "unet/diffusion_pytorch_model.safetensors")
+    assert stored[f"{TABLES}.scales"].shape == (4, len(sites))
+    assert stored[f"{TABLES}.zero_points"].shape == (4, sum(site.zero_point[0].numel() for site in sites))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from quest.config.reading import unknown
-from quest.deploy.kernels.integers import of_layer, why_not
+from quest.deploy.kernels.integers import common_zero_point, of_layer, why_not
 from quest.deploy.packed.assembly import packed_layers
 from quest.deploy.packed.layers import ActivationGrid, Packed, SplitGrid
 
@@ -120,10 +120,13 @@ class _Fed(nn.Module):
     def __init__(self, grid: ActivationGrid, product: nn.Module):
         super().__init__()
         self.grid, self.product = grid, product
+        self.common = common_zero_point(grid)
 
     def forward(self, x: Tensor) -> Tensor:
         scale, zero_point = self.grid.now(x.device)
         codes, offset = self.grid.codes(x), self.grid.grid.low
+        if self.common is not None:
+            codes, zero_point = codes + (self.common - zero_point), zero_point.new_full((1,), self.common)
         if offset:
             codes, zero_point = codes - offset, zero_point - offset
         return self.product(codes.to(torch.uint8), scale.view(1), zero_point.view(1), x.dtype)

@@ -3,6 +3,8 @@
 With q_x in 0 … 255 and w = q_w - z_w a whole number, a layer is
     y[o] = D_x · D_w[o] · (Σ (q_x - z_x)·(w - r[o])) + bias[o],
 where r[o] is zero unless w does not fit into a signed byte: then w = q_w - 128 and r[o] = z_w[o] - 128.
+Where each channel has a zero point of its own, q_x is shifted so that one is theirs all (`common_zero_point`), and no
+product has to know: of few bits, what is shifted still fits a byte.
 """
 
 from __future__ import annotations
@@ -47,12 +49,15 @@ def why_not(layer: Packed) -> str | None:
         return "its input is split into two parts of scales of their own"
     if not isinstance(grid, ActivationGrid):
         return "its input is not quantized"
-    if grid.site.places > 1:
+    if len(grid.site.scales) > 1:
         return RECIPE
     if grid.grid.high - grid.grid.low > 255:
         return f"its input has {grid.grid.levels} levels, more than a byte holds"
-    zero_points = grid.all_zero_points()
-    if int(zero_points.min()) < grid.grid.low or int(zero_points.max()) > grid.grid.high:
+    low, high = (int(bound) for bound in grid.all_zero_points().aminmax())
+    if common_zero_point(grid) is not None:
+        if grid.grid.levels + max(high, 0) - min(low, 0) > 256:
+            return f"zero points of its channels are {low} to {high}: codes with one for all do not fit a byte"
+    elif low < grid.grid.low or high > grid.grid.high:
         return "zero is not on the grid of its input at every timestep, so that a padded border has no code"
     if layer.description.scales > 1:
         return "groups of its inputs have weight scales of their own"
@@ -63,6 +68,12 @@ def why_not(layer: Packed) -> str | None:
     if layer.groups != 1 or isinstance(layer.padding, str):
         return f"it has {layer.groups} groups and padding {layer.padding!r}"
     return None
+
+
+def common_zero_point(grid: ActivationGrid) -> int | None:
+    """The zero point that codes are shifted to where each channel has its own: the largest of any timestep, from which
+    all others are below. None where there is one anyway."""
+    return max(int(grid.all_zero_points().max()), 0) if len(grid.site.zero_points) > 1 else None
 
 
 def of_layer(layer: Packed) -> Integers:

@@ -33,7 +33,7 @@ class _Columns:
     def __init__(self) -> None:
         self._scales: list[Tensor] = []
         self._zero_points: list[Tensor] = []
-        self._places = 0
+        self._places = self._zero_places = 0
 
     def add(self, name: str, site: nn.Module) -> SiteDescription:
         """Take the scales of one activation quantizer, or of one for each width, whose rows follow one another.
@@ -43,16 +43,20 @@ class _Columns:
             if not bool(each.calibrated.all()):
                 missing = (~each.calibrated).nonzero().flatten().tolist()
                 raise ValueError(f"{name}: activation scales of sets {missing} were never calibrated")
-        layout = torch.broadcast_shapes(*(each.scale.shape for each in quantizers))
-        self._scales.append(torch.cat([each.scale.detach().expand(layout).flatten(1) for each in quantizers]))
-        self._zero_points.append(torch.cat([each.zero_point.expand(layout).flatten(1) for each in quantizers]))
+        layout, scales = _gathered([each.scale.detach() for each in quantizers])
+        zero_layout, zero_points = _gathered([each.zero_point for each in quantizers])
         described = SiteDescription(
             bits=tuple(each.grid.bits for each in quantizers),
             kind=quantizers[0].grid.kind,
-            layout=tuple(layout[1:]),
+            layout=layout,
             at=self._places,
+            zero_layout=None if zero_layout == layout else zero_layout,
+            zero_at=None if self._zero_places == self._places else self._zero_places,
         )
-        self._places += described.places
+        self._scales.append(scales)
+        self._zero_points.append(zero_points)
+        self._places += scales.shape[1]
+        self._zero_places += zero_points.shape[1]
         return described
 
     def done(self, step: Step, timesteps: Sequence[int]) -> tuple[TablesDescription, dict[str, Tensor]]:
@@ -62,7 +66,11 @@ class _Columns:
         zero_points = _smallest(zero_points)
         tensors = {"timesteps": torch.tensor(list(timesteps)), "rows": rows, "scales": scales}
         described = TablesDescription(
-            steps=step.steps, rows=len(scales), places=self._places, zero_point=_name(zero_points)
+            steps=step.steps,
+            rows=len(scales),
+            places=self._places,
+            zero_point=_name(zero_points),
+            zero_places=None if self._zero_places == self._places else self._zero_places,
         )
         return described, tensors | {"zero_points": zero_points}
 
@@ -197,6 +205,12 @@ def _layer(name: str, layer: QuantizedLayer, columns: _Columns) -> tuple[LayerDe
     )
     packed = packing.pack(codes, quantizers[0].grid, f"{name}.codes")
     return description, {"codes": packed, "weight_scale": scale, "weight_zero_point": zero_point}
+
+
+def _gathered(tables: list[Tensor]) -> tuple[tuple[int, ...], Tensor]:
+    """Scales or zero points of one site, (sets, …) for each width: the layout of a set, and all as (rows, places)."""
+    shape = torch.broadcast_shapes(*(table.shape for table in tables))
+    return tuple(shape[1:]), torch.cat([table.expand(shape).flatten(1) for table in tables])
 
 
 def _smallest(zero_point: Tensor) -> Tensor:

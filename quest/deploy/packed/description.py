@@ -24,27 +24,37 @@ class SiteDescription(_Part):
 
     bits: of each activation bit-width that a sampling step may use, each with as many rows of the tables. kind: of the
     grid. layout: of its scales, which broadcasts to an activation. at: their first place in the tables.
+    zero_layout, zero_at: the same of its zero points, where they are not those of its scales.
     """
 
     bits: tuple[int, ...]
     kind: Literal["asymmetric", "symmetric", "legacy_symmetric", "positive"] = "asymmetric"
     layout: tuple[int, ...]
     at: int
+    zero_layout: tuple[int, ...] | None = None
+    zero_at: int | None = None
 
     @property
-    def places(self) -> int:
-        """How many scales it has at a timestep."""
-        return math.prod(self.layout)
+    def scales(self) -> range:
+        """The places of its scales in a row of the tables."""
+        return range(self.at, self.at + math.prod(self.layout))
+
+    @property
+    def zero_points(self) -> range:
+        """The places of its zero points in a row of the tables."""
+        first = self.at if self.zero_at is None else self.zero_at
+        return range(first, first + math.prod(self.zero_layout or self.layout))
 
 
 class TablesDescription(_Part):
     """Activation scales of the whole network. steps: sampling steps that it was calibrated at. rows, places: the shape
-    of the tables. zero_point: dtype of the zero points."""
+    of the table of scales. zero_point: dtype of the zero points, zero_places: how many a row has, where not as many."""
 
     steps: int
     rows: int
     places: int
     zero_point: str = "uint8"
+    zero_places: int | None = None
 
 
 class LayerDescription(_Part):

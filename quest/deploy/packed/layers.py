@@ -23,9 +23,9 @@ class Tables(nn.Module):
     """The activation scales of a whole network by timestep, and which of them are in use.
 
     timesteps: (S,) int64, those that the network was calibrated at, noisiest first; rows: (S,) int64, the row of each.
-    scales, zero_points: (rows, places), float32 and integers, every activation grid's scales one after another.
-    scale, zero_point: (places,) float32, the row in use; step: (1,) int64, the calibrated step that it is of. A call at
-    another timestep takes the row of the nearest calibrated one, the noisier of two that are as near.
+    scales: (rows, places) float32, and zero_points: (rows, places of their own) integers: those of every activation
+    grid one after another. scale, zero_point: float32, the row in use; step: (1,) int64, the calibrated step that it is
+    of. A call at another timestep takes the row of the nearest calibrated one, the noisier of two that are as near.
     """
 
     timesteps: Tensor
@@ -39,15 +39,16 @@ class Tables(nn.Module):
 
     def __init__(self, described: TablesDescription):
         super().__init__()
-        steps, shape = described.steps, (described.rows, described.places)
+        steps, rows, places = described.steps, described.rows, described.places
+        zeros = places if described.zero_places is None else described.zero_places
         self.register_buffer("timesteps", torch.zeros(steps, dtype=torch.long))
         self.register_buffer("rows", torch.zeros(steps, dtype=torch.long))
-        self.register_buffer("scales", torch.ones(shape))
-        self.register_buffer("zero_points", torch.zeros(shape, dtype=getattr(torch, described.zero_point)))
+        self.register_buffer("scales", torch.ones(rows, places))
+        self.register_buffer("zero_points", torch.zeros(rows, zeros, dtype=getattr(torch, described.zero_point)))
         for name in ("row", "step"):
             self.register_buffer(name, torch.zeros(1, dtype=torch.long), persistent=False)
-        for name in ("scale", "zero_point"):
-            self.register_buffer(name, torch.zeros(described.places), persistent=False)
+        self.register_buffer("scale", torch.zeros(places), persistent=False)
+        self.register_buffer("zero_point", torch.zeros(zeros), persistent=False)
 
     def set(self, timestep: Tensor | float) -> None:
         """Take the row of ``timestep``, a number or a tensor of equal ones, of which the first is read.
@@ -93,12 +94,13 @@ class ActivationGrid(nn.Module):
     def now(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """Scale and zero point of the present timestep, float32, in a layout that broadcasts to an activation."""
         tables, site = self._shared.tables, self.site
-        places = slice(site.at, site.at + site.places)
-        return tuple(each[places].view(site.layout).to(device) for each in (tables.scale, tables.zero_point))  # type: ignore[return-value]
+        scale = _part(tables.scale, site.scales).view(site.layout)
+        zero_point = _part(tables.zero_point, site.zero_points).view(site.zero_layout or site.layout)
+        return scale.to(device), zero_point.to(device)
 
     def all_zero_points(self) -> Tensor:
-        """The zero points of every timestep, (rows, places)."""
-        return self._shared.tables.zero_points[:, self.site.at : self.site.at + self.site.places]
+        """The zero points of every timestep, (rows, zero points of a row)."""
+        return _part(self._shared.tables.zero_points, self.site.zero_points)
 
     def codes(self, x: Tensor) -> Tensor:
         """Integer codes of x, as float32."""
@@ -123,6 +125,10 @@ class ActivationGrid(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{self.site.bits} bits, {self.site.kind}, scales {self.site.layout}"
+
+
+def _part(table: Tensor, places: range) -> Tensor:
+    return table[..., places.start : places.stop]
 
 
 class SplitGrid(nn.ModuleList):

@@ -15,10 +15,10 @@ import quest
 from quest.deploy import kernels
 from quest.deploy.kernels import cpu, reference
 from quest.deploy.kernels import triton as triton_kernels
-from quest.deploy.kernels.integers import RECIPE, Integers, of_layer, why_not
+from quest.deploy.kernels.integers import RECIPE, Integers, common_zero_point, of_layer, why_not
 from quest.deploy.packed.assembly import TABLES, assemble, packed_layers, take_apart
 from quest.deploy.packed.description import Description
-from quest.deploy.packed.layers import Packed, Tables
+from quest.deploy.packed.layers import ActivationGrid, Packed, Tables
 from quest.quantization.network import QuantizedNetwork
 
 SHAPES = {  # batch, channels, height, width, outputs, kernel, stride, padding, dilation
@@ -207,12 +207,17 @@ def packed(network: QuantizedNetwork) -> nn.Module:
 
 
 PER_TENSOR = {"activation_granularity": {"4": "per_tensor", "8": "per_tensor"}}
+OFFSETS = {"activation_granularity": {"4": "offsets", "8": "per_tensor"}}
 
 
-@pytest.mark.parametrize("bits", ["w4a4", "w4a8", "w8a8"])
+@pytest.mark.parametrize(
+    ("bits", "scales"), [("w4a4", PER_TENSOR), ("w4a8", PER_TENSOR), ("w8a8", PER_TENSOR), ("w4a4", OFFSETS)]
+)
 @pytest.mark.parametrize("kernel", ["reference", "cpu"])
-def test_a_whole_network(bits: str, kernel: str, make_quantized: Callable[..., QuantizedNetwork]) -> None:
-    unet = packed(make_quantized(bits, **PER_TENSOR))
+def test_a_whole_network(
+    bits: str, scales: dict[str, Any], kernel: str, make_quantized: Callable[..., QuantizedNetwork]
+) -> None:
+    unet = packed(make_quantized(bits, **scales))
     report = kernels.use_kernels(unet, kernel)
     assert set(report.values()) == {kernel}
     inputs: dict[str, Tensor] = {}
@@ -236,6 +241,36 @@ def test_a_whole_network(bits: str, kernel: str, make_quantized: Callable[..., Q
         expected = unet(x, 400).sample
     # Layer by layer the same; through a network a rounding of sums may move an activation to the next of its codes.
     assert float((predicted - expected).norm() / expected.norm()) < 5e-2
+
+
+def test_a_zero_point_for_each_channel(make_quantized: Callable[..., QuantizedNetwork]) -> None:
+    """Codes are shifted to one zero point, the same for every timestep, also at padded borders; what does not fit a
+    byte then is refused."""
+    unet = packed(make_quantized("w4a4", **OFFSETS, sets=4))
+    layer, tables = packed_layers(unet)["down_blocks.0.resnets.0.conv1"], unet.get_submodule(TABLES)
+    assert isinstance(tables, Tables)
+    assert isinstance(layer.input, ActivationGrid)
+    assert len(layer.input.site.scales) == 1
+    assert len(layer.input.site.zero_points) == layer.description.shape[1]
+    common = common_zero_point(layer.input)
+    assert common == layer.input.all_zero_points().max()
+    assert len(layer.input.all_zero_points().unique()) > 1
+    kernels.use_kernels(unet, "reference")
+    x = torch.randn(2, layer.description.shape[1], 8, 8, generator=torch.Generator().manual_seed(0))
+    for step in range(4):
+        tables.use(torch.tensor([step]))
+        kernel, layer.kernel = layer.kernel, None
+        expected = layer(x)
+        layer.kernel = kernel
+        torch.testing.assert_close(layer(x), expected, rtol=1e-5, atol=1e-5)
+    first = layer.input.site.zero_points.start
+    tables.zero_points = tables.zero_points.to(torch.int16)
+    tables.zero_points[0, first] = common - 240
+    assert why_not(layer) is None  # 16 codes, 240 apart: 0 to 255
+    tables.zero_points[0, first] = min(common, 0) - 241
+    assert why_not(layer) == (
+        f"zero points of its channels are {min(common, 0) - 241} to {common}: codes with one for all do not fit a byte"
+    )
 
 
 def test_compiled_with_a_kernel(make_quantized: Callable[..., QuantizedNetwork]) -> None:

@@ -141,7 +141,7 @@ def _network(folder: _Folder, model: QuantizedModel) -> Description:
     config = {key: value for key, value in network.config.items() if not key.startswith("_")}
     heads = _heads_beyond(type(network).__name__, config, quantized.architecture.heads())
     description = Description(
-        bits=str(model.bits),
+        bits=model.label,
         heads=heads,
         method=model.method,
         sampler=model.sampler.model_dump(mode="json", exclude_defaults=True),

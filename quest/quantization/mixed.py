@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from quest.config.values import Bits
+from quest.quantization.network import QuantizedNetwork
 from quest.quantization.policy import EVERYTHING, Policy
 from quest.quantization.recipe import Recipe
 from quest.quantization.roles import Role
@@ -39,6 +40,11 @@ def recipe(base: Recipe, roles: Mapping[str, Role], bits: Mapping[str, int]) -> 
     return replace(base, policy=Mixed(NAME, (*own, *policy.overrides), policy.attention, policy))
 
 
-def is_mixed(recipe: Recipe) -> bool:
-    """Whether the weight bits of a recipe were chosen layer by layer."""
-    return recipe.policy.name == NAME
+def label(network: QuantizedNetwork) -> str:
+    """The bits of a network in words: like w4a8, and where they were chosen layer by layer w3.41a8, of the mean."""
+    bits = network.recipe.bits
+    if network.recipe.policy.name != NAME:
+        return str(bits)
+    layers = network.layers().values()
+    stored = sum(layer.weight.numel() * layer.weight_parts()[0][0].grid.bits for layer in layers)
+    return f"w{stored / sum(layer.weight.numel() for layer in layers):.2f}a{bits.activation}"

@@ -13,7 +13,14 @@ from torch import Tensor, nn
 from quest import architectures
 from quest.artifacts import ArtifactError
 from quest.deploy.packed import bitstream
-from quest.deploy.packed.description import FORMAT, Description, LayerDescription, SiteDescription, TablesDescription
+from quest.deploy.packed.description import (
+    FORMAT,
+    Description,
+    LayerDescription,
+    SiteDescription,
+    TablesDescription,
+    is_dense,
+)
 from quest.deploy.packed.layers import ActivationGrid, Correction, Packed, Tables, pack_layer
 from quest.diffusion.correction import Correction as SamplerCorrection
 from quest.quantization import packing
@@ -189,7 +196,7 @@ def _layer(name: str, layer: QuantizedLayer, columns: _Columns) -> tuple[LayerDe
     inputs = layer.input_quantizer
     split = isinstance(inputs, Split)
     grid = quantizers[0].grid
-    dense = grid.bits not in (4, 8)  # of which two or one fill a byte
+    dense = is_dense(grid.bits)
     sites = [inputs.first, inputs.second] if split else [inputs]
     description = LayerDescription(
         bits=grid.bits,

@@ -48,6 +48,11 @@ class TablesDescription(_Part):
     zero_point: str = "uint8"
 
 
+def is_dense(bits: int) -> bool:
+    """Whether codes of so many bits are written without gaps: those of which neither two nor one fill a byte."""
+    return bits not in (4, 8)
+
+
 class LayerDescription(_Part):
     """A layer. bits: of its weight, (out, in, …) ``shape``.
 

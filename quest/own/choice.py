@@ -45,6 +45,7 @@ log = logging.getLogger(__name__)
 
 WIDTHS = (2, 3, 4, 5, 6, 8)
 _STEP = 0.01  # of all codes' bytes, between two choices whose images are drawn
+_DRAWS = 10  # choices whose images are drawn, with what their calibration takes; about log2(1 / _STEP)
 _CORRECTION = 1_024  # bytes that a sampler's correction may take beside 4 for each step and channel
 
 
@@ -153,6 +154,13 @@ def check(wish: Wish, found: Candidates) -> None:
             f"--size: {wish.size:g} of the {found.half / 2**20:.2f} MiB that the network takes in float16; the least "
             f"possible is {math.ceil(least_size / found.half * 1e3) / 1e3:g}, with every layer at {least} bits"
         )
+
+
+def samples(wish: Wish, found: Candidates, settings: DatasetSettings) -> int:
+    """About how many samples go through the network while bits are chosen."""
+    steps = settings.sampler.steps
+    measuring = sensitivity.calls_of(len(found.shapes), steps)
+    return measuring if wish.psnr is None else measuring + _DRAWS * settings.evaluation.images * steps
 
 
 @dataclass(frozen=True)
@@ -280,8 +288,8 @@ def _closest(
     finest = found.evenly(most)
     if (psnr := drawn(finest)) < wanted:
         raise ConfigError(
-            f"--psnr: {wanted:g} dB; with every layer at {most} bits, rounded to nearest, images of held-out seeds come "
-            f"to {math.floor(psnr * 10) / 10:g} dB: ask for at most that, or for more activation bits than "
+            f"--psnr: {wanted:g} dB; with every layer at {most} bits, rounded to nearest, images of held-out seeds "
+            f"come to {math.floor(psnr * 10) / 10:g} dB: ask for at most that, or for more activation bits than "
             f"{found.recipe.bits.activation}"
         )
     apart = _STEP * (found.size(finest) - found.fixed)

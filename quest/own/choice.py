@@ -202,7 +202,7 @@ def choose(
     else:
         assert wish.psnr is not None
         drawn = closeness(found, model, settings, calibration, seed, device)
-        bits, psnr = _closest(wish.psnr, found, allocation.prefixes(options), _kept(drawn, progress))
+        bits, psnr = _closest(wish.psnr, found, list(allocation.ways(options)), _kept(drawn, progress))
     rows = [
         {
             "layer": name,

@@ -1,12 +1,13 @@
-"""How many bits each layer gets: upgrades from the fewest, those first that take most error off for a byte.
+"""How many bits each layer gets: from the fewest on, the finer option that takes most error off for a byte.
 
-Errors of single layers are taken to add up. Then the upgrades along the lower convex hull of each layer's (bytes,
-error), in the order of their gain for a byte, are the best choice at every size that they pass through (Shoham and
-Gersho 1988); at a size between two of them, what still fits is taken in the same order.
+Errors of single layers are taken to add up. As long as there is room for all, this goes along the lower convex hull of
+each layer's (bytes, error), and each choice on the way is the best of its size (Shoham and Gersho 1988); near the end
+of the room, the best of what still fits is taken.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
@@ -15,52 +16,36 @@ Choice = dict[str, int]
 
 
 class Option(NamedTuple):
-    """A layer at some bits. bytes: of its codes. error: of the network's output when it alone is so coarse."""
+    """A layer at some bits. bytes: of its codes. error: of the samples when it alone is so coarse."""
 
     bits: int
     bytes: int
     error: float
 
 
-class Upgrade(NamedTuple):
-    """From one option of a layer to a finer one. bytes: that it adds. gain: error that it takes off, a byte."""
-
-    layer: str
-    bits: int
-    bytes: int
-    gain: float
-
-
 def coarsest(options: Mapping[str, Sequence[Option]]) -> Choice:
     """Every layer at its fewest bits."""
-    return {layer: min(each.bits for each in given) for layer, given in options.items()}
+    return {layer: min(given).bits for layer, given in options.items()}
 
 
-def upgrades(options: Mapping[str, Sequence[Option]]) -> list[Upgrade]:
-    """All upgrades from `coarsest`, best first, and of a layer one after another."""
-    found = [step for layer, given in options.items() for step in _steps(layer, given)]
-    return sorted(found, key=lambda step: -step.gain)  # stable, and along a hull gains fall
+def fitting(options: Mapping[str, Sequence[Option]], room: float) -> Choice:
+    """The choice that adds at most ``room`` bytes to `coarsest`."""
+    *_, last = ways(options, room)
+    return last
 
 
-def fitting(options: Mapping[str, Sequence[Option]], room: int) -> Choice:
-    """The best choice that adds at most ``room`` bytes to `coarsest`."""
-    chosen, full = coarsest(options), set[str]()
-    for step in upgrades(options):
-        if step.layer in full:
-            continue
-        if step.bytes > room:
-            full.add(step.layer)  # a finer option needs this one first
-            continue
-        chosen[step.layer], room = step.bits, room - step.bytes
-    return chosen
-
-
-def prefixes(options: Mapping[str, Sequence[Option]]) -> list[Choice]:
-    """`coarsest`, and the choice after each upgrade; the last has every layer at its most useful bits."""
-    choices = [coarsest(options)]
-    for step in upgrades(options):
-        choices.append({**choices[-1], step.layer: step.bits})
-    return choices
+def ways(options: Mapping[str, Sequence[Option]], room: float = math.inf) -> Iterator[Choice]:
+    """The choices from `coarsest` on, each with one layer finer than before, until nothing fits or helps."""
+    now = {layer: min(given) for layer, given in options.items()}
+    while True:
+        yield {layer: option.bits for layer, option in now.items()}
+        gains = {layer: _best(now[layer], options[layer], room) for layer in now}
+        layer = max(now, key=lambda each: gains[each][0])
+        gain, option = gains[layer]
+        if gain <= 0:
+            return
+        room -= option.bytes - now[layer].bytes
+        now[layer] = option
 
 
 def total_bytes(options: Mapping[str, Sequence[Option]], choice: Choice) -> int:
@@ -68,11 +53,8 @@ def total_bytes(options: Mapping[str, Sequence[Option]], choice: Choice) -> int:
     return sum(each.bytes for layer, given in options.items() for each in given if each.bits == choice[layer])
 
 
-def _steps(layer: str, given: Sequence[Option]) -> Iterator[Upgrade]:
-    """Along the lower convex hull of (bytes, error): from each option to the finer one of the largest gain a byte."""
-    options = sorted(given)
-    at = options[0]
-    while finer := [each for each in options if each.bytes > at.bytes and each.error < at.error]:
-        best = max(finer, key=lambda each: ((at.error - each.error) / (each.bytes - at.bytes), each.bytes))
-        yield Upgrade(layer, best.bits, best.bytes - at.bytes, (at.error - best.error) / (best.bytes - at.bytes))
-        at = best
+def _best(now: Option, given: Sequence[Option], room: float) -> tuple[float, Option]:
+    """The error for a byte that a finer option takes off at most, and that option; no gain where none fits."""
+    finer = [each for each in given if now.bytes < each.bytes <= now.bytes + room]
+    gains = [((now.error - each.error) / (each.bytes - now.bytes), each) for each in finer]
+    return max(gains, default=(0.0, now))

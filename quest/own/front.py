@@ -61,8 +61,8 @@ def run(
     bench = _Bench(dataset, settings, method, activation_bits, images, seed, folder / "work", device)
     for bits in weight_bits:
         for chosen in (UNIFORM, MIXED):
-            if chosen == MIXED and bits == max(bench.found.widths):
-                continue  # all of them at the most
+            if chosen == MIXED and bits in (min(bench.found.widths), max(bench.found.widths)):
+                continue  # in so few bytes, or so many, there is one choice
             if any((row["method"], row["bits"], row["chosen"]) == (method, str(bits), chosen) for row in rows):
                 continue
             yield bench.row(bits, chosen)

@@ -151,9 +151,9 @@ def chart(dataset: str, rows: Sequence[Row]) -> Figure:
     for method in dict.fromkeys(row["method"] for row in rows):
         for chosen, dashes in ((UNIFORM, "--"), (MIXED, "-")):
             mine = sorted((row for row in rows if (row["method"], row["chosen"]) == (method, chosen)), key=_share)
-            style = drawing.method_styles([method])[method] | {"linestyle": dashes}
-            axes.plot([_share(row) for row in mine], [float(row["psnr"]) for row in mine], **style)
-            axes.lines[-1].set_label(f"{title(method)}, {chosen}")
+            (line,) = axes.plot([_share(row) for row in mine], [float(row["psnr"]) for row in mine])
+            line.set(**drawing.method_styles([method])[method] | {"linestyle": dashes})
+            line.set_label(f"{title(method)}, {chosen}")
     drawing.plain(axes, f"{dataset}: quality against size", "size, of the float16 network", "PSNR (dB) ↑")
     axes.legend(frameon=False)
     return figure
@@ -177,6 +177,6 @@ def _read(file: Path) -> list[Row]:
 
 def _write(file: Path, rows: Sequence[Row]) -> None:
     with artifacts.atomic(file) as partial, partial.open("w", encoding="utf-8", newline="") as opened:
-        writer = csv.DictWriter(opened, _COLUMNS, lineterminator="\n")
+        writer: csv.DictWriter[str] = csv.DictWriter(opened, _COLUMNS, lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)

@@ -84,7 +84,7 @@ def test_a_size_is_kept_also_after_a_kill(here: Path, monkeypatch: Any) -> None:
 
 
 def test_a_closeness_by_a_method_that_learns(here: Path) -> None:
-    made = quest.convert(brought.pixels(), "ours", psnr=20.0, **(QUICK | {"method": "quest"}))
+    made = quest.convert(brought.pixels(), "ours", psnr=20.0, **{**QUICK, "method": "quest"})
     mixed = made.report["mixed"]
     assert mixed["psnr"] >= 20
     assert mixed["wish"] == {"size": None, "psnr": 20.0}

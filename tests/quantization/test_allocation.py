@@ -10,7 +10,7 @@ import torch
 from quest.quantization import allocation
 from quest.quantization.allocation import Choice, Option
 
-WIDTHS = (2, 3, 4, 8)
+WIDTHS: tuple[int, ...] = (2, 3, 4, 8)
 
 
 def drawn(layers: int, seed: int) -> dict[str, list[Option]]:

@@ -150,13 +150,18 @@ def chart(dataset: str, rows: Sequence[Row]) -> Figure:
     axes = figure.subplots()
     for method in dict.fromkeys(row["method"] for row in rows):
         for chosen, dashes in ((UNIFORM, "--"), (MIXED, "-")):
-            mine = sorted((row for row in rows if (row["method"], row["chosen"]) == (method, chosen)), key=_share)
+            mine = sorted((row for row in rows if row["method"] == method and _is(row, chosen)), key=_share)
             (line,) = axes.plot([_share(row) for row in mine], [float(row["psnr"]) for row in mine])
             line.set(**drawing.method_styles([method])[method] | {"linestyle": dashes})
             line.set_label(f"{title(method)}, {chosen}")
     drawing.plain(axes, f"{dataset}: quality against size", "size, of the float16 network", "PSNR (dB) ↑")
     axes.legend(frameon=False)
     return figure
+
+
+def _is(row: Row, chosen: str) -> bool:
+    """Whether a row belongs to a line; where there is one choice it belongs to both."""
+    return row["chosen"] == chosen or int(row["bits"]) in (min(choices.WIDTHS), max(choices.WIDTHS))
 
 
 def _decibels(mse: float) -> float:

@@ -159,6 +159,39 @@ def bench_deploy(
         click.echo(row.line(steps) if isinstance(row, deploy.Row) else row)
 
 
+@bench.command("front", params=[*PROTOCOL, DEVICE])
+@click.option("--method", default="nearest", show_default=True, help="Whose chain; more are added to the same table.")
+@click.option("--activations", type=click.IntRange(2, 8), default=8, show_default=True, help="Bits of activations.")
+@click.option(
+    "--bits", type=click.IntRange(2, 8), multiple=True, default=(2, 3, 4, 5, 6, 8), show_default=True, help="Uniform."
+)
+@click.option("--images", type=click.IntRange(min=2), default=64, show_default=True, help="Images to compare.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@click.option("--output", type=click.Path(path_type=Path, file_okay=False), required=True, help="Folder to write to.")
+def bench_front(
+    dataset: str,
+    settings: str | None,
+    method: str,
+    activations: int,
+    bits: tuple[int, ...],
+    images: int,
+    seed: int,
+    output: Path,
+    device: torch.device,
+) -> None:
+    """Quality against size: uniform weight bits, and bits chosen layer by layer in as many bytes, on DATASET's model.
+
+    Writes front.csv and front.png; what is in the table already is not made again.
+    """
+    from quest.bench import measuring
+    from quest.own import front
+
+    click.echo(measuring.machine(device))
+    of_cell = protocol(dataset, settings, method)
+    for row in front.run(dataset, of_cell, method, activations, bits, images, seed, output, device):
+        click.echo("  ".join(f"{key} {value}" for key, value in row.items()))
+
+
 @click.group()
 def testkit() -> None:
     """Try models of the papers' sizes with random weights."""

@@ -21,14 +21,17 @@ if TYPE_CHECKING:
 def inspect(model: Path, bits: str, method: str, roles: tuple[str, ...], as_json: bool) -> None:
     """Print what of MODEL would be quantized, to which bits and which size, and what not, and why.
 
-    MODEL is the folder of a diffusers pipeline or of one of its networks, or a model artifact. No weight is read.
+    MODEL is the folder of a diffusers pipeline or of one of its networks, or a model artifact; of a folder that is
+    packed already, what it is. No weight is read.
     """
     from quest.deploy import inspection
+    from quest.deploy.packed import inspection as of_packed
 
     if wrong := [role for role in roles if "=" not in role]:
         raise ValueError(f"--role: found {wrong[0]!r}; expected <pattern>=<role>, like '*.adapter.*=projection'")
     given = {pattern: role for pattern, _, role in (each.rpartition("=") for each in roles)}
-    found = inspection.inspect(model, bits, method, given)
+    packed = of_packed.folder_of(model)
+    found = inspection.inspect(model, bits, method, given) if packed is None else of_packed.inspect(packed)
     click.echo(json.dumps(found.plain(), indent=1) if as_json else _text(found))
 
 
@@ -44,9 +47,11 @@ def _text(found: Inspection) -> str:
         parameters = "" if each.parameters is None else f"{each.parameters:,}"
         rest.append([each.what, f"{each.count:,}", parameters, each.why])
     half, share = found.full_precision_mib / 2, found.mib / found.full_precision_mib
+    asked = "".join(f", {key} {value}" for key, value in (found.asked or {}).items() if value is not None)
     return "\n\n".join(
         [
-            f"{found.network}: {found.parameters:,} parameters, {found.method} at {found.bits}",
+            f"{found.network}: {found.parameters:,} parameters, {found.method} at {found.bits}"
+            + (f"; asked for{asked[1:]}" if asked else ""),
             _aligned(layers),
             _aligned(rest),
             f"size: {found.mib:,.1f} MiB with its scales, {share:.1%} of the {found.full_precision_mib:,.1f} MiB that "

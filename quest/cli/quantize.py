@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 @click.command(params=[DEVICE])
 @click.argument("model")
 @click.option("--bits", help="Of weights and activations, from 2 to 8 each, like w4a8; default: w8a8.")
+@click.option("--size", type=float, help="Of the float16 network, like 0.3: each layer gets weight bits of its own.")
+@click.option("--psnr", type=float, help="To full precision, in dB, like 25: each layer gets weight bits of its own.")
 @click.option("--method", help="How to quantize; default: quest.")
 @click.option("--output", type=click.Path(path_type=Path), required=True, help="Folder to write.")
 @click.option("--prompts", type=FILE, help="Of a model of texts: what it will be asked for, one a line.")
@@ -38,7 +40,8 @@ def quantize(model: str, output: Path, file: Path | None, as_json: bool, device:
     """Quantize MODEL and write a folder that diffusers loads, with a card of what that cost.
 
     MODEL is a diffusers pipeline's folder, that of its U-Net, a hub id, a CompVis checkpoint, or a model artifact. A
-    command that was killed goes on where it was when it is given again.
+    command that was killed goes on where it was when it is given again. With --size or --psnr the weight bits of --bits
+    are the most that a layer may have.
     """
     from quest.config.reading import read
     from quest.own import card

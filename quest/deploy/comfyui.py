@@ -59,7 +59,7 @@ def export_comfyui(model: QuantizedModel, output: str | PathLike[str], *, force:
             tensors[key] = tensor.to(torch.float16)
     about = {
         "format": "pt",
-        "quest": f"{model.method} {model.bits}",
+        "quest": f"{model.method} {model.label}",
         "quest_model": model.checkpoint.inputs.get("model", ""),
     }
     named = {name(key): tensor.cpu().contiguous() for key, tensor in tensors.items()}

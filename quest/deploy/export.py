@@ -29,6 +29,7 @@ from quest.deploy.quantized import QuantizedModel
 from quest.diffusion.conditioners import ClassEmbedder, TextEncoder
 from quest.diffusion.denoiser import Denoiser
 from quest.diffusion.first_stage import FirstStage
+from quest.quantization import mixed
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 _MODELS = "quest.deploy.packed.pipelines"
@@ -137,15 +138,18 @@ def _network(folder: _Folder, model: QuantizedModel) -> Description:
         )
     timesteps = around.sampler(model.sampler).timesteps.tolist()
     fields, tensors = assembly.take_apart(quantized, timesteps, correction)
+    made = {"inputs": model.checkpoint.inputs, "checkpoint": model.checkpoint.sha256, "seed": model.checkpoint.seed}
+    if (chosen := model.checkpoint.notes.get(mixed.NAME)) is not None:
+        made |= {"asked": {"most": chosen["most"], **chosen["wish"]}}
     network: Any = quantized.network
     config = {key: value for key, value in network.config.items() if not key.startswith("_")}
     heads = _heads_beyond(type(network).__name__, config, quantized.architecture.heads())
     description = Description(
-        bits=str(model.bits),
+        bits=model.label,
         heads=heads,
         method=model.method,
         sampler=model.sampler.model_dump(mode="json", exclude_defaults=True),
-        made={"inputs": model.checkpoint.inputs, "checkpoint": model.checkpoint.sha256, "seed": model.checkpoint.seed},
+        made=made,
         **fields,
     )
     plain = description.plain()

@@ -69,7 +69,8 @@ class Inspection:
     """What becomes of a model.
 
     parameters: of its network. mib and full_precision_mib: its size, scales included, and at 32 bits; gbops: 10^9 bit
-    operations of one call for one sample.
+    operations of one call for one sample. asked: of a packed network whose layers were given bits of their own, the
+    wish that these follow from.
     """
 
     network: str
@@ -81,6 +82,7 @@ class Inspection:
     gbops: float
     layers: list[Group]
     not_quantized: list[Rest]
+    asked: dict[str, Any] | None = None
 
     def plain(self) -> dict[str, Any]:
         """As JSON."""

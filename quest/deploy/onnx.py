@@ -43,7 +43,7 @@ def export_onnx(model: QuantizedModel, output: str | PathLike[str], *, force: bo
     source: Any = model.network.network
     packed = type(source).from_config(source.config).eval().requires_grad_(False)
     heads = model.network.architecture.heads()
-    assemble(packed, Description(bits=str(model.bits), method=model.method, heads=heads, **fields))
+    assemble(packed, Description(bits=model.label, method=model.method, heads=heads, **fields))
     packed.load_state_dict(tensors)
     x, _, *context = copy.deepcopy(model.network.example)
     write(_Network(packed), (x.cpu(), torch.tensor([timesteps[0]]), *(each.cpu() for each in context)), output)

@@ -23,6 +23,7 @@ from quest.diffusion.conditioners import ClassEmbedder, TextEncoder
 from quest.diffusion.conditions import EVALUATION, in_turn
 from quest.diffusion.denoiser import Denoiser
 from quest.diffusion.sampling import sample
+from quest.quantization import mixed
 from quest.quantization.network import QuantizedNetwork
 
 _BATCH = EvaluationSettings().batch_size
@@ -42,7 +43,7 @@ class QuantizedModel:
     original: Denoiser | None = None
 
     def __repr__(self) -> str:
-        return f"<{self.method} {self.bits}, {self.sampler.steps} {self.sampler.kind} steps>"
+        return f"<{self.method} {self.label}, {self.sampler.steps} {self.sampler.kind} steps>"
 
     @property
     def network(self) -> QuantizedNetwork:
@@ -56,6 +57,11 @@ class QuantizedModel:
     @property
     def bits(self) -> Bits:
         return self.network.recipe.bits
+
+    @property
+    def label(self) -> str:
+        """Its bits in words: like w4a8, and where layers were given bits of their own w3.41a8, of their mean."""
+        return mixed.label(self.network)
 
     @property
     def sampler(self) -> SamplerSettings:

@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -21,6 +22,7 @@ from quest.deploy import export
 from quest.deploy.card import loading
 from quest.deploy.packed.description import Description
 from quest.deploy.quantized import QuantizedModel
+from quest.own.choice import Wish, table
 from quest.report.show.images import reduced
 
 SAMPLES, PAGE, REPORT = "samples.png", "card.html", "report.json"
@@ -93,11 +95,19 @@ def summary(report: Mapping[str, Any]) -> str:
         "from_pretrained loads it",
         f"  quality  {_psnr(report['closeness'])}",
         f"  size     {size['network_mib']:.2f} MiB of network instead of {size['float32_mib']:.2f} in float32",
+        *_chosen_in_short(report["mixed"]),
         f"  speed    a call of {speed['batch']}: {calls}",
         *(f"  cut      {cut}" for cut in report["cuts"]),
         f"  card     {report['folder']}/{PAGE}",
     ]
     return "\n".join(lines)
+
+
+def _chosen_in_short(mixture: Mapping[str, Any] | None) -> Iterator[str]:
+    if mixture is not None:
+        counts = Counter(row["bits"] for row in mixture["rows"])
+        layers = ", ".join(f"{counts[bits]} of {bits} bits" for bits in sorted(counts))
+        yield f"  layers   {layers}; {mixture['share']:.1%} of float16; each of them stands in the card"
 
 
 def _psnr(closeness: Mapping[str, Any]) -> str:
@@ -113,6 +123,8 @@ def _psnr(closeness: Mapping[str, Any]) -> str:
 def _sections(report: Mapping[str, Any]) -> Iterator[Section]:
     yield _numbers(report)
     yield _speed(report["speed"])
+    if report["mixed"] is not None:
+        yield _chosen(report["mixed"], report["closeness"])
     yield _rest(report)
     yield Section("What was cut", report["cuts"] or ["Nothing."])
     yield from _made(report)
@@ -147,6 +159,24 @@ def _speed(speed: Mapping[str, Any]) -> Section:
         f"they are, or why not: {'; '.join(why)}."
     )
     return Section("Speed on the machine that made it", [note], rows)
+
+
+def _chosen(mixture: Mapping[str, Any], closeness: Mapping[str, Any]) -> Section:
+    wish = Wish(**mixture["wish"])
+    sentences = [
+        f"Asked for: {wish}, weights of at most {mixture['most']}. Got: {mixture['bytes'] / 2**20:.2f} MiB of packed "
+        f"network by the count of the search, {mixture['share']:.1%} of what it takes in float16."
+    ]
+    if wish.psnr is not None:
+        reached = "it is" if closeness["psnr"] is None or closeness["psnr"] >= wish.psnr else "it is not"
+        sentences.append(
+            f"The choice had {mixture['psnr']:.2f} dB on held-out seeds, rounded to nearest, before anything was "
+            f"learned. Whether this folder is as close as asked for on the seeds of this card: {reached}."
+        )
+    sentences.append(
+        "Sensitivity is by how much samples move, as their mean squared error, when this layer alone has these bits."
+    )
+    return Section("Bits of each layer", sentences, table(mixture["rows"]))
 
 
 def _rest(report: Mapping[str, Any]) -> Section:

@@ -8,7 +8,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from io import StringIO
 from os import PathLike
 from pathlib import Path
@@ -19,6 +19,7 @@ import torch
 from quest import artifacts, methods
 from quest.artifacts import Manifest, plain, write_bytes
 from quest.config.dataset import DatasetSettings
+from quest.config.method import Rounding
 from quest.config.methods import METHODS, python_name
 from quest.config.own import OwnSettings, own_settings
 from quest.config.reading import unknown, validate
@@ -31,16 +32,23 @@ from quest.device import OutOfMemory, resolve
 from quest.diffusion import denoiser as denoisers
 from quest.estimate import resident
 from quest.estimate.speed import Speed
-from quest.own import card, plan, trial, wishes
+from quest.learning import calibration as calibrations
+from quest.learning.progress import Progress
+from quest.own import card, layerwise, plan, trial, wishes
+from quest.own import choice as choices
+from quest.own.choice import Candidates, Wish
 from quest.own.plan import Plan, Wanted
 from quest.own.source import Source, open_model
 from quest.own.work import MODEL, SPEED, Work, working
+from quest.quantization import mixed
+from quest.quantization.recipe import Recipe
 from quest.stages import calibrate, finetune, reconstruct, sample
 
 log = logging.getLogger(__name__)
 
 _WORDS = {
     "calibrate": "recording calibration data",
+    "choose": "choosing the bits of each layer",
     "reconstruct": "learning the rounding of the weights",
     "finetune": "finetuning",
     "full precision": "drawing in full precision",
@@ -61,6 +69,8 @@ def convert(
     output: str | PathLike[str],
     *,
     bits: str | None = None,
+    size: float | None = None,
+    psnr: float | None = None,
     method: str | None = None,
     prompts: Sequence[str] | str | PathLike[str] | None = None,
     classes: int | None = None,
@@ -81,11 +91,12 @@ def convert(
     """Quantize ``model`` and write it to the folder ``output``, with a card of what that cost.
 
     model: a diffusers pipeline, which stays as it is, its folder or its U-Net's, a hub id, a CompVis checkpoint with
-    its ``architecture``, or a model artifact. prompts: of a model of texts, a list or the path of a file with one a
-    line. classes: of a model of classes, the first so many. steps, sampler ("ddim" or "plms"), eta, guidance_scale: how
-    images will be drawn; the defaults are those of the pipeline and of `OwnSettings`. budget: minutes, to which what is
-    learned is cut; memory: GiB of the device. settings: changes to `OwnSettings`, as plain JSON. base_model: a name
-    for the card.
+    its ``architecture``, or a model artifact. size: of the packed network, as a share of its float16 weights, or psnr:
+    to full precision in dB; with one of them each layer has weight bits of its own, at most those of ``bits``.
+    prompts: of a model of texts, a list or the path of a file with one a line. classes: of a model of classes, the
+    first so many. steps, sampler ("ddim" or "plms"), eta, guidance_scale: how images will be drawn; the defaults are
+    those of the pipeline and of `OwnSettings`. budget: minutes, to which what is learned is cut; memory: GiB of the
+    device. settings: changes to `OwnSettings`, as plain JSON. base_model: a name for the card.
 
     What is done so far is kept in ``<output>.work`` until all of it is; the same call goes on from there. Raises
     ConfigError or ArtifactError, both ValueErrors, for a model, settings or an output that cannot be used, before any
@@ -97,6 +108,7 @@ def convert(
     width_of(bits)
     if method not in METHODS:
         raise ConfigError(f"--method: {unknown(method, METHODS)}")
+    wish = choices.wish(size, psnr)
     for name, given in {"--budget": budget, "--memory": memory}.items():
         if given is not None and not given > 0:
             raise ConfigError(f"{name}: found {given:g}; expected more than 0")
@@ -107,6 +119,11 @@ def convert(
     chosen = wishes.sampler(source, own, steps=steps, kind=sampler, eta=eta, guidance_scale=guidance_scale)
     condition = wishes.condition(source.model, texts, classes)
     wishes.check_delivery(source.model, method, chosen)
+    candidates = None
+    if wish is not None:
+        settings_of_all = plan.settings_for(own, source.model, Path("model"), Wanted(method, bits, chosen, condition))
+        candidates = choices.candidates(source.model, settings_of_all, method, Bits.parse(bits))
+        choices.check(wish, candidates)
     with working(output) as work:
         file = _model_file(source, work)
         if texts is not None:
@@ -116,7 +133,9 @@ def convert(
         asked = {"model": _sha256(file), "method": method, "bits": bits, "seed": seed, "own": plain(own)}
         asked |= {"sampler": plain(chosen), "condition": condition and plain(condition), **limits}
         asked["prompts"] = texts and hashlib.sha256("\n".join(texts).encode()).hexdigest()
-        run = _Run(source, wanted, own, file, work, seed, target)
+        if wish is not None:
+            asked["wish"] = wish._asdict()
+        run = _Run(source, wanted, own, file, work, seed, target, wish, candidates)
         goes_on = work.begin(asked) and "plan" in work.state
         if texts is not None:
             write_bytes(work.file("prompts.txt"), "".join(f"{text}\n" for text in texts).encode())
@@ -131,8 +150,18 @@ class _Run:
     """The stages of one conversion."""
 
     def __init__(
-        self, source: Source, wanted: Wanted, own: OwnSettings, file: Path, work: Work, seed: int, device: torch.device
+        self,
+        source: Source,
+        wanted: Wanted,
+        own: OwnSettings,
+        file: Path,
+        work: Work,
+        seed: int,
+        device: torch.device,
+        wish: Wish | None = None,
+        candidates: Candidates | None = None,
     ):
+        self.wish, self.candidates = wish, candidates
         self.source, self.wanted, self.own = source, wanted, own
         self.file, self.work, self.seed, self.device = file, work, seed, device
         self.full = plan.settings_for(own, source.model, file, wanted)
@@ -146,13 +175,16 @@ class _Run:
             speed = Speed(self.work.file(SPEED), self.device)
             estimate = plan.Estimate(self.source.model, self.full, self.wanted, speed)
         spent = time.monotonic() - began
+        searching = self._searching(estimate)
         if budget is not None and not estimate.known:
             raise ConfigError(
                 f"--budget: how long {self.wanted.method} takes is not known, for its calls are not counted yet "
                 "(quest/estimate/work.py); leave the budget out, or take another method"
             )
         room = None if memory is None else max(0.0, memory * 2**30 - base)
-        found = plan.fitted(estimate, self.full, self.own, budget, room, spent)
+        found = plan.fitted(estimate, self.full, self.own, budget, room, spent + sum(searching.values()))
+        calibrating, *rest = found.seconds.items()
+        found = replace(found, seconds=dict([calibrating, *searching.items(), *rest]))
         if budget is None and found.total > self.own.longest_hours * 3600:
             raise ConfigError(
                 f"this would take about {_time(found.total)} on {self.device}, longer than "
@@ -167,6 +199,14 @@ class _Run:
         kept = {"settings": found.settings.model_dump(mode="json", exclude_unset=True), "seconds": found.seconds}
         kept |= {"memory": found.memory + base, "cuts": found.cuts, "reckoned": found.reckoned, "known": found.known}
         self.work.keep(plan=kept, took={"measuring": spent}, halved=[])
+
+    def _searching(self, estimate: plan.Estimate) -> dict[str, float]:
+        """Seconds of choosing bits, where they are chosen, from what calibration takes for a sample of a step."""
+        if self.wish is None or self.candidates is None:
+            return {}
+        calibration, steps = self.full.calibration, self.full.sampler.steps
+        each = estimate.plan(self.full, self.full).seconds["calibrate"] / (calibration.samples_per_step * steps)
+        return {"choose": each * choices.samples(self.wish, self.candidates, self.full)}
 
     @property
     def plan(self) -> Plan:
@@ -185,41 +225,15 @@ class _Run:
         calibration, rounding = self.work.file("calibration.safetensors"), self.work.file("rounding.safetensors")
         checkpoint = self.work.file("checkpoint.safetensors")
         learned = methods.starts_from(self.wanted.method, self.settings.method(self.wanted.method))
-        weight_bits = Bits.parse(self.wanted.bits).weight
         self._step("calibrate", [calibration], lambda settings: self._calibrate(settings, calibration))
+        if self.wish is not None and "choice" not in self.work.state:
+            self._step("choose", None, lambda settings: self._choose(settings, calibration))
         if learned is not None:
             self._step(
-                "reconstruct",
-                [rounding],
-                lambda settings: reconstruct.run(
-                    plan.NAME,
-                    settings,
-                    self.file,
-                    weight_bits,
-                    self.seed,
-                    learned.grouping,
-                    learned.policy,
-                    calibration,
-                    rounding,
-                    self.device,
-                ),
+                "reconstruct", [rounding], lambda settings: self._reconstruct(settings, learned, calibration, rounding)
             )
-        self._step(
-            "finetune",
-            [checkpoint],
-            lambda settings: finetune.run(
-                plan.NAME,
-                settings,
-                self.file,
-                self.wanted.method,
-                self.wanted.bits,
-                self.seed,
-                calibration,
-                None if learned is None else rounding,
-                checkpoint,
-                self.device,
-            ),
-        )
+        starts = None if learned is None else rounding
+        self._step("finetune", [checkpoint], lambda settings: self._finetune(settings, calibration, starts, checkpoint))
         self._step("full precision", None, self._full_precision)
         report: dict[str, Any] = {}
         with export.whole(output, force) as folder:
@@ -270,6 +284,49 @@ class _Run:
 
     def _calibrate(self, settings: DatasetSettings, output: Path) -> None:
         calibrate.run(plan.NAME, settings, self.file, self.seed, output, self.device)
+
+    def _choose(self, settings: DatasetSettings, calibration: Path) -> None:
+        """Choose the bits of each layer, and keep the choice."""
+        assert self.wish is not None
+        assert self.candidates is not None
+        denoiser = denoisers.load(self.file, self.device)
+        data = calibrations.load(calibration, denoiser, settings).to(self.device)
+        key = {"request": self.work.state["request_sha256"], "calibration": data.sha256}
+        progress = Progress(self.work.file("choice.progress.safetensors"), key)
+        chosen = choices.choose(self.wish, self.candidates, self.file, settings, data, self.seed, self.device, progress)
+        log.info("%s", choices.text(chosen, self.wish))
+        self.work.keep(choice=chosen.plain())
+        progress.remove()
+
+    @property
+    def _recipe(self) -> Recipe | None:
+        """With the bits that were chosen for each layer, where they were."""
+        if self.candidates is None:
+            return None
+        return self.candidates.of(self.work.state["choice"]["bits"])
+
+    def _reconstruct(self, settings: DatasetSettings, learned: Rounding, calibration: Path, output: Path) -> None:
+        if (recipe := self._recipe) is not None:
+            layerwise.reconstruct(settings, self.file, recipe, learned, self.seed, calibration, output, self.device)
+            return
+        weight_bits = Bits.parse(self.wanted.bits).weight
+        of = (weight_bits, self.seed, learned.grouping, learned.policy)
+        reconstruct.run(plan.NAME, settings, self.file, *of, calibration, output, self.device)
+
+    def _finetune(self, settings: DatasetSettings, calibration: Path, rounding: Path | None, output: Path) -> None:
+        method, files = self.wanted.method, (calibration, rounding, output, self.device)
+        if (recipe := self._recipe) is not None:
+            notes = {mixed.NAME: self._mixture()}
+            layerwise.finetune(settings, self.file, recipe, method, self.seed, *files, notes)
+            return
+        finetune.run(plan.NAME, settings, self.file, method, self.wanted.bits, self.seed, *files)
+
+    def _mixture(self) -> dict[str, Any] | None:
+        """What was asked for and chosen, for the checkpoint and the report."""
+        if self.wish is None:
+            return None
+        chosen = {name: value for name, value in self.work.state["choice"].items() if name != "bits"}
+        return {"wish": self.wish._asdict(), "most": self.wanted.bits, **chosen}
 
     def _shards(self, settings: DatasetSettings) -> list[Path]:
         evaluation = settings.evaluation
@@ -322,7 +379,8 @@ class _Run:
             "folder": str(output),
             "model": base_model or self.source.name,
             "method": self.wanted.method,
-            "bits": self.wanted.bits,
+            "bits": self._words.model.label if self._words is not None else self.wanted.bits,
+            "mixed": self._mixture(),
             "seed": self.seed,
             "device": str(self.device),
             "settings": chosen | {"condition": own["condition"], f"methods.{key}": own["methods"][key]},
@@ -352,7 +410,7 @@ def _without_bars() -> Iterator[None]:
 def halved(settings: DatasetSettings, step: str, method: str) -> tuple[DatasetSettings | None, str]:
     """The settings with the batches of a step half as large, and what those are; None where they are of one sample."""
     key = python_name(method)
-    if step in ("full precision", "trial"):
+    if step in ("full precision", "trial", "choose"):
         found, where = {"batch_size": settings.evaluation.batch_size}, ("evaluation",)
     elif step == "calibrate":  # in batches of all of them, up to 64
         found, where = {"samples_per_step": settings.calibration.samples_per_step}, ("calibration",)

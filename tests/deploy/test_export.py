@@ -193,6 +193,18 @@ def test_every_layout_of_scales(changed: dict[str, Any], make_quantized: Callabl
     assert_same_network(model, opened(quest.export(model, tmp_path / "out")).unet)
 
 
+@pytest.mark.parametrize("bits", [2, 3, 6])
+def test_codes_without_gaps(bits: int, make_quantized: Callable[..., Any], tmp_path: Path) -> None:
+    """The file is as small as its bits say, and a folder that diffusers saves again is the same."""
+    model = of_network(make_quantized(f"w{bits}a8"), tmp_path)
+    pipeline = opened(quest.export(model, tmp_path / "out"))
+    assert_same_network(model, pipeline.unet)
+    for name, layer in packed_layers(pipeline.unet).items():
+        assert layer.codes.numel() == -(-layer.description.inputs * layer.description.shape[0] // 8) * bits, name
+    pipeline.save_pretrained(tmp_path / "again")
+    assert_same_network(model, opened(tmp_path / "again").unet)
+
+
 def of_network(network: Any, tmp_path: Path) -> QuantizedModel:
     """A model around a quantized network, on a schedule of its number of steps."""
     around = Denoiser(network.network, DDIMScheduler(clip_sample=False))
@@ -358,7 +370,7 @@ def test_a_flipped_byte_anywhere_in_the_weights(folder: Path, tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"format": 2}, "quantization_config.format: found 2, this quest reads up to 1; install a newer quest"),
+        ({"format": 3}, "quantization_config.format: found 3, this quest reads up to 2; install a newer quest"),
         ({"tables": None}, "quantization_config.tables: Field required"),
         ({"layers": {}}, "sha256 is"),
         ({"strange": 1}, "quantization_config.strange: Extra inputs are not permitted"),

@@ -12,7 +12,15 @@ from torch import Tensor, nn
 
 from quest import architectures
 from quest.artifacts import ArtifactError
-from quest.deploy.packed.description import Description, LayerDescription, SiteDescription, TablesDescription
+from quest.deploy.packed import bitstream
+from quest.deploy.packed.description import (
+    FORMAT,
+    Description,
+    LayerDescription,
+    SiteDescription,
+    TablesDescription,
+    is_dense,
+)
 from quest.deploy.packed.layers import ActivationGrid, Correction, Packed, Tables, pack_layer
 from quest.diffusion.correction import Correction as SamplerCorrection
 from quest.quantization import packing
@@ -93,6 +101,8 @@ def take_apart(
     tables, own = columns.done(network.step, timesteps)
     tensors |= {f"{TABLES}.{key}": tensor for key, tensor in own.items()}
     fields: dict[str, Any] = {"tables": tables, "layers": layers, "attention": attention}
+    if any(layer.dense for layer in layers.values()):
+        fields["format"] = FORMAT
     if correction is not None:
         tensors |= {f"{CORRECTION}.slope": correction.slope, f"{CORRECTION}.bias": correction.bias}
         fields["correction"] = correction.bias.shape[1]
@@ -193,17 +203,22 @@ def _layer(name: str, layer: QuantizedLayer, columns: _Columns) -> tuple[LayerDe
         groups = tuple(math.prod(weight.shape[1:]) for _, weight in parts)
     inputs = layer.input_quantizer
     split = isinstance(inputs, Split)
+    grid = quantizers[0].grid
+    dense = is_dense(grid.bits)
     sites = [inputs.first, inputs.second] if split else [inputs]
     description = LayerDescription(
-        bits=quantizers[0].grid.bits,
+        bits=grid.bits,
         shape=tuple(codes.shape),
+        dense=dense,
         groups=groups,
         group=layout.size if isinstance(layout, PerGroup) else None,
         zero_point=_name(zero_point),
         input=tuple(columns.add(f"{name}, its input", site) for site in sites if not isinstance(site, nn.Identity)),
         split_at=inputs.at if split else None,
     )
-    packed = packing.pack(codes, quantizers[0].grid, f"{name}.codes")
+    if dense:
+        packing.check_codes(codes, grid, f"{name}.codes")
+    packed = bitstream.pack(codes - grid.low, grid.bits) if dense else packing.pack(codes, grid, f"{name}.codes")
     return description, {"codes": packed, "weight_scale": scale, "weight_zero_point": zero_point}
 
 

@@ -9,8 +9,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from quest.artifacts import ArtifactError
 
-FORMAT = 1
-"""Of the folder; another number means that its tensors or its description are other ones."""
+FORMAT = 2
+"""Of the folder, the newest that is read; another number means that its tensors or its description are other ones. The
+first knows no `LayerDescription.dense`, and is still written where nothing is."""
 METHOD = "quest"
 """``quant_method``, by which diffusers finds who reads it."""
 
@@ -57,9 +58,15 @@ class TablesDescription(_Part):
     zero_places: int | None = None
 
 
+def is_dense(bits: int) -> bool:
+    """Whether codes of so many bits are written without gaps: those of which neither two nor one fill a byte."""
+    return bits not in (4, 8)
+
+
 class LayerDescription(_Part):
     """A layer. bits: of its weight, (out, in, …) ``shape``.
 
+    dense: whether its codes lie without gaps (`bitstream`); else two to a byte up to 4 bits, and one above.
     groups, or group where they are equal: lengths of the runs of consecutive inputs of an output channel that share a
     scale; all of them share one without. zero_point: dtype of the weight's zero points. input: where its input is
     quantized, two places where axis 1 is split at ``split_at``.
@@ -67,6 +74,7 @@ class LayerDescription(_Part):
 
     bits: int = Field(ge=2, le=8)
     shape: tuple[int, ...]
+    dense: bool = False
     groups: tuple[int, ...] | None = None
     group: int | None = None
     zero_point: str = "uint8"
@@ -92,8 +100,10 @@ class LayerDescription(_Part):
 
     @property
     def packed_bytes(self) -> int:
-        """Bytes of all codes: two to a byte up to 4 bits."""
+        """Bytes of all codes."""
         codes = self.shape[0] * self.inputs
+        if self.dense:
+            return -(-codes // 8) * self.bits
         return codes if self.bits > 4 else (codes + 1) // 2
 
 
@@ -107,7 +117,7 @@ class Description(_Part):
     """
 
     quant_method: Literal["quest"] = METHOD
-    format: Literal[1] = FORMAT
+    format: Literal[1, 2] = 1
     bits: str
     method: str
     tables: TablesDescription

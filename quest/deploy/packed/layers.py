@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from quest.deploy.packed import bitstream
 from quest.deploy.packed.description import LayerDescription, SiteDescription, TablesDescription
 from quest.quantization.grid import Grid, fake_quantize
 from quest.quantization.layers import operation
@@ -144,7 +145,7 @@ class SplitGrid(nn.ModuleList):
 
 
 class Packed(nn.Module):
-    """What packed layers share. codes: flat uint8, two to a byte up to 4 bits; weight_scale, weight_zero_point:
+    """What packed layers share. codes: flat uint8, as the description says; weight_scale, weight_zero_point:
     (out, runs), one for each run of consecutive inputs of an output channel."""
 
     codes: nn.Parameter
@@ -183,6 +184,8 @@ class Packed(nn.Module):
     def whole_codes(self) -> Tensor:
         """Integer codes of the weight, (out, in, …) int32."""
         packed, shape = self.codes, torch.Size(self.description.shape)
+        if self.description.dense:
+            return bitstream.unpack(packed, self.description.bits, shape)
         if self.description.bits <= 4:
             packed = torch.stack([packed & 15, packed >> 4], 1).reshape(-1)[: shape.numel()]
         return packed.to(torch.int32).view(shape)

@@ -17,25 +17,25 @@ from typing import Any
 import torch
 
 from quest import artifacts, methods
-from quest.artifacts import Manifest, plain, write_bytes
+from quest.artifacts import plain, write_bytes
 from quest.config.dataset import DatasetSettings
 from quest.config.methods import METHODS, python_name
 from quest.config.own import OwnSettings, own_settings
 from quest.config.reading import unknown, validate
 from quest.config.sampling import ConditionSettings
 from quest.config.values import Bits, ConfigError
-from quest.deploy import checkpoints, export, inspection
+from quest.deploy import export, inspection
 from quest.deploy.quantize import width_of
-from quest.deploy.quantized import QuantizedModel
 from quest.device import OutOfMemory, resolve
-from quest.diffusion import denoiser as denoisers
 from quest.estimate import resident
 from quest.estimate.speed import Speed
 from quest.own import card, plan, trial, wishes
+from quest.own.around import AroundPipeline
 from quest.own.plan import Plan, Wanted
-from quest.own.source import Source, open_model
-from quest.own.work import MODEL, SPEED, Work, working
-from quest.stages import calibrate, finetune, reconstruct, sample
+from quest.own.source import OwnPipeline, Source, open_model
+from quest.own.steps import ByStages, Steps
+from quest.own.trial import Trial
+from quest.own.work import SPEED, Work, working
 
 log = logging.getLogger(__name__)
 
@@ -104,19 +104,17 @@ def convert(
     export.check_free(output, force)
     target = resolve(str(device))
     source = open_model(model, _path(architecture), _path(scheduler))
-    chosen = wishes.sampler(source, own, steps=steps, kind=sampler, eta=eta, guidance_scale=guidance_scale)
-    condition = wishes.condition(source.model, texts, classes)
-    wishes.check_delivery(source.model, method, chosen)
-    with working(output) as work:
-        file = _model_file(source, work)
+    condition = wishes.condition(source, texts, classes)
+    given = {"steps": steps, "kind": sampler, "eta": eta, "guidance_scale": guidance_scale}
+    with _begun(source, own, method, condition, texts, given, output, seed, target) as (work, todo):
         if texts is not None:
             condition = ConditionSettings(prompts=work.file("prompts.txt"))
-        wanted = Wanted(method, bits, chosen, condition)
+        wanted = Wanted(method, bits, todo.sampler, condition)
         limits = {"budget": budget, "memory": memory, "device": target.type}
-        asked = {"model": _sha256(file), "method": method, "bits": bits, "seed": seed, "own": plain(own)}
-        asked |= {"sampler": plain(chosen), "condition": condition and plain(condition), **limits}
-        asked["prompts"] = texts and hashlib.sha256("\n".join(texts).encode()).hexdigest()
-        run = _Run(source, wanted, own, file, work, seed, target)
+        asked = {"model": todo.sha256, "method": method, "bits": bits, "seed": seed, "own": plain(own)}
+        asked |= {"sampler": plain(todo.sampler), "condition": condition and plain(condition), **limits}
+        asked |= {"call": todo.call, "prompts": texts and hashlib.sha256("\n".join(texts).encode()).hexdigest()}
+        run = _Run(source, todo, wanted, own, work, seed, target)
         goes_on = work.begin(asked) and "plan" in work.state
         if texts is not None:
             write_bytes(work.file("prompts.txt"), "".join(f"{text}\n" for text in texts).encode())
@@ -127,16 +125,52 @@ def convert(
         return run.through(output, force, base_model, budget, began)
 
 
+@contextmanager
+def _begun(
+    source: Source | OwnPipeline,
+    own: OwnSettings,
+    method: str,
+    condition: ConditionSettings | None,
+    texts: list[str] | None,
+    given: Mapping[str, Any],
+    output: Path,
+    seed: int,
+    device: torch.device,
+) -> Iterator[tuple[Work, Steps]]:
+    """The folder of the work and what is to be done in it. given: how images are drawn. Raises ValueError, before the
+    folder is there where the configuration tells it."""
+    if isinstance(source, Source):
+        chosen = wishes.sampler(source, own, **given)
+        wishes.check_delivery(source.model, method, chosen)
+        with working(output) as work:
+            yield work, ByStages(source, chosen, work, seed, device)
+        return
+    asked = wishes.asked(source, own.size, given)
+    wishes.check_method(method)
+    assert condition is not None  # all of these are conditional
+    with working(output) as work:
+        todo = AroundPipeline(source, asked, work, seed, device)
+        learned = methods.starts_from(method, getattr(own.methods, python_name(method)))
+        todo.rehearse(texts[0] if texts else 0, method, learned and learned.grouping)
+        yield work, todo
+
+
 class _Run:
     """The stages of one conversion."""
 
     def __init__(
-        self, source: Source, wanted: Wanted, own: OwnSettings, file: Path, work: Work, seed: int, device: torch.device
+        self,
+        source: Source | OwnPipeline,
+        todo: Steps,
+        wanted: Wanted,
+        own: OwnSettings,
+        work: Work,
+        seed: int,
+        device: torch.device,
     ):
-        self.source, self.wanted, self.own = source, wanted, own
-        self.file, self.work, self.seed, self.device = file, work, seed, device
-        self.full = plan.settings_for(own, source.model, file, wanted)
-        self._words: card.Words | None = None
+        self.source, self.todo, self.wanted, self.own = source, todo, wanted, own
+        self.work, self.seed, self.device = work, seed, device
+        self.full = plan.settings_for(own, todo.images, todo.file, wanted)
 
     def choose(self, budget: float | None, memory: float | None, began: float) -> None:
         """Estimate what the whole takes here, and cut it to what there is; the plan is kept."""
@@ -144,7 +178,7 @@ class _Run:
         base = resident.now() if self.device.type == "cpu" else 0.0
         with _without_bars():
             speed = Speed(self.work.file(SPEED), self.device)
-            estimate = plan.Estimate(self.source.model, self.full, self.wanted, speed)
+            estimate = plan.Estimate(self.todo.estimated(), self.full, self.wanted, speed)
         spent = time.monotonic() - began
         if budget is not None and not estimate.known:
             raise ConfigError(
@@ -186,47 +220,31 @@ class _Run:
         checkpoint = self.work.file("checkpoint.safetensors")
         learned = methods.starts_from(self.wanted.method, self.settings.method(self.wanted.method))
         weight_bits = Bits.parse(self.wanted.bits).weight
-        self._step("calibrate", [calibration], lambda settings: self._calibrate(settings, calibration))
+        todo, method, bits = self.todo, self.wanted.method, self.wanted.bits
+        self._step("calibrate", [calibration], lambda settings: todo.calibrate(settings, calibration))
         if learned is not None:
             self._step(
                 "reconstruct",
                 [rounding],
-                lambda settings: reconstruct.run(
-                    plan.NAME,
-                    settings,
-                    self.file,
-                    weight_bits,
-                    self.seed,
-                    learned.grouping,
-                    learned.policy,
-                    calibration,
-                    rounding,
-                    self.device,
-                ),
+                lambda settings: todo.reconstruct(settings, weight_bits, learned, calibration, rounding),
             )
+        start = None if learned is None else rounding
         self._step(
             "finetune",
             [checkpoint],
-            lambda settings: finetune.run(
-                plan.NAME,
-                settings,
-                self.file,
-                self.wanted.method,
-                self.wanted.bits,
-                self.seed,
-                calibration,
-                None if learned is None else rounding,
-                checkpoint,
-                self.device,
-            ),
+            lambda settings: todo.finetune(settings, method, bits, calibration, start, checkpoint),
         )
-        self._step("full precision", None, self._full_precision)
-        report: dict[str, Any] = {}
+        self._step("full precision", None, todo.full_precision)
         with export.whole(output, force) as folder:
-            self._step("trial", None, lambda settings: report.update(self._trial(settings, folder, checkpoint)))
-            report |= self._made(output, base_model, budget, time.monotonic() - began)
-            assert self._words is not None  # the trial has it
-            card.write(folder, report, *self._images, self._words, base_model or self.source.hub_id)
+            found: list[Trial] = []
+            self._step(
+                "trial", None, lambda settings: found.append(todo.trial(settings, folder, calibration, checkpoint))
+            )
+            (came_out,) = found
+            report = self._measured(came_out, folder) | self._made(output, base_model, budget, time.monotonic() - began)
+            shown = slice(self.own.shown)
+            full, images = came_out.full[shown], came_out.images[shown]
+            card.write(folder, report, full, images, came_out.words, base_model or self.source.hub_id)
         return Converted(output, report)
 
     def _step(self, name: str, files: list[Path] | None, run: Callable[[DatasetSettings], Any]) -> None:
@@ -268,47 +286,23 @@ class _Run:
         said = f"{what}, since {_WORDS[name]} ran out of memory on {self.device}"
         self.work.keep(plan=kept, halved=[*self.work.state["halved"], said])
 
-    def _calibrate(self, settings: DatasetSettings, output: Path) -> None:
-        calibrate.run(plan.NAME, settings, self.file, self.seed, output, self.device)
-
-    def _shards(self, settings: DatasetSettings) -> list[Path]:
-        evaluation = settings.evaluation
-        # Batches of another size are other files, so that shards of two cuts never mix.
-        of = f"{evaluation.images}x{evaluation.shards}"
-        return [self.work.file(f"full.{of}.{shard}.safetensors") for shard in range(evaluation.shards)]
-
-    def _full_precision(self, settings: DatasetSettings) -> None:
-        for shard, file in enumerate(self._shards(settings)):
-            if not file.is_file():
-                sample.run(plan.NAME, settings, self.file, None, self.seed, shard, file, self.device)
-
-    def _trial(self, settings: DatasetSettings, folder: Path, checkpoint: Path) -> dict[str, Any]:
-        """Pack the network into ``folder``, load it from there, draw with it and time it."""
-        loaded = denoisers.load(self.file, "cpu")
-        quantized = QuantizedModel(checkpoints.load(checkpoint, loaded), loaded)
-        made_of = quantized.checkpoint.sha256
-        account = artifacts.read_manifest(checkpoint, "checkpoint").notes["account"]
-        if self._words is None:  # or else it is a second try, in smaller batches
-            self._words = card.Words(quantized, export.write_pipeline(folder, quantized), account)
-        packed, model = trial.loaded(folder, self.device), denoisers.load(self.file, self.device)
-        images = trial.drawn(self.work, model, packed, settings, self.seed, made_of)
-        full = torch.cat([artifacts.load_tensors(file, "samples").tensors["images"] for file in self._shards(settings)])
-        whole, network = _bytes(folder), export.weights_of(folder).stat().st_size
+    def _measured(self, found: Trial, folder: Path) -> dict[str, Any]:
+        """What the folder is like, for the report."""
+        account, quantized = found.words.account, found.words.model
         size = {
-            "network_mib": network / 2**20,
-            "folder_mib": whole / 2**20,
+            "network_mib": export.weights_of(folder).stat().st_size / 2**20,
+            "folder_mib": _bytes(folder) / 2**20,
             "float32_mib": account["full_precision_mib"],
         }
         size |= {"weight_bits": account["mean_weight_bits"], "activation_bits": account["mean_activation_bits"]}
-        self._images = full[: self.own.shown], images[: self.own.shown]
-        described = inspection.describe(self.file)
+        described = inspection.describe(self.todo.file)
         parts = inspection.parts(quantized.network, described)
         return {
             "network": {"class": described.network, "parameters": account["parameters"]},
-            "closeness": trial.closeness(images, full),
+            "closeness": trial.closeness(found.images, found.full),
             "size": size,
-            "speed": trial.speed(model, packed, min(4, settings.evaluation.batch_size)),
-            **{name: [asdict(each) for each in found] for name, found in parts.items()},
+            "speed": found.speed,
+            **{name: [asdict(each) for each in rows] for name, rows in parts.items()},
         }
 
     def _made(self, output: Path, base_model: str | None, budget: float | None, seconds: float) -> dict[str, Any]:
@@ -316,7 +310,7 @@ class _Run:
         manifest = artifacts.read_manifest(self.work.file("checkpoint.safetensors"), "checkpoint")
         (key,) = self.settings.methods.model_fields_set
         own = self.settings.model_dump(mode="json")
-        chosen = {name: own[name] for name in ("sampler", "calibration", "quantizer", "reconstruction")}
+        chosen = {name: own[name] for name in ("calibration", "quantizer", "reconstruction")}
         took = self.work.state["took"]
         return {
             "folder": str(output),
@@ -325,13 +319,16 @@ class _Run:
             "bits": self.wanted.bits,
             "seed": self.seed,
             "device": str(self.device),
-            "settings": chosen | {"condition": own["condition"], f"methods.{key}": own["methods"][key]},
+            "settings": {"sampler": self.todo.call}
+            | chosen
+            | {"condition": own["condition"], f"methods.{key}": own["methods"][key]},
             "budget_minutes": budget,
             "cuts": [*self.plan.cuts, *self.work.state["halved"]],
             "estimated_seconds": self.plan.seconds,
             "took_seconds": took | {"all of this run": seconds},
             "scheduler": self.source.scheduler,
-            "model_sha256": _sha256(self.file),
+            "calibrated_by": self.todo.drawn_by,
+            "model_sha256": self.todo.sha256,
             "versions": manifest.versions,
         }
 
@@ -370,30 +367,6 @@ def halved(settings: DatasetSettings, step: str, method: str) -> tuple[DatasetSe
     for part in reversed(where):
         changes = {part: changes}
     return plan.with_shards(plan.changed(settings, changes)), words
-
-
-def _model_file(source: Source, work: Work) -> Path:
-    """The model artifact that the stages read: the model's own, or one in the work's folder."""
-    if source.artifact is not None:
-        return source.artifact
-    file = work.file(MODEL)
-    if source.sha256 and file.is_file() and _made_of(file) == source.sha256:
-        return file
-    inputs = {"source": source.sha256} if source.sha256 else {}
-    denoisers.save(file, source.model, Manifest(kind="model", inputs=inputs))
-    return file
-
-
-def _made_of(file: Path) -> str | None:
-    try:
-        return artifacts.read_manifest(file, "model").inputs.get("source")
-    except artifacts.ArtifactError:
-        return None
-
-
-def _sha256(file: Path) -> str:
-    """What a model artifact says that it is."""
-    return artifacts.read_manifest(file, "model").sha256
 
 
 def _bytes(folder: Path) -> int:

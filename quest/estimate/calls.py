@@ -125,7 +125,7 @@ class Calls:
     def _on_grids(self, quantizer: QuantizerSettings) -> QuantizedNetwork:
         network = copy.deepcopy(self.model.network)
         example = tuple(architectures.of(network).arguments(self.model.inputs(1, self.device)))
-        recipe = Recipe(BITS, quantizer, 1, self.settings.sampler.steps)
+        recipe = Recipe(BITS, quantizer, 1, self.settings.sampler.steps, self.model.policy)
         return QuantizedNetwork(network, recipe, example)
 
     def _quantized(self, batch: int) -> float:

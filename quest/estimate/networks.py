@@ -28,6 +28,7 @@ from quest.embedded.training.autoencoder import build as build_autoencoder
 from quest.embedded.training.denoiser import build_unet
 from quest.learning import recording
 from quest.learning.calibration import Calibration
+from quest.quantization.policy import EVERYTHING, Policy
 from quest.quantization.roles import is_layer
 from quest.sources import compvis
 
@@ -40,11 +41,13 @@ _FLOAT = 4  # bytes
 @dataclass(frozen=True)
 class Model:
     """network: the noise predictor. decoder: the first stage of a latent model. context: tokens and channels of what a
-    conditional network is told. Either network may be on the meta device."""
+    conditional network is told. Either network may be on the meta device. policy: which layers are timed at other bits
+    than all others."""
 
     network: Any
     decoder: Any = None
     context: tuple[int, int] | None = None
+    policy: Policy = EVERYTHING
 
     def inputs(self, batch: int, device: torch.device | str) -> Inputs:
         """Noise at timestep 500, under random conditions, of ``batch`` samples."""

@@ -41,6 +41,7 @@ from quest.own.steps import TIMED, Steps, account_of
 from quest.own.trial import Trial
 from quest.own.work import PIPELINE, Work
 from quest.quantization.network import QuantizedNetwork
+from quest.quantization.policy import EVERYTHING, FULL, Policy
 from quest.sources import pipelines
 
 
@@ -88,7 +89,7 @@ class AroundPipeline(Steps):
         context = (1, 1) if inputs.context is None or inputs.context.ndim < 3 else tuple(inputs.context.shape[1:])
         components = opened.pipeline.components
         decoder = components.get("vae") or components.get("vqvae")
-        return _Told(opened.network, decoder, context, inputs)  # type: ignore[arg-type]
+        return _Told(opened.network, decoder, context, self._leaving(EVERYTHING), inputs)  # type: ignore[arg-type]
 
     def calibrate(self, settings: DatasetSettings, output: Path) -> None:
         count = settings.calibration.samples_per_step
@@ -112,7 +113,9 @@ class AroundPipeline(Steps):
     ) -> None:
         self._opened = None
         data = calls.load(calibration).to(self._device)
-        network = start.rounding_network(settings, self._shell(), weight_bits, learned.policy)
+        shell, bits = self._shell(), Bits(weight_bits, 8)  # activations stay in full precision meanwhile
+        policy = self._leaving(start.policy_of(learned.policy, shell, bits))
+        network = QuantizedNetwork(shell.network, start.recipe(settings, bits, policy=policy), shell.example())
         key = {"settings": plain(settings.reconstruction), "seed": self._seed, "device": self._device.type}
         progress = reconstructions.Progress(
             beside(output), key | {"calibration": artifacts.read_manifest(calibration, "calibration").sha256}
@@ -129,6 +132,7 @@ class AroundPipeline(Steps):
         torch.manual_seed(self._seed)
         data, shell = calls.load(calibration).to(self._device), self._shell()
         recipe = start.recipe_of(settings, shell, method, Bits.parse(bits))
+        recipe = replace(recipe, policy=self._leaving(recipe.policy))
         network = QuantizedNetwork(shell.network, recipe, shell.example())
         if rounding is not None:
             reconstructions.put(network, artifacts.load_tensors(rounding, "reconstruction").tensors)
@@ -204,6 +208,14 @@ class AroundPipeline(Steps):
         side = self._rehearsal.inputs.x.shape[-1]
         if architectures.of(network).shape[1:] != (side, side):
             network.register_to_config(sample_size=side)
+
+    def _leaving(self, policy: Policy) -> Policy:
+        """The policy, but for layers that are called with other rows than one a sample (PixArt-α's embedding of the
+        image's size): few weights, which stay in full precision."""
+        if not (uneven := tuple((name, FULL) for name in self._rehearsal.uneven)):
+            return policy
+        name = f"{policy.name}, without layers of several rows a sample"
+        return replace(policy, name=name, overrides=uneven + policy.overrides)
 
     def _shell(self) -> Denoiser:
         scheduler: Any = None  # the pipeline's own, which is its own affair

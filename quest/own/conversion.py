@@ -83,7 +83,8 @@ def convert(
     model: a diffusers pipeline, which stays as it is, its folder or its U-Net's, a hub id, a CompVis checkpoint with
     its ``architecture``, or a model artifact. prompts: of a model of texts, a list or the path of a file with one a
     line. classes: of a model of classes, the first so many. steps, sampler ("ddim" or "plms"), eta, guidance_scale: how
-    images will be drawn; the defaults are those of the pipeline and of `OwnSettings`. budget: minutes, to which what is
+    images will be drawn; the defaults are those of the pipeline and of `OwnSettings`, and a pipeline that draws by
+    itself (`quest.own.drawing`) has the first and last alone. budget: minutes, to which what is
     learned is cut; memory: GiB of the device. settings: changes to `OwnSettings`, as plain JSON. base_model: a name
     for the card.
 
@@ -140,6 +141,8 @@ def _begun(
     """The folder of the work and what is to be done in it. given: how images are drawn. Raises ValueError, before the
     folder is there where the configuration tells it."""
     if isinstance(source, Source):
+        if own.size is not None:
+            raise ConfigError(f"size: found {own.size}, but this model draws images of one size here; leave it out")
         chosen = wishes.sampler(source, own, **given)
         wishes.check_delivery(source.model, method, chosen)
         with working(output) as work:

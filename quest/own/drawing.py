@@ -26,6 +26,7 @@ from quest.architectures import Architecture, Inputs
 from quest.artifacts import ArtifactError
 from quest.diffusion.sampling import to_uint8
 from quest.own.calls import Calls, told
+from quest.quantization.roles import is_layer
 from quest.sources.weights import in_one_line
 
 
@@ -70,12 +71,14 @@ class Asked:
 @dataclass(frozen=True)
 class Rehearsal:
     """What one image showed. timesteps: that its scheduler goes through, each once. samples: of the network for one
-    image, two where it is guided. inputs: of the first call. shape: (channels, H, W) of the image."""
+    image, two where it is guided. inputs: of the first call. shape: (channels, H, W) of the image. uneven: layers that
+    are called with other rows than one a sample, by name; what is cached by sample cannot hold them."""
 
     timesteps: list[float]
     samples: int
     inputs: Inputs
     shape: tuple[int, int, int]
+    uneven: tuple[str, ...] = ()
 
 
 class Pipeline:
@@ -148,12 +151,14 @@ class Pipeline:
         """
         network = self.network
         own, found, answer = network.forward, [], []
+        uneven: dict[str, None] = {}
 
         def forward(*args: Any, **named: Any) -> Any:
             inputs = told(network, args, named)
             found.append(inputs)
             if not answer:
-                answer.append(own(*args, **named))
+                with _noting_rows(network, len(inputs.x), uneven):
+                    answer.append(own(*args, **named))
                 _check_told(network, own, inputs, answer[0])
             if isinstance(answer[0], tuple):
                 return (torch.zeros_like(answer[0][0]),)
@@ -172,7 +177,7 @@ class Pipeline:
             del network.forward  # the class's own again
         times = list(dict.fromkeys(float(inputs.timesteps[0]) for inputs in found))
         channels, height, width = image.shape
-        return Rehearsal(times, len(found[0].x), found[0], (channels, height, width))
+        return Rehearsal(times, len(found[0].x), found[0], (channels, height, width), tuple(uneven))
 
     @torch.no_grad()
     def record(
@@ -257,6 +262,26 @@ def _listening(network: nn.Module, steps: set[int]) -> Iterator[_Heard]:
         yield heard
     finally:
         handle.remove()
+
+
+@contextmanager
+def _noting_rows(network: nn.Module, samples: int, uneven: dict[str, None]) -> Iterator[None]:
+    """Within, names of layers that are called with other rows than ``samples`` are put into ``uneven``."""
+
+    def note(name: str) -> Callable[..., None]:
+        def hook(_layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            if len(inputs[0]) != samples:
+                uneven[name] = None
+
+        return hook
+
+    layers = {name: module for name, module in network.named_modules() if is_layer(module)}
+    handles = [layer.register_forward_pre_hook(note(name)) for name, layer in layers.items()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def _equal(a: Tensor | None, b: Tensor | None) -> bool:

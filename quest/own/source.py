@@ -209,7 +209,7 @@ def _check(where: str, pipeline: str | None, network: str, config: Mapping[str, 
     if network not in architectures.networks():
         raise ArtifactError(f"{where}: {architectures.unexplained(network)}. What is taken: {TAKEN}")
     if not network.startswith("UNet2D"):
-        found = f"a {network} in a {pipeline}" if pipeline else f"a {network} alone, which cannot draw"
+        found = f"a {network} in a {pipeline}" if pipeline else f"a {network} without its pipeline"
         raise ArtifactError(
             f"{where}: {found} cannot be calibrated here; expected the folder of a whole pipeline of "
             f"{', '.join(FAMILIES)}. `quest inspect` says what its layers would become"

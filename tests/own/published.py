@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from diffusers.models.transformers.pixart_transformer_2d import PixArtTransforme
 from diffusers.models.transformers.transformer_flux import FluxTransformer2DModel
 from diffusers.models.transformers.transformer_sd3 import SD3Transformer2DModel
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from diffusers.pipelines.ddpm.pipeline_ddpm import DDPMPipeline
 from diffusers.pipelines.dit.pipeline_dit import DiTPipeline
 from diffusers.pipelines.flux.pipeline_flux import FluxPipeline
 from diffusers.pipelines.pixart_alpha.pipeline_pixart_alpha import PixArtAlphaPipeline
@@ -19,11 +21,15 @@ from diffusers.pipelines.pixart_alpha.pipeline_pixart_sigma import PixArtSigmaPi
 from diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3 import StableDiffusion3Pipeline
 from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import StableDiffusionXLPipeline
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
 from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteScheduler
 from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
 from tiny_clip import tiny_clip
 from torch import nn
+
+from quest.deploy.packed.pipelines import QuestClassPipeline
+from tests.own.brought import unet
 
 TEXT = 12  # channels of the large text encoder
 POOLED = 16  # of CLIP's projection
@@ -95,7 +101,10 @@ def pixart(_folder: Path, sized: bool = False) -> PixArtSigmaPipeline | PixArtAl
     )
     text_encoder, tokenizer = t5()
     build: Any = PixArtAlphaPipeline if sized else PixArtSigmaPipeline
-    return build(tokenizer, text_encoder, kl(), filled(network), DPMSolverMultistepScheduler())
+    # Attention of all of the many pixels would take longer than all else.
+    return build(
+        tokenizer, text_encoder, kl(mid_block_add_attention=not sized), filled(network), DPMSolverMultistepScheduler()
+    )
 
 
 def sd3(folder: Path) -> StableDiffusion3Pipeline:
@@ -179,3 +188,38 @@ def sdxl(folder: Path) -> StableDiffusionXLPipeline:
         scheduler=EulerDiscreteScheduler(steps_offset=1),
         add_watermarker=False,
     )
+
+
+def classes(_folder: Path) -> DDPMPipeline:
+    """A U-Net with diffusers' own class embedding, in a pipeline that cannot call it."""
+    return DDPMPipeline(unet(num_class_embeds=3), DDPMScheduler())
+
+
+def of_classes(folder: Path) -> QuestClassPipeline:
+    """The same in one that can."""
+    pipeline = classes(folder)
+    return QuestClassPipeline(pipeline.unet, pipeline.scheduler)
+
+
+MAKE = {
+    "dit": dit,
+    "classes": of_classes,
+    "pixart-sigma": pixart,
+    "pixart-alpha": partial(pixart, sized=True),
+    "sd3": sd3,
+    "flux": flux,
+    "flux-schnell": partial(flux, guided=False),
+    "sdxl": sdxl,
+}
+CLASS = {
+    "dit": "DiTPipeline",
+    "classes": "QuestClassPipeline",
+    "pixart-sigma": "PixArtSigmaPipeline",
+    "pixart-alpha": "PixArtAlphaPipeline",
+    "sd3": "StableDiffusion3Pipeline",
+    "flux": "FluxPipeline",
+    "flux-schnell": "FluxPipeline",
+    "sdxl": "StableDiffusionXLPipeline",
+}
+SIZES = {"flux": 16, "flux-schnell": 16}
+"""Pixels of a side; the others' networks say it."""

@@ -32,7 +32,7 @@ from quest.estimate import networks
 from quest.learning import reconstruction as reconstructions
 from quest.learning.calibration import Calibration
 from quest.learning.progress import Progress, beside
-from quest.own import calls, trial, wishes
+from quest.own import calls, trial
 from quest.own.calls import Calls
 from quest.own.card import Words
 from quest.own.drawing import Asked, Pipeline
@@ -59,15 +59,13 @@ class AroundPipeline(Steps):
         self._opened: Pipeline | None = None
         self._words: Words | None = None
 
-    def rehearse(self, wanted: Any, method: str, grouping: str | None) -> None:
-        """Draw once, to see what the network is told. wanted: a class or prompt. method, grouping: that will learn.
+    def rehearse(self, wanted: Any) -> None:
+        """Draw once, to see what the network is told. wanted: a class or prompt.
 
-        Raises ArtifactError for a pipeline whose own call fails, or tells its network what cannot be told again;
-        ConfigError for a method that cannot learn from its calls.
+        Raises ArtifactError for a pipeline whose own call fails, or tells its network what cannot be told again.
         """
         opened = self._pipeline()
         self._kind = type(opened.network)
-        wishes.check_grouping(opened.network, method, grouping)
         self._rehearsal = opened.rehearse(wanted)
         self._fit(opened.network)
         self.call = opened.arguments()

@@ -153,8 +153,7 @@ def _begun(
     assert condition is not None  # all of these are conditional
     with working(output) as work:
         todo = AroundPipeline(source, asked, work, seed, device)
-        learned = methods.starts_from(method, getattr(own.methods, python_name(method)))
-        todo.rehearse(texts[0] if texts else 0, method, learned and learned.grouping)
+        todo.rehearse(texts[0] if texts else 0)
         yield work, todo
 
 

@@ -7,9 +7,6 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
-from quest import architectures
 from quest.config.own import OwnSettings
 from quest.config.reading import validate
 from quest.config.sampling import ConditionSettings, SamplerSettings
@@ -22,8 +19,9 @@ from quest.diffusion.denoiser import Denoiser
 from quest.own.drawing import FAMILIES, Asked
 from quest.own.source import OwnPipeline, Source
 
-FROM_CALLS = ("nearest", "quest", "q-diffusion", "tfmq-dm")
-"""Methods that learn from network inputs alone; the others walk from noise to samples themselves."""
+FROM_CALLS = ("nearest", "quest", "q-diffusion")
+"""Methods that learn from network inputs alone, block by block; the others walk from noise to samples themselves, or
+learn what depends on the timestep alone."""
 
 
 def texts(prompts: Sequence[str] | str | PathLike[str]) -> list[str]:
@@ -105,19 +103,9 @@ def check_method(method: str) -> None:
     """Raises ConfigError for a method that cannot learn from what a pipeline told its network."""
     if method not in FROM_CALLS:
         raise ConfigError(
-            f"--method: {method} draws with the network itself while it learns, and this pipeline draws by its own "
-            f"call alone; take one of {', '.join(FROM_CALLS)}"
+            f"--method: {method} cannot learn from a pipeline that draws by itself, of which only the inputs of its "
+            f"network are known; take one of {', '.join(FROM_CALLS)}"
         )
-
-
-def check_grouping(network: nn.Module, method: str, grouping: str | None) -> None:
-    """Raises ConfigError for a network without what a method learns first. grouping: of its learned rounding."""
-    if grouping == "temporal":
-        try:
-            architectures.of(network).temporal()
-        except ValueError as error:
-            others = ", ".join(name for name in FROM_CALLS if name != method)
-            raise ConfigError(f"--method: {method}: {error}; or take one of {others}") from error
 
 
 def check_delivery(model: Denoiser, method: str, sampler: SamplerSettings) -> None:

@@ -23,10 +23,12 @@ if TYPE_CHECKING:
 @click.option("--output", type=click.Path(path_type=Path), required=True, help="Folder to write.")
 @click.option("--prompts", type=FILE, help="Of a model of texts: what it will be asked for, one a line.")
 @click.option("--classes", type=int, help="Of a model of classes: the first so many; default: all.")
-@click.option("--steps", type=click.IntRange(min=1), help="Sampling steps; default: about 50.")
+@click.option("--steps", type=click.IntRange(min=1), help="Sampling steps; default: the pipeline's own, or about 50.")
 @click.option("--sampler", type=click.Choice(["ddim", "plms"]), help="Default: that of the pipeline.")
 @click.option("--eta", type=click.FloatRange(0, 1), help="Noise that DDIM adds; default: 0.")
-@click.option("--guidance", "guidance_scale", type=float, help="Default: 7.5 of texts, 1.5 of classes.")
+@click.option(
+    "--guidance", "guidance_scale", type=float, help="Default: the pipeline's own, or 7.5 of texts, 1.5 of classes."
+)
 @click.option("--budget", type=float, help="Minutes; what is learned is cut to them, and what was cut is said.")
 @click.option("--memory", type=float, help="GiB; samples and batches are cut to them.")
 @click.option("--architecture", type=FILE, help="Of a CompVis checkpoint (.ckpt): its hyper-parameters, YAML.")
@@ -39,9 +41,9 @@ if TYPE_CHECKING:
 def quantize(model: str, output: Path, file: Path | None, as_json: bool, device: torch.device, **given: Any) -> None:
     """Quantize MODEL and write a folder that diffusers loads, with a card of what that cost.
 
-    MODEL is a diffusers pipeline's folder, that of its U-Net, a hub id, a CompVis checkpoint, or a model artifact. A
-    command that was killed goes on where it was when it is given again. With --size or --psnr the weight bits of --bits
-    are the most that a layer may have.
+    MODEL is a diffusers pipeline's folder (U-Net or transformer), that of a U-Net alone, a hub id, a CompVis
+    checkpoint, or a model artifact. A command that was killed goes on where it was when it is given again. With --size
+    or --psnr the weight bits of --bits are the most that a layer may have.
     """
     from quest.config.reading import read
     from quest.own import card

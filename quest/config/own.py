@@ -46,6 +46,10 @@ class OwnSettings(Settings):
     eta: Annotated[float, Field(ge=0, le=1)] = Field(
         default=0.0, description="0 is deterministic DDIM, 1 as noisy as DDPM"
     )
+    size: Positive | None = Field(
+        default=None,
+        description="pixels of a side, of a pipeline of texts that draws images of any size; without, its own default",
+    )
     guidance: dict[Literal["text", "class"], NonNegative] = Field(
         default={"text": 7.5, "class": 1.5}, description="classifier-free guidance by what a model is told"
     )

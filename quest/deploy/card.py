@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import yaml
 
@@ -12,6 +12,17 @@ from quest.deploy.packed.description import Description
 from quest.deploy.quantized import QuantizedModel
 from quest.diffusion.conditioners import TextEncoder
 from quest.quantization.roles import is_layer
+
+
+class Use(NamedTuple):
+    """How a folder is drawn with. call: the arguments of its pipeline's, as code. sampler: in words. timesteps: that it
+    was calibrated at. others: the parts of the pipeline that are not quantized."""
+
+    call: str
+    sampler: str
+    timesteps: Sequence[float]
+    others: Sequence[str]
+
 
 _CALLS = {
     "text": 'prompt="{prompt}", guidance_scale={guidance}, num_inference_steps={steps}',
@@ -28,9 +39,11 @@ def text(
     metrics: Mapping[str, Any] | None,
     size: int,
     called: str | None = None,
+    use: Use | None = None,
 ) -> str:
     """The card, Markdown with its header. account: the model's bit account; size: bytes of the packed weights. called:
-    what the title calls the model, where ``base_model`` does not."""
+    what the title calls the model, where ``base_model`` does not. use: where the pipeline is none that quest wrote."""
+    use = use or use_of(model)
     name = base_model or f"sha256:{model.checkpoint.inputs['model']}"
     header = {
         "library_name": "diffusers",
@@ -44,46 +57,55 @@ def text(
         f"The denoiser of this pipeline has {account['mean_weight_bits']:.2f}-bit weights and "
         f"{account['mean_activation_bits']:.2f}-bit activations on average, and takes {size / 2**20:.2f} MiB instead "
         f"of {account['full_precision_mib']:.2f} MiB. The method is {description.method}.",
-        f"```python\n{loading(model)}\n```",
-        _steps(model),
-        _made(model),
+        f"```python\n{loading(use)}\n```",
+        _steps(model, use),
+        _made(model, use),
         _closeness(metrics),
-        _unquantized(model),
+        _unquantized(model, use),
         "Without `import quest` diffusers says `Unknown quantization type, got quest`.",
     ]
     return "\n\n".join(paragraphs) + "\n"
 
 
-def loading(model: QuantizedModel) -> str:
-    """The lines of Python that load a model's folder and draw with it as it was quantized for."""
-    sampler, conditioner = model.sampler, model.around.conditioner
-    kind = None if conditioner is None else conditioner.kind
+def use_of(model: QuantizedModel) -> Use:
+    """How the pipeline is used that `quest.deploy.export` writes of a model."""
+    sampler, around = model.sampler, model.around
+    kind = None if around.conditioner is None else around.conditioner.kind
     values = {"guidance": sampler.guidance_scale, "eta": sampler.eta, "steps": sampler.steps, "prompt": "…"}
-    call = _CALLS[kind].format(**values)
+    words = f"{sampler.kind.upper()} with {sampler.steps} steps and η = {sampler.eta:g}"
+    if sampler.guidance_scale != 1:
+        words += f" and a guidance scale of {sampler.guidance_scale:g}"
+    others = [] if around.first_stage is None else ["the first stage"]
+    if around.conditioner is not None:
+        others.append("the text encoder" if isinstance(around.conditioner, TextEncoder) else "the class embedding")
+    return Use(_CALLS[kind].format(**values), words, around.sampler(sampler).timesteps.tolist(), others)
+
+
+def loading(use: Use) -> str:
+    """The lines of Python that load a model's folder and draw with it as it was quantized for."""
     return (
         "import quest  # lets diffusers read it; pip install quest-diffusion\n"
         "from diffusers import DiffusionPipeline\n\n"
-        f'pipeline = DiffusionPipeline.from_pretrained("this folder")\nimages = pipeline({call}).images'
+        f'pipeline = DiffusionPipeline.from_pretrained("this folder")\nimages = pipeline({use.call}).images'
     )
 
 
-def _steps(model: QuantizedModel) -> str:
+def _steps(model: QuantizedModel, use: Use) -> str:
     recipe = model.network.recipe
-    timesteps = model.around.sampler(model.sampler).timesteps.tolist()
+    first, last = use.timesteps[0], use.timesteps[-1]
     return (
-        f"Activation scales were calibrated at {recipe.steps} timesteps, {timesteps[0]} to {timesteps[-1]}, in "
-        f"{recipe.sets} sets. The pipeline takes the set of the nearest of these timesteps by itself, whatever its "
-        "scheduler and number of steps."
+        f"Activation scales were calibrated at {recipe.steps} timesteps, {first:g} to {last:g}, in {recipe.sets} sets. "
+        "The pipeline takes the set of the nearest of these timesteps by itself, whatever its scheduler and number of "
+        "steps."
     )
 
 
-def _made(model: QuantizedModel) -> str:
+def _made(model: QuantizedModel, use: Use) -> str:
     checkpoint = model.checkpoint
-    sampler = f"{model.sampler.kind.upper()} with {model.sampler.steps} steps and η = {model.sampler.eta:g}"
-    words = f"Made by quest ({checkpoint.method}, seed {checkpoint.seed}) for {sampler}"
-    if model.sampler.guidance_scale != 1:
-        words += f" and a guidance scale of {model.sampler.guidance_scale:g}"
-    words += f", from the model with sha256 `{checkpoint.inputs['model']}`."
+    words = (
+        f"Made by quest ({checkpoint.method}, seed {checkpoint.seed}) for {use.sampler}, from the model with sha256 "
+        f"`{checkpoint.inputs['model']}`."
+    )
     if checkpoint.correction is not None:
         words += (
             " The mean of the correction of PTQD's sampler is part of the network; what it takes off the variance of a "
@@ -105,16 +127,13 @@ def _closeness(metrics: Mapping[str, Any] | None) -> str:
     return words
 
 
-def _unquantized(model: QuantizedModel) -> str:
+def _unquantized(model: QuantizedModel, use: Use) -> str:
     network = model.network.network
     left = [name for name, module in network.named_modules() if is_layer(module)]
     kinds = Counter(type(module).__name__ for module in network.modules() if "Norm" in type(module).__name__)
     norms = " and ".join(f"{count} {kind}" for kind, count in kinds.items())
     words = ["biases", norms or "no norms"]
     words.append(f"{len(left)} layers ({', '.join(left[:8])}{', …' if len(left) > 8 else ''})" if left else "")
-    if model.around.first_stage is not None:
-        words.append("the first stage")
-    if model.around.conditioner is not None:
-        words.append("the text encoder" if isinstance(model.around.conditioner, TextEncoder) else "the class embedding")
+    words += use.others
     attention = "" if model.network.recipe.policy.attention else " The operands of attention are not quantized."
     return f"Not quantized: {', '.join(word for word in words if word)}.{attention}"

@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
@@ -21,6 +21,7 @@ from safetensors.torch import save
 from quest import architectures
 from quest.artifacts import ArtifactError, write_bytes
 from quest.deploy import card
+from quest.deploy.checkpoints import Checkpoint
 from quest.deploy.packed import assembly, seal
 from quest.deploy.packed.description import Description
 from quest.deploy.packed.pipelines import NAME as LATENT
@@ -30,6 +31,7 @@ from quest.diffusion.conditioners import ClassEmbedder, TextEncoder
 from quest.diffusion.denoiser import Denoiser
 from quest.diffusion.first_stage import FirstStage
 from quest.quantization import mixed
+from quest.sources.weights import read_json
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 _MODELS = "quest.deploy.packed.pipelines"
@@ -77,16 +79,17 @@ def described(
     metrics: Mapping[str, Any] | None,
     called: str | None = None,
     account: Mapping[str, Any] | None = None,
+    use: card.Use | None = None,
 ) -> str:
-    """The model card of a folder that `write_pipeline` wrote, Markdown; see `card.text`. account: the model's, where it
-    is known."""
+    """The model card of a folder that `write_pipeline` or `write_around` wrote, Markdown; see `card.text`. account: the
+    model's, where it is known."""
     size = weights_of(folder).stat().st_size
-    return card.text(model, description, account or model.account(), base_model, metrics, size, called)
+    return card.text(model, description, account or model.account(), base_model, metrics, size, called, use)
 
 
 def weights_of(folder: Path) -> Path:
     """The file of packed weights in a pipeline's folder."""
-    return folder / "unet" / WEIGHTS
+    return next(folder / part / WEIGHTS for part in ("unet", "transformer") if (folder / part).is_dir())
 
 
 def check_pipeline(model: QuantizedModel) -> None:
@@ -137,28 +140,53 @@ def _network(folder: _Folder, model: QuantizedModel) -> Description:
             "expected a model that predicts epsilon, or a method without a correction"
         )
     timesteps = around.sampler(model.sampler).timesteps.tolist()
-    fields, tensors = assembly.take_apart(quantized, timesteps, correction)
-    made = {"inputs": model.checkpoint.inputs, "checkpoint": model.checkpoint.sha256, "seed": model.checkpoint.seed}
-    if (chosen := model.checkpoint.notes.get(mixed.NAME)) is not None:
-        made |= {"asked": {"most": chosen["most"], **chosen["wish"]}}
     network: Any = quantized.network
     config = {key: value for key, value in network.config.items() if not key.startswith("_")}
+    description = write_network(folder.path / "unet", model.checkpoint, config, timesteps)
+    folder.index["unet"] = ["diffusers", type(network).__name__]
+    return description
+
+
+def write_network(
+    place: Path, checkpoint: Checkpoint, config: Mapping[str, Any], timesteps: Sequence[int]
+) -> Description:
+    """Write a packed network and its config.json into the folder ``place``. config: diffusers', of the network in full
+    precision. timesteps: that its sampling steps are at."""
+    quantized = checkpoint.network
+    network: Any = quantized.network
+    fields, tensors = assembly.take_apart(quantized, timesteps, checkpoint.correction)
+    made = {"inputs": checkpoint.inputs, "checkpoint": checkpoint.sha256, "seed": checkpoint.seed}
+    if (chosen := checkpoint.notes.get(mixed.NAME)) is not None:
+        made |= {"asked": {"most": chosen["most"], **chosen["wish"]}}
     heads = _heads_beyond(type(network).__name__, config, quantized.architecture.heads())
     description = Description(
-        bits=model.label,
+        bits=mixed.label(quantized),
         heads=heads,
-        method=model.method,
-        sampler=model.sampler.model_dump(mode="json", exclude_defaults=True),
+        method=checkpoint.method,
+        sampler=checkpoint.sampler.model_dump(mode="json", exclude_defaults=True),
         made=made,
         **fields,
     )
     plain = description.plain()
     head = {"_class_name": type(network).__name__, "_diffusers_version": diffusers.__version__}
-    _write_json(folder.path / "unet" / "config.json", head | config | {"quantization_config": plain})
+    _write_json(place / "config.json", {**head, **config, "quantization_config": plain})
     sealed = {"format": "pt", seal.KEY: seal.digest(tensors, plain)}
-    write_bytes(folder.path / "unet" / WEIGHTS, save(tensors, metadata=sealed))
-    folder.index["unet"] = ["diffusers", type(network).__name__]
+    write_bytes(place / WEIGHTS, save(tensors, metadata=sealed))
     return description
+
+
+@torch.no_grad()
+def write_around(
+    folder: Path, source: Path, part: str, checkpoint: Checkpoint, timesteps: Sequence[float]
+) -> Description:
+    """Write the pipeline of the folder ``source`` into ``folder``, its ``part`` packed and all others as they are."""
+    index = read_json(source / "model_index.json")
+    for name, of in index.items():
+        if name != part and isinstance(of, list) and len(of) == 2 and of[1] is not None:
+            shutil.copytree(source / name, folder / name)
+    shutil.copyfile(source / "model_index.json", folder / "model_index.json")
+    config = {key: value for key, value in read_json(source / part / "config.json").items() if not key.startswith("_")}
+    return write_network(folder / part, checkpoint, config, [round(each) for each in timesteps])
 
 
 def _heads_beyond(name: str, config: Mapping[str, Any], heads: Mapping[str, int]) -> dict[str, int]:

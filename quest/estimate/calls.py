@@ -125,7 +125,7 @@ class Calls:
     def _on_grids(self, quantizer: QuantizerSettings) -> QuantizedNetwork:
         network = copy.deepcopy(self.model.network)
         example = tuple(architectures.of(network).arguments(self.model.inputs(1, self.device)))
-        recipe = Recipe(BITS, quantizer, 1, self.settings.sampler.steps)
+        recipe = Recipe(BITS, quantizer, 1, self.settings.sampler.steps, self.model.policy)
         return QuantizedNetwork(network, recipe, example)
 
     def _quantized(self, batch: int) -> float:
@@ -294,8 +294,7 @@ class Calls:
     # Shared
 
     def _calibration(self, samples: int, samples_of_schedule: int = 1) -> Calibration:
-        told = self.model.inputs(samples, self.device)
-        return Calibration(told.x.unsqueeze(0), [0], _sampler(samples_of_schedule), told.context)
+        return self.model.recorded(self.model.inputs(samples, self.device), _sampler(samples_of_schedule))
 
     def _repeated(self, call: Callable[[], Any]) -> float:
         """Seconds of a call: the second one's, or of the best of some where they are short."""

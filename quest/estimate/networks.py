@@ -7,7 +7,7 @@ not depend on them.
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -23,9 +23,12 @@ from quest.config.dataset import DatasetSettings
 from quest.config.values import ConfigError
 from quest.diffusion import denoiser as denoisers
 from quest.diffusion.denoiser import Denoiser
+from quest.diffusion.samplers import Sampler
 from quest.embedded.training.autoencoder import build as build_autoencoder
 from quest.embedded.training.denoiser import build_unet
 from quest.learning import recording
+from quest.learning.calibration import Calibration
+from quest.quantization.policy import EVERYTHING, Policy
 from quest.quantization.roles import is_layer
 from quest.sources import compvis
 
@@ -38,11 +41,13 @@ _FLOAT = 4  # bytes
 @dataclass(frozen=True)
 class Model:
     """network: the noise predictor. decoder: the first stage of a latent model. context: tokens and channels of what a
-    conditional network is told. Either network may be on the meta device."""
+    conditional network is told. Either network may be on the meta device. policy: which layers are timed at other bits
+    than all others."""
 
     network: Any
     decoder: Any = None
     context: tuple[int, int] | None = None
+    policy: Policy = EVERYTHING
 
     def inputs(self, batch: int, device: torch.device | str) -> Inputs:
         """Noise at timestep 500, under random conditions, of ``batch`` samples."""
@@ -50,6 +55,10 @@ class Model:
         context = None if self.context is None else torch.randn(batch, *self.context, device=device)
         timesteps = torch.full((batch,), 500, device=device)
         return Inputs(torch.randn(batch, *shape, device=device), timesteps, context)
+
+    def recorded(self, told: Inputs, sampler: Sampler) -> Calibration:
+        """Calibration data of one step that has ``told``."""
+        return Calibration(told.x.unsqueeze(0), [0], sampler, told.context)
 
 
 @dataclass(frozen=True)
@@ -131,7 +140,7 @@ def _embedded(settings: DatasetSettings) -> Model:
 def size(model: Model) -> Size:
     """The sizes of a model, from one call of a copy of it without weights."""
     network = copy.deepcopy(model.network).to("meta").eval()
-    empty = Model(network, None, model.context)
+    empty = replace(model, network=network, decoder=None)
     architecture = architectures.of(network)
     roles = architecture.roles()
     layers = {name: network.get_submodule(name) for name in roles}
@@ -176,7 +185,7 @@ def size(model: Model) -> Size:
 def materialized(model: Model, device: torch.device) -> Model:
     """The same on ``device``; random weights where it has none, which keep the size of what passes through."""
     decoder = None if model.decoder is None else _on(model.decoder, device)
-    return Model(_on(model.network, device), decoder, model.context)
+    return replace(model, network=_on(model.network, device), decoder=decoder)
 
 
 def _on(network: nn.Module, device: torch.device) -> nn.Module:

@@ -19,7 +19,7 @@ from torch import Tensor
 from quest.artifacts import write_bytes
 from quest.config.methods import title
 from quest.deploy import export
-from quest.deploy.card import loading
+from quest.deploy.card import Use, loading
 from quest.deploy.packed.description import Description
 from quest.deploy.quantized import QuantizedModel
 from quest.own.choice import Wish, table
@@ -41,6 +41,7 @@ class Words(NamedTuple):
     model: QuantizedModel
     description: Description
     account: Mapping[str, Any]
+    use: Use
 
 
 class Section(NamedTuple):
@@ -62,13 +63,20 @@ def write(
     picture = side_by_side(full.numpy(), images.numpy())
     sections = list(_sections(report))
     readme = export.described(
-        folder, words.model, words.description, base_model, report["closeness"], report["model"], words.account
+        folder,
+        words.model,
+        words.description,
+        base_model,
+        report["closeness"],
+        report["model"],
+        words.account,
+        words.use,
     )
     shown = f"![The same seeds in full precision, above, and from this folder, below]({SAMPLES})"
     write_bytes(folder / SAMPLES, picture)
     write_bytes(folder / REPORT, (json.dumps(report, indent=1) + "\n").encode())
     write_bytes(folder / "README.md", "\n\n".join([readme.rstrip(), shown, *map(_markdown, sections), ""]).encode())
-    write_bytes(folder / PAGE, _page(report, picture, loading(words.model), sections).encode())
+    write_bytes(folder / PAGE, _page(report, picture, loading(words.use), sections).encode())
 
 
 def side_by_side(full: np.ndarray, images: np.ndarray) -> bytes:
@@ -197,10 +205,9 @@ def _made(report: Mapping[str, Any]) -> Iterator[Section]:
         f"Budget: {'none' if budget is None else f'{budget:g} minutes'}; estimated {estimated:,.0f} s.",
     ]
     if report["scheduler"] is not None:
-        sampler = report["settings"]["sampler"]["kind"].upper()
         sentences.append(
             f"The scheduler of its own pipeline was {report['scheduler']}; it was calibrated along the states of "
-            f"{sampler}, which is the folder's."
+            f"{report['calibrated_by']}, which is the folder's."
         )
     rows = [["step", "estimated s", "took s"]]
     for step, seconds in took.items():

@@ -12,37 +12,33 @@ from dataclasses import asdict, dataclass, replace
 from io import StringIO
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from quest import artifacts, methods
-from quest.artifacts import Manifest, plain, write_bytes
+from quest.artifacts import plain, write_bytes
 from quest.config.dataset import DatasetSettings
-from quest.config.method import Rounding
 from quest.config.methods import METHODS, python_name
 from quest.config.own import OwnSettings, own_settings
 from quest.config.reading import unknown, validate
 from quest.config.sampling import ConditionSettings
 from quest.config.values import Bits, ConfigError
-from quest.deploy import checkpoints, export, inspection
+from quest.deploy import export, inspection
 from quest.deploy.quantize import width_of
-from quest.deploy.quantized import QuantizedModel
 from quest.device import OutOfMemory, resolve
-from quest.diffusion import denoiser as denoisers
 from quest.estimate import resident
 from quest.estimate.speed import Speed
-from quest.learning import calibration as calibrations
-from quest.learning.progress import Progress
-from quest.own import card, layerwise, plan, trial, wishes
+from quest.own import card, plan, trial, wishes
 from quest.own import choice as choices
-from quest.own.choice import Candidates, Wish
+from quest.own.around import AroundPipeline
+from quest.own.choice import Wish
+from quest.own.chosen import ByLayers
 from quest.own.plan import Plan, Wanted
-from quest.own.source import Source, open_model
-from quest.own.work import MODEL, SPEED, Work, working
-from quest.quantization import mixed
-from quest.quantization.recipe import Recipe
-from quest.stages import calibrate, finetune, reconstruct, sample
+from quest.own.source import OwnPipeline, Source, open_model
+from quest.own.steps import ByStages, Steps
+from quest.own.trial import Trial
+from quest.own.work import SPEED, Work, working
 
 log = logging.getLogger(__name__)
 
@@ -95,8 +91,9 @@ def convert(
     to full precision in dB; with one of them each layer has weight bits of its own, at most those of ``bits``.
     prompts: of a model of texts, a list or the path of a file with one a line. classes: of a model of classes, the
     first so many. steps, sampler ("ddim" or "plms"), eta, guidance_scale: how images will be drawn; the defaults are
-    those of the pipeline and of `OwnSettings`. budget: minutes, to which what is learned is cut; memory: GiB of the
-    device. settings: changes to `OwnSettings`, as plain JSON. base_model: a name for the card.
+    those of the pipeline and of `OwnSettings`, and a pipeline that draws by itself (`quest.own.drawing`) has the first
+    and last alone. budget: minutes, to which what is learned is cut; memory: GiB of the device. settings: changes to
+    `OwnSettings`, as plain JSON. base_model: a name for the card.
 
     What is done so far is kept in ``<output>.work`` until all of it is; the same call goes on from there. Raises
     ConfigError or ArtifactError, both ValueErrors, for a model, settings or an output that cannot be used, before any
@@ -116,26 +113,20 @@ def convert(
     export.check_free(output, force)
     target = resolve(str(device))
     source = open_model(model, _path(architecture), _path(scheduler))
-    chosen = wishes.sampler(source, own, steps=steps, kind=sampler, eta=eta, guidance_scale=guidance_scale)
-    condition = wishes.condition(source.model, texts, classes)
-    wishes.check_delivery(source.model, method, chosen)
-    candidates = None
-    if wish is not None:
-        settings_of_all = plan.settings_for(own, source.model, Path("model"), Wanted(method, bits, chosen, condition))
-        candidates = choices.candidates(source.model, settings_of_all, method, Bits.parse(bits))
-        choices.check(wish, candidates)
-    with working(output) as work:
-        file = _model_file(source, work)
+    condition = wishes.condition(source, texts, classes)
+    given = {"steps": steps, "kind": sampler, "eta": eta, "guidance_scale": guidance_scale}
+    wants = _Wants(method, bits, wish, condition, texts, given)
+    with _begun(source, own, wants, output, seed, target) as (work, todo):
         if texts is not None:
             condition = ConditionSettings(prompts=work.file("prompts.txt"))
-        wanted = Wanted(method, bits, chosen, condition)
+        wanted = Wanted(method, bits, todo.sampler, condition)
         limits = {"budget": budget, "memory": memory, "device": target.type}
-        asked = {"model": _sha256(file), "method": method, "bits": bits, "seed": seed, "own": plain(own)}
-        asked |= {"sampler": plain(chosen), "condition": condition and plain(condition), **limits}
-        asked["prompts"] = texts and hashlib.sha256("\n".join(texts).encode()).hexdigest()
+        asked = {"model": todo.sha256, "method": method, "bits": bits, "seed": seed, "own": plain(own)}
+        asked |= {"sampler": plain(todo.sampler), "condition": condition and plain(condition), **limits}
+        asked |= {"call": todo.call, "prompts": texts and hashlib.sha256("\n".join(texts).encode()).hexdigest()}
         if wish is not None:
             asked["wish"] = wish._asdict()
-        run = _Run(source, wanted, own, file, work, seed, target, wish, candidates)
+        run = _Run(source, todo, wanted, own, work, seed, target)
         goes_on = work.begin(asked) and "plan" in work.state
         if texts is not None:
             write_bytes(work.file("prompts.txt"), "".join(f"{text}\n" for text in texts).encode())
@@ -146,26 +137,72 @@ def convert(
         return run.through(output, force, base_model, budget, began)
 
 
+class _Wants(NamedTuple):
+    """What was asked for, before the model says how it draws. sampling: how, None for what was not said."""
+
+    method: str
+    bits: str
+    wish: Wish | None
+    condition: ConditionSettings | None
+    texts: list[str] | None
+    sampling: Mapping[str, Any]
+
+
+@contextmanager
+def _begun(
+    source: Source | OwnPipeline, own: OwnSettings, wants: _Wants, output: Path, seed: int, device: torch.device
+) -> Iterator[tuple[Work, Steps]]:
+    """The folder of the work and what is to be done in it. Raises ValueError, before the folder is there where the
+    configuration tells it."""
+    if isinstance(source, Source):
+        if own.size is not None:
+            raise ConfigError(f"size: found {own.size}, but this model draws images of one size here; leave it out")
+        sampler = wishes.sampler(source, own, **wants.sampling)
+        wishes.check_delivery(source.model, wants.method, sampler)
+        candidates = None
+        if wants.wish is not None:
+            wanted = Wanted(wants.method, wants.bits, sampler, wants.condition)
+            of_all = plan.settings_for(own, plan.images_of(source.model), Path("model"), wanted)
+            candidates = choices.candidates(source.model, of_all, wants.method, Bits.parse(wants.bits))
+            choices.check(wants.wish, candidates)
+        with working(output) as work:
+            given = source, sampler, work, seed, device
+            if wants.wish is None or candidates is None:
+                yield work, ByStages(*given)
+            else:
+                yield work, ByLayers(*given, wants.wish, candidates)
+        return
+    if wants.wish is not None:
+        raise ConfigError(
+            f"{wants.wish}: how much each layer matters is measured along a sampler of this library, and {source.name} "
+            "draws by its own; --bits gives all layers the same"
+        )
+    asked = wishes.asked(source, own.size, wants.sampling)
+    wishes.check_method(wants.method)
+    assert wants.condition is not None  # all of these are conditional
+    with working(output) as work:
+        todo = AroundPipeline(source, asked, work, seed, device)
+        todo.rehearse(wants.texts[0] if wants.texts else 0)
+        yield work, todo
+
+
 class _Run:
     """The stages of one conversion."""
 
     def __init__(
         self,
-        source: Source,
+        source: Source | OwnPipeline,
+        todo: Steps,
         wanted: Wanted,
         own: OwnSettings,
-        file: Path,
         work: Work,
         seed: int,
         device: torch.device,
-        wish: Wish | None = None,
-        candidates: Candidates | None = None,
     ):
-        self.wish, self.candidates = wish, candidates
-        self.source, self.wanted, self.own = source, wanted, own
-        self.file, self.work, self.seed, self.device = file, work, seed, device
-        self.full = plan.settings_for(own, source.model, file, wanted)
-        self._words: card.Words | None = None
+        self.source, self.todo, self.wanted, self.own = source, todo, wanted, own
+        self.work, self.seed, self.device = work, seed, device
+        self.full = plan.settings_for(own, todo.images, todo.file, wanted)
+        self.layers = todo if isinstance(todo, ByLayers) else None
 
     def choose(self, budget: float | None, memory: float | None, began: float) -> None:
         """Estimate what the whole takes here, and cut it to what there is; the plan is kept."""
@@ -173,7 +210,7 @@ class _Run:
         base = resident.now() if self.device.type == "cpu" else 0.0
         with _without_bars():
             speed = Speed(self.work.file(SPEED), self.device)
-            estimate = plan.Estimate(self.source.model, self.full, self.wanted, speed)
+            estimate = plan.Estimate(self.todo.estimated(), self.full, self.wanted, speed)
         spent = time.monotonic() - began
         searching = self._searching(estimate)
         if budget is not None and not estimate.known:
@@ -202,11 +239,11 @@ class _Run:
 
     def _searching(self, estimate: plan.Estimate) -> dict[str, float]:
         """Seconds of choosing bits, where they are chosen, from what calibration takes for a sample of a step."""
-        if self.wish is None or self.candidates is None:
+        if self.layers is None:
             return {}
         calibration, steps = self.full.calibration, self.full.sampler.steps
         each = estimate.plan(self.full, self.full).seconds["calibrate"] / (calibration.samples_per_step * steps)
-        return {"choose": each * choices.samples(self.wish, self.candidates, self.full)}
+        return {"choose": each * choices.samples(self.layers.wish, self.layers.candidates, self.full)}
 
     @property
     def plan(self) -> Plan:
@@ -225,22 +262,35 @@ class _Run:
         calibration, rounding = self.work.file("calibration.safetensors"), self.work.file("rounding.safetensors")
         checkpoint = self.work.file("checkpoint.safetensors")
         learned = methods.starts_from(self.wanted.method, self.settings.method(self.wanted.method))
-        self._step("calibrate", [calibration], lambda settings: self._calibrate(settings, calibration))
-        if self.wish is not None and "choice" not in self.work.state:
-            self._step("choose", None, lambda settings: self._choose(settings, calibration))
+        weight_bits = Bits.parse(self.wanted.bits).weight
+        todo, method, bits = self.todo, self.wanted.method, self.wanted.bits
+        self._step("calibrate", [calibration], lambda settings: todo.calibrate(settings, calibration))
+        if (layers := self.layers) is not None and not layers.chosen:
+            self._step("choose", None, lambda settings: layers.choose(settings, calibration))
         if learned is not None:
             self._step(
-                "reconstruct", [rounding], lambda settings: self._reconstruct(settings, learned, calibration, rounding)
+                "reconstruct",
+                [rounding],
+                lambda settings: todo.reconstruct(settings, weight_bits, learned, calibration, rounding),
             )
-        starts = None if learned is None else rounding
-        self._step("finetune", [checkpoint], lambda settings: self._finetune(settings, calibration, starts, checkpoint))
-        self._step("full precision", None, self._full_precision)
-        report: dict[str, Any] = {}
+        start = None if learned is None else rounding
+        self._step(
+            "finetune",
+            [checkpoint],
+            lambda settings: todo.finetune(settings, method, bits, calibration, start, checkpoint),
+        )
+        self._step("full precision", None, todo.full_precision)
         with export.whole(output, force) as folder:
-            self._step("trial", None, lambda settings: report.update(self._trial(settings, folder, checkpoint)))
-            report |= self._made(output, base_model, budget, time.monotonic() - began)
-            assert self._words is not None  # the trial has it
-            card.write(folder, report, *self._images, self._words, base_model or self.source.hub_id)
+            found: list[Trial] = []
+            self._step(
+                "trial", None, lambda settings: found.append(todo.trial(settings, folder, calibration, checkpoint))
+            )
+            (came_out,) = found
+            report = self._measured(came_out, folder) | self._made(output, base_model, budget, time.monotonic() - began)
+            report |= {"bits": came_out.words.model.label}
+            shown = slice(self.own.shown)
+            full, images = came_out.full[shown], came_out.images[shown]
+            card.write(folder, report, full, images, came_out.words, base_model or self.source.hub_id)
         return Converted(output, report)
 
     def _step(self, name: str, files: list[Path] | None, run: Callable[[DatasetSettings], Any]) -> None:
@@ -282,90 +332,23 @@ class _Run:
         said = f"{what}, since {_WORDS[name]} ran out of memory on {self.device}"
         self.work.keep(plan=kept, halved=[*self.work.state["halved"], said])
 
-    def _calibrate(self, settings: DatasetSettings, output: Path) -> None:
-        calibrate.run(plan.NAME, settings, self.file, self.seed, output, self.device)
-
-    def _choose(self, settings: DatasetSettings, calibration: Path) -> None:
-        """Choose the bits of each layer, and keep the choice."""
-        assert self.wish is not None
-        assert self.candidates is not None
-        denoiser = denoisers.load(self.file, self.device)
-        data = calibrations.load(calibration, denoiser, settings).to(self.device)
-        key = {"request": self.work.state["request_sha256"], "calibration": data.sha256}
-        progress = Progress(self.work.file("choice.progress.safetensors"), key)
-        chosen = choices.choose(self.wish, self.candidates, self.file, settings, data, self.seed, self.device, progress)
-        log.info("%s", choices.text(chosen, self.wish))
-        self.work.keep(choice=chosen.plain())
-        progress.remove()
-
-    @property
-    def _recipe(self) -> Recipe | None:
-        """With the bits that were chosen for each layer, where they were."""
-        if self.candidates is None:
-            return None
-        return self.candidates.of(self.work.state["choice"]["bits"])
-
-    def _reconstruct(self, settings: DatasetSettings, learned: Rounding, calibration: Path, output: Path) -> None:
-        if (recipe := self._recipe) is not None:
-            layerwise.reconstruct(settings, self.file, recipe, learned, self.seed, calibration, output, self.device)
-            return
-        weight_bits = Bits.parse(self.wanted.bits).weight
-        of = (weight_bits, self.seed, learned.grouping, learned.policy)
-        reconstruct.run(plan.NAME, settings, self.file, *of, calibration, output, self.device)
-
-    def _finetune(self, settings: DatasetSettings, calibration: Path, rounding: Path | None, output: Path) -> None:
-        method, files = self.wanted.method, (calibration, rounding, output, self.device)
-        if (recipe := self._recipe) is not None:
-            notes = {mixed.NAME: self._mixture()}
-            layerwise.finetune(settings, self.file, recipe, method, self.seed, *files, notes)
-            return
-        finetune.run(plan.NAME, settings, self.file, method, self.wanted.bits, self.seed, *files)
-
-    def _mixture(self) -> dict[str, Any] | None:
-        """What was asked for and chosen, for the checkpoint and the report."""
-        if self.wish is None:
-            return None
-        chosen = {name: value for name, value in self.work.state["choice"].items() if name != "bits"}
-        return {"wish": self.wish._asdict(), "most": self.wanted.bits, **chosen}
-
-    def _shards(self, settings: DatasetSettings) -> list[Path]:
-        evaluation = settings.evaluation
-        # Batches of another size are other files, so that shards of two cuts never mix.
-        of = f"{evaluation.images}x{evaluation.shards}"
-        return [self.work.file(f"full.{of}.{shard}.safetensors") for shard in range(evaluation.shards)]
-
-    def _full_precision(self, settings: DatasetSettings) -> None:
-        for shard, file in enumerate(self._shards(settings)):
-            if not file.is_file():
-                sample.run(plan.NAME, settings, self.file, None, self.seed, shard, file, self.device)
-
-    def _trial(self, settings: DatasetSettings, folder: Path, checkpoint: Path) -> dict[str, Any]:
-        """Pack the network into ``folder``, load it from there, draw with it and time it."""
-        loaded = denoisers.load(self.file, "cpu")
-        quantized = QuantizedModel(checkpoints.load(checkpoint, loaded), loaded)
-        made_of = quantized.checkpoint.sha256
-        account = artifacts.read_manifest(checkpoint, "checkpoint").notes["account"]
-        if self._words is None:  # or else it is a second try, in smaller batches
-            self._words = card.Words(quantized, export.write_pipeline(folder, quantized), account)
-        packed, model = trial.loaded(folder, self.device), denoisers.load(self.file, self.device)
-        images = trial.drawn(self.work, model, packed, settings, self.seed, made_of)
-        full = torch.cat([artifacts.load_tensors(file, "samples").tensors["images"] for file in self._shards(settings)])
-        whole, network = _bytes(folder), export.weights_of(folder).stat().st_size
+    def _measured(self, found: Trial, folder: Path) -> dict[str, Any]:
+        """What the folder is like, for the report."""
+        account, quantized = found.words.account, found.words.model
         size = {
-            "network_mib": network / 2**20,
-            "folder_mib": whole / 2**20,
+            "network_mib": export.weights_of(folder).stat().st_size / 2**20,
+            "folder_mib": _bytes(folder) / 2**20,
             "float32_mib": account["full_precision_mib"],
         }
         size |= {"weight_bits": account["mean_weight_bits"], "activation_bits": account["mean_activation_bits"]}
-        self._images = full[: self.own.shown], images[: self.own.shown]
-        described = inspection.describe(self.file)
+        described = inspection.describe(self.todo.file)
         parts = inspection.parts(quantized.network, described)
         return {
             "network": {"class": described.network, "parameters": account["parameters"]},
-            "closeness": trial.closeness(images, full),
+            "closeness": trial.closeness(found.images, found.full),
             "size": size,
-            "speed": trial.speed(model, packed, min(4, settings.evaluation.batch_size)),
-            **{name: [asdict(each) for each in found] for name, found in parts.items()},
+            "speed": found.speed,
+            **{name: [asdict(each) for each in rows] for name, rows in parts.items()},
         }
 
     def _made(self, output: Path, base_model: str | None, budget: float | None, seconds: float) -> dict[str, Any]:
@@ -373,23 +356,25 @@ class _Run:
         manifest = artifacts.read_manifest(self.work.file("checkpoint.safetensors"), "checkpoint")
         (key,) = self.settings.methods.model_fields_set
         own = self.settings.model_dump(mode="json")
-        chosen = {name: own[name] for name in ("sampler", "calibration", "quantizer", "reconstruction")}
+        chosen = {name: own[name] for name in ("calibration", "quantizer", "reconstruction")}
         took = self.work.state["took"]
         return {
             "folder": str(output),
             "model": base_model or self.source.name,
             "method": self.wanted.method,
-            "bits": self._words.model.label if self._words is not None else self.wanted.bits,
-            "mixed": self._mixture(),
+            "mixed": self.layers and self.layers.mixture(self.wanted.bits),
             "seed": self.seed,
             "device": str(self.device),
-            "settings": chosen | {"condition": own["condition"], f"methods.{key}": own["methods"][key]},
+            "settings": {"sampler": self.todo.call}
+            | chosen
+            | {"condition": own["condition"], f"methods.{key}": own["methods"][key]},
             "budget_minutes": budget,
             "cuts": [*self.plan.cuts, *self.work.state["halved"]],
             "estimated_seconds": self.plan.seconds,
             "took_seconds": took | {"all of this run": seconds},
             "scheduler": self.source.scheduler,
-            "model_sha256": _sha256(self.file),
+            "calibrated_by": self.todo.drawn_by,
+            "model_sha256": self.todo.sha256,
             "versions": manifest.versions,
         }
 
@@ -410,7 +395,7 @@ def _without_bars() -> Iterator[None]:
 def halved(settings: DatasetSettings, step: str, method: str) -> tuple[DatasetSettings | None, str]:
     """The settings with the batches of a step half as large, and what those are; None where they are of one sample."""
     key = python_name(method)
-    if step in ("full precision", "trial", "choose"):
+    if step in ("full precision", "trial"):
         found, where = {"batch_size": settings.evaluation.batch_size}, ("evaluation",)
     elif step == "calibrate":  # in batches of all of them, up to 64
         found, where = {"samples_per_step": settings.calibration.samples_per_step}, ("calibration",)
@@ -428,30 +413,6 @@ def halved(settings: DatasetSettings, step: str, method: str) -> tuple[DatasetSe
     for part in reversed(where):
         changes = {part: changes}
     return plan.with_shards(plan.changed(settings, changes)), words
-
-
-def _model_file(source: Source, work: Work) -> Path:
-    """The model artifact that the stages read: the model's own, or one in the work's folder."""
-    if source.artifact is not None:
-        return source.artifact
-    file = work.file(MODEL)
-    if source.sha256 and file.is_file() and _made_of(file) == source.sha256:
-        return file
-    inputs = {"source": source.sha256} if source.sha256 else {}
-    denoisers.save(file, source.model, Manifest(kind="model", inputs=inputs))
-    return file
-
-
-def _made_of(file: Path) -> str | None:
-    try:
-        return artifacts.read_manifest(file, "model").inputs.get("source")
-    except artifacts.ArtifactError:
-        return None
-
-
-def _sha256(file: Path) -> str:
-    """What a model artifact says that it is."""
-    return artifacts.read_manifest(file, "model").sha256
 
 
 def _bytes(folder: Path) -> int:

@@ -25,8 +25,9 @@ from quest.config.sampling import ConditionSettings, SamplerSettings
 from quest.config.values import FULL_PRECISION, ConfigError
 from quest.deploy.quantize import divisor
 from quest.diffusion.denoiser import Denoiser
-from quest.estimate import costs, networks, work
+from quest.estimate import costs, work
 from quest.estimate.costs import Cost, Estimator
+from quest.estimate.networks import Model
 from quest.estimate.plan import Job
 from quest.estimate.speed import Network, Speed
 
@@ -65,13 +66,14 @@ class Plan:
         return sum(self.seconds.values())
 
 
-def settings_for(own: OwnSettings, model: Denoiser, file: Path, wanted: Wanted) -> DatasetSettings:
-    """The settings of the stages that make ``wanted`` of the model in ``file``, nothing cut. Raises ConfigError."""
+def settings_for(own: OwnSettings, images: tuple[int, int], file: Path, wanted: Wanted) -> DatasetSettings:
+    """The settings of the stages that make ``wanted`` of the model in ``file``, nothing cut. images: channels and side
+    of what it draws. Raises ConfigError."""
     recorded = divisor(wanted.sampler.steps, own.calibration.steps)
     key = python_name(wanted.method)
     method = plain(getattr(own.methods, key))
     method["sets"] = divisor(recorded, method["sets"])
-    channels, size = _images(model)
+    channels, size = images
     content = {
         "title": "a model of one's own",
         "model": file,
@@ -103,12 +105,13 @@ def changed(settings: DatasetSettings, changes: Mapping[str, Any]) -> DatasetSet
 class Estimate:
     """What steps take here, of one model and method.
 
-    speed: of this machine; what it lacks is measured when this is made, on as many threads as the work will have.
+    model: of `quest.estimate.networks`, taken over. speed: of this machine; what it lacks is measured when this is
+    made, on as many threads as the work will have.
     """
 
-    def __init__(self, model: Denoiser, settings: DatasetSettings, wanted: Wanted, speed: Speed):
+    def __init__(self, model: Model, settings: DatasetSettings, wanted: Wanted, speed: Speed):
         self._wanted, self._threads = wanted, torch.get_num_threads()
-        network = Network(NAME, settings, networks.of(model.copy("cpu")))
+        network = Network(NAME, settings, model)
         counted = [self._counted(job) for _, job in self._jobs(settings)]
         asked = sum((each for each in counted if each is not None), work.Work())
         self._estimator: Estimator = costs.measured({NAME: asked}, {NAME: network}, speed)
@@ -259,7 +262,7 @@ def _written(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) else f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
-def _images(model: Denoiser) -> tuple[int, int]:
+def images_of(model: Denoiser) -> tuple[int, int]:
     """Channels and side of the images that a model draws."""
     channels, side, _ = model.shape
     if model.first_stage is None:

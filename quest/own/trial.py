@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import statistics
 from collections import Counter
 from collections.abc import Callable
 from contextlib import redirect_stderr
-from dataclasses import replace
 from io import StringIO
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -18,19 +18,28 @@ from torch import Tensor, nn
 from quest import architectures, artifacts
 from quest.architectures import Inputs
 from quest.bench import measuring
-from quest.config.dataset import DatasetSettings
+from quest.config.evaluation import EvaluationSettings
 from quest.deploy import kernels
-from quest.diffusion.conditions import EVALUATION, conditions
 from quest.diffusion.denoiser import Denoiser
-from quest.diffusion.sampling import sample, shard_indices
+from quest.diffusion.sampling import shard_indices
 from quest.metrics import distances
 from quest.metrics.measure import squared_errors
+from quest.own.card import Words
 from quest.own.work import Work
 
 log = logging.getLogger(__name__)
 
 _REPEATS = 5
 _LONG = 5.0  # seconds of a call that is timed once
+
+
+class Trial(NamedTuple):
+    """What came out. full, images: (n, channels, H, W) uint8, of full precision and of the folder."""
+
+    words: Words
+    full: Tensor
+    images: Tensor
+    speed: dict[str, Any]
 
 
 def loaded(folder: Path, device: torch.device) -> Any:
@@ -42,19 +51,19 @@ def loaded(folder: Path, device: torch.device) -> Any:
     return pipeline.unet.to(device).eval()
 
 
-def drawn(work: Work, model: Denoiser, packed: nn.Module, settings: DatasetSettings, seed: int, made_of: str) -> Tensor:
-    """Images (n, channels, H, W) uint8 of the packed network in the place of the model's; each batch is kept.
+def drawn(
+    work: Work, name: str, evaluation: EvaluationSettings, seed: int, made_of: str, draw: Callable[[range], Tensor]
+) -> Tensor:
+    """Images (n, channels, H, W) uint8, by ``draw`` of each shard's indices; each shard is kept, under ``name``.
 
-    made_of: what the network was packed from, so that batches of another are not taken for it.
+    made_of: what they are drawn with, so that shards of another are not taken for them.
     """
-    around, evaluation = replace(model, network=packed), settings.evaluation
     shards = []
     for shard in range(evaluation.shards):
-        file = work.file(f"trial.{shard}.safetensors")
+        file = work.file(f"{name}.{shard}.safetensors")
         indices = shard_indices(evaluation.images, shard, evaluation.shards)
         if (kept := _kept(file, made_of, len(indices))) is None:
-            wanted = conditions(settings.condition, EVALUATION, seed, indices)
-            kept = sample(around, packed, settings.sampler, seed, indices, wanted, evaluation.batch_size, model.device)
+            kept = draw(indices)
             manifest = artifacts.Manifest("samples", seeds={"run": seed}, inputs={"checkpoint": made_of})
             artifacts.save_tensors(file, {"images": kept}, manifest)
         shards.append(kept)
@@ -82,15 +91,13 @@ def closeness(images: Tensor, full: Tensor) -> dict[str, Any]:
 
 
 @torch.inference_mode()
-def speed(model: Denoiser, packed: nn.Module, batch: int) -> dict[str, Any]:
-    """Milliseconds of a call of ``batch`` samples in full precision and packed; packed with integer kernels where
-    they can be had, with what the layers without one say."""
-    device = model.device
-    inputs = _inputs(model, batch)
-    rows = {"float32": _milliseconds(lambda: architectures.predict(model.network, inputs), device)}
+def speed(network: nn.Module, packed: nn.Module, inputs: Inputs) -> dict[str, Any]:
+    """Milliseconds of a call with ``inputs`` in full precision and packed; packed with integer kernels where they can
+    be had, with what the layers without one say."""
+    device = inputs.x.device
+    rows = {"float32": _milliseconds(lambda: architectures.predict(network, inputs), device)}
     if device.type == "cuda":
-        half = model.copy(device, torch.float16).network
-        told = inputs._replace(x=inputs.x.half(), context=None if inputs.context is None else inputs.context.half())
+        half, told = copy.deepcopy(network).half(), _halves(inputs)
         rows["float16"] = _milliseconds(lambda: architectures.predict(half, told), device)
     rows["packed, in floats"] = _milliseconds(lambda: architectures.predict(packed, inputs), device)
     given = kernels.use_kernels(packed)
@@ -98,14 +105,26 @@ def speed(model: Denoiser, packed: nn.Module, batch: int) -> dict[str, Any]:
     if have:
         rows["packed, integers"] = _milliseconds(lambda: architectures.predict(packed, inputs), device)
     return {
-        "batch": batch,
+        "batch": len(inputs.x),
         "milliseconds": rows,
         "kernels": dict(Counter(given.values())),
         "machine": measuring.machine(device),
     }
 
 
-def _inputs(model: Denoiser, batch: int) -> Inputs:
+def _halves(inputs: Inputs) -> Inputs:
+    """The same in 16 bits, but for timesteps and classes."""
+
+    def half(tensor: Tensor) -> Tensor:
+        return tensor.half() if tensor.is_floating_point() else tensor
+
+    context = None if inputs.context is None else half(inputs.context)
+    added = inputs.added and {name: half(tensor) for name, tensor in inputs.added.items()}
+    return inputs._replace(x=inputs.x.half(), context=context, added=added)
+
+
+def inputs_of(model: Denoiser, batch: int) -> Inputs:
+    """Noise at a middle timestep, under no condition."""
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(batch, *model.shape, generator=generator).to(model.device)
     schedule: Any = model.scheduler.config

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -12,11 +12,16 @@ from quest.config.reading import validate
 from quest.config.sampling import ConditionSettings, SamplerSettings
 from quest.config.values import ConfigError
 from quest.deploy import export
+from quest.deploy.packed.pipelines import OF_CLASSES
 from quest.deploy.quantize import divisor
-from quest.diffusion.conditioners import ClassEmbedder, TextEncoder
 from quest.diffusion.conditions import read_prompts
 from quest.diffusion.denoiser import Denoiser
-from quest.own.source import Source
+from quest.own.drawing import FAMILIES, Asked
+from quest.own.source import OwnPipeline, Source
+
+FROM_CALLS = ("nearest", "quest", "q-diffusion")
+"""Methods that learn from network inputs alone, block by block; the others walk from noise to samples themselves, or
+learn what depends on the timestep alone."""
 
 
 def texts(prompts: Sequence[str] | str | PathLike[str]) -> list[str]:
@@ -55,18 +60,36 @@ def sampler(source: Source, own: OwnSettings, *, steps: int | None, kind: str | 
     return settings
 
 
-def condition(model: Denoiser, texts: list[str] | None, classes: int | None) -> ConditionSettings | None:
+def asked(source: OwnPipeline, size: int | None, given: Mapping[str, Any]) -> Asked:
+    """How a pipeline that draws by itself is called. given: steps, kind, eta, guidance_scale. Raises ConfigError."""
+    for name, value in {"--sampler": given["kind"], "--eta": given["eta"]}.items():
+        if value is not None:
+            raise ConfigError(
+                f"{name}: found {value}, but this pipeline draws by its own call and scheduler ({source.scheduler}); "
+                "leave it out"
+            )
+    scale = given["guidance_scale"]
+    if scale is not None and source.family is FAMILIES[OF_CLASSES]:
+        raise ConfigError(
+            f"--guidance: found {scale:g}, but diffusers' class embedding has no class for none; leave it out"
+        )
+    if size is not None and source.takes == "class":
+        raise ConfigError(f"size: found {size}, but a model of classes draws images of one size; leave it out")
+    return Asked(given["steps"], scale, size)
+
+
+def condition(source: Source | OwnPipeline, texts: list[str] | None, classes: int | None) -> ConditionSettings | None:
     """What the model is calibrated on. Raises ConfigError for what it does not take, or lacks."""
-    takes = {"class": "--classes", "text": "--prompts"}.get(model.condition or "")
+    takes = {"class": "--classes", "text": "--prompts"}.get(source.takes or "")
     for name, value in {"--classes": classes, "--prompts": texts}.items():
         if value is not None and name != takes:
             raise ConfigError(f"{name}: given, but the model takes {takes or 'no condition'}; leave it out")
-    if isinstance(model.conditioner, ClassEmbedder):
-        known = model.conditioner.classes
+    if source.takes == "class":
+        known = source.classes
         if classes is not None and not 1 <= classes <= known:
             raise ConfigError(f"--classes: found {classes}; the model has {known}")
         return ConditionSettings(classes=classes or known)
-    if isinstance(model.conditioner, TextEncoder):
+    if source.takes == "text":
         if texts is None:
             raise ConfigError(
                 "--prompts: missing; the model draws what a text says, and is calibrated on texts like those it will "
@@ -74,6 +97,15 @@ def condition(model: Denoiser, texts: list[str] | None, classes: int | None) -> 
             )
         return ConditionSettings(prompts=Path("prompts.txt"))
     return None
+
+
+def check_method(method: str) -> None:
+    """Raises ConfigError for a method that cannot learn from what a pipeline told its network."""
+    if method not in FROM_CALLS:
+        raise ConfigError(
+            f"--method: {method} cannot learn from a pipeline that draws by itself, of which only the inputs of its "
+            f"network are known; take one of {', '.join(FROM_CALLS)}"
+        )
 
 
 def check_delivery(model: Denoiser, method: str, sampler: SamplerSettings) -> None:

@@ -20,7 +20,7 @@ from quest import artifacts
 from quest.artifacts import ArtifactError
 
 _STATE, _LOCK = "state.json", ".lock"
-MODEL, SPEED = "model.safetensors", "speed.json"
+MODEL, PIPELINE, SPEED = "model.safetensors", "pipeline", "speed.json"
 """Files that stay whatever the request: of the model alone, and of the machine."""
 
 
@@ -42,7 +42,7 @@ class Work:
             self.state = state
             return True
         for each in self.folder.iterdir():
-            if each.name not in (MODEL, SPEED, _LOCK):
+            if each.name not in (MODEL, PIPELINE, SPEED, _LOCK):
                 each.unlink() if each.is_file() else shutil.rmtree(each)
         self.state = {"request_sha256": digest, "request": request}
         self.keep()
@@ -67,7 +67,7 @@ def place(output: Path) -> Path:
 
 @contextmanager
 def working(output: Path) -> Iterator[Work]:
-    """The work towards ``output``; it is removed when the block ends well, and stays otherwise.
+    """The work towards ``output``; it is removed when the block ends well, and stays otherwise, once it has begun.
 
     Raises ArtifactError where another process is at it, or the folder cannot be made.
     """
@@ -87,7 +87,12 @@ def working(output: Path) -> Iterator[Work]:
                 f"{folder}: another process is quantizing to {output}; wait for it, or name another --output"
             ) from None
         _remove_left(output)
-        yield Work(folder)
+        try:
+            yield Work(folder)
+        except BaseException:
+            if not (folder / _STATE).exists():  # refused before anything was done
+                shutil.rmtree(folder, ignore_errors=True)
+            raise
         shutil.rmtree(folder, ignore_errors=True)
     finally:
         os.close(lock)

@@ -31,11 +31,12 @@ _UNETS = {each.__name__: each for each in UNet.networks}  # whose pipelines are 
 _FIRST_STAGES = {each.__name__: each for each in (VQModel, AutoencoderKL)}
 _LATENT = ("vae", "vqvae")
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
-_CONTENT = ["*.json", "*.txt", "*.safetensors", "*.bin"]
+_CONTENT = ["*.json", "*.txt", "*.model", "*.safetensors", "*.bin"]
 # Of a published pipeline: not the same weights again in other formats, nor what no sample needs; halves and torch's own
 # format where there is nothing else.
-_FETCHED, _FETCHED_ELSE = ["*.json", "*.txt", "*.safetensors"], _CONTENT
+_FETCHED, _FETCHED_ELSE = ["*.json", "*.txt", "*.model", "*.safetensors"], _CONTENT
 _NOT_FETCHED = ["safety_checker/*", "feature_extractor/*", "*non_ema*", "*-ema-*", "v1-*"]
+_NOT_FETCHED += ["sd_xl_*", "sd3*", "flux1-*", "text_encoders/*"]  # all parts once more, in single files
 _HALVES = ["*.fp16.*", "*.fp16-*", "*.bf16.*", "*.bf16-*"]
 _PARTS = {"unet", "scheduler", "vae", "vqvae", "text_encoder", "tokenizer"}
 _UNUSED = {"safety_checker", "feature_extractor", "requires_safety_checker"}

@@ -169,11 +169,12 @@ def test_memory_cuts_what_is_cached(here: Path) -> None:
     chosen = plan.Wanted("nearest", "w8a8", quest.SamplerSettings(steps=2), None)
     source = pipelines.of_pipeline(brought.pixels())
     from quest.config.own import own_settings
+    from quest.estimate import networks
     from quest.estimate.speed import Speed
 
     own = own_settings(settings, "test")
-    full = plan.settings_for(own, source, here / "model.safetensors", chosen)
-    estimate = plan.Estimate(source, full, chosen, Speed(here / "speed.json", torch.device("cpu")))
+    full = plan.settings_for(own, plan.images_of(source), here / "model.safetensors", chosen)
+    estimate = plan.Estimate(networks.of(source), full, chosen, Speed(here / "speed.json", torch.device("cpu")))
     whole = estimate.plan(full, full)
     found = plan.fitted(estimate, full, own, None, whole.memory - 2**20)
     assert found.memory <= whole.memory - 2**20

@@ -51,8 +51,13 @@ def video(here: Path) -> Path:
 def classes(here: Path) -> Path:
     folder = here / "classes"
     brought.pixels().save_pretrained(folder)
-    brought.unet(num_class_embeds=3).save_pretrained(folder / "unet")
+    brought.unet(class_embed_type="timestep").save_pretrained(folder / "unet")
     return folder
+
+
+def transformer(here: Path) -> Path:
+    config(here, "alone", _class_name="DiTTransformer2DModel")
+    return here / "alone"
 
 
 def flow(here: Path) -> Path:
@@ -79,13 +84,17 @@ def packed(here: Path) -> Path:
 @pytest.mark.parametrize(
     ("bring", "message"),
     [
-        (sdxl, "SDXL's second text encoder and a condition added to the time embedding, as SDXL has it (addition_emb"),
+        (
+            sdxl,
+            "a second text encoder and a condition added to the time embedding (addition_embed_type) cannot be calib",
+        ),
         (
             flux,
-            "a transformer (FluxTransformer2DModel) with its own sampler cannot be calibrated here yet. `quest insp",
+            "a FluxTransformer2DModel in a Theirs cannot be calibrated here; expected the folder of a whole pipeline",
         ),
         (video, "architecture: unknown 'UNet3DConditionModel'"),
-        (classes, "classes in diffusers' own embedding (num_class_embeds) cannot be calibrated here yet"),
+        (classes, "classes that are embedded otherwise than by their number (class_embed_type) cannot be calibrated"),
+        (transformer, "a DiTTransformer2DModel without its pipeline cannot be calibrated here; expected the folder"),
         (flow, "flow matching"),
         (alone, "a U-Net alone does not say on which noise schedule it was trained"),
         (packed, "quantized already (quest); expected a model in full precision"),
@@ -108,8 +117,8 @@ def test_a_hub_id_without_a_hub(here: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_a_pipeline_in_memory(here: Path) -> None:
     pipeline = brought.pixels()
-    pipeline.register_modules(unet=brought.unet(num_class_embeds=3))
-    with pytest.raises(ArtifactError, match="DDPMPipeline: classes in diffusers' own embedding"):
+    pipeline.register_modules(unet=brought.unet(class_embed_type="timestep"))
+    with pytest.raises(ArtifactError, match="DDPMPipeline: classes that are embedded otherwise than by their number"):
         quest.convert(pipeline, "ours", **QUICK)
 
 
@@ -123,6 +132,7 @@ def test_a_pipeline_in_memory(here: Path) -> None:
         ({"guidance_scale": 3.0}, "--guidance: found 3, but the model takes no condition; leave it out"),
         ({"prompts": ["a"]}, "--prompts: given, but the model takes no condition; leave it out"),
         ({"settings": {"image": 3}}, "settings: image: unknown 'image' (did you mean 'images'?)"),
+        ({"settings": {"size": 16}}, "size: found 16, but this model draws images of one size here; leave it out"),
         ({"sampler": "plms"}, "sampler.kind is plms, which leaves the predicted image as it is, but the model's"),
     ],
 )

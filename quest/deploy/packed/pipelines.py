@@ -1,4 +1,4 @@
-"""The pipeline of latent models that diffusers has none for: unconditional ones of any first stage, and of classes."""
+"""The pipelines of models that diffusers has none for: latent ones of any first stage, and those of classes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from diffusers.pipelines.pipeline_utils import DiffusionPipeline, ImagePipelineO
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor, nn
 
-NAME = "QuestLatentPipeline"
+NAME, OF_CLASSES = "QuestLatentPipeline", "QuestClassPipeline"
 
 
 class QuestClassEmbedding(ModelMixin, ConfigMixin):
@@ -66,13 +66,8 @@ class QuestLatentPipeline(DiffusionPipeline):
         """
         labels = self._labels(class_labels)
         count = batch_size if labels is None else len(labels)
-        config, device = self.unet.config, self._execution_device
-        shape = (count, config.in_channels, config.sample_size, config.sample_size)
-        if latents is None:
-            latents = randn_tensor(shape, generator=generator, device=device, dtype=self.unet.dtype)
-        self.scheduler.set_timesteps(num_inference_steps)
-        x = latents.to(device, self.unet.dtype) * self.scheduler.init_noise_sigma
-        context = self._context(labels, guidance_scale, device)
+        x = self._begin(count, num_inference_steps, generator, latents)
+        context = self._context(labels, guidance_scale, x.device)
         more = self._more(eta)
         bar: Any = self.progress_bar
         for t in bar(self.scheduler.timesteps):
@@ -82,7 +77,17 @@ class QuestLatentPipeline(DiffusionPipeline):
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=images) if return_dict else (images,)  # type: ignore[arg-type]
 
-    def _more(self, eta: float) -> dict[str, float]:
+    def _begin(self, count: int, steps: int, generator: Any, latents: Tensor | None) -> Tensor:
+        """The noise of ``count`` samples, as the scheduler begins with it."""
+        config, device = self.unet.config, self._execution_device
+        size = config.sample_size
+        shape = (count, config.in_channels, *(size if isinstance(size, list | tuple) else (size, size)))
+        if latents is None:
+            latents = randn_tensor(shape, generator=generator, device=device, dtype=self.unet.dtype)
+        self.scheduler.set_timesteps(steps)
+        return latents.to(device, self.unet.dtype) * self.scheduler.init_noise_sigma
+
+    def _more(self, eta: float) -> dict[str, Any]:
         """What a step of this scheduler takes beside the prediction."""
         return {"eta": eta} if "eta" in inspect.signature(self.scheduler.step).parameters else {}
 
@@ -121,12 +126,63 @@ class QuestLatentPipeline(DiffusionPipeline):
             x = x * x.new_tensor(deviation).view(-1, 1, 1) / config.scaling_factor + x.new_tensor(mean).view(-1, 1, 1)
         else:
             x = x / config.scaling_factor + (config.get("shift_factor") or 0.0)
-        images = (self.vqvae.decode(x.to(self.vqvae.dtype)).sample / 2 + 0.5).clamp(0, 1)
+        return self._shown(self.vqvae.decode(x.to(self.vqvae.dtype)).sample, output_type)
+
+    def _shown(self, x: Tensor, output_type: str) -> Any:
+        """Images around [-1, 1] as they were asked for."""
+        images = (x / 2 + 0.5).clamp(0, 1)
         if output_type == "pt":
             return images
         arrays = images.cpu().permute(0, 2, 3, 1).float().numpy()
         return self.numpy_to_pil(arrays) if output_type == "pil" else arrays
 
 
+class QuestClassPipeline(QuestLatentPipeline):
+    """Images of classes by a UNet2DModel with diffusers' own class embedding (``num_class_embeds``), which knows no
+    class for none, and so no guidance. vqvae: of latents; the U-Net draws pixels without."""
+
+    model_cpu_offload_seq = "unet->vqvae"
+    _optional_components = ["vqvae"]  # noqa: RUF012 (diffusers' name and kind)
+
+    def __init__(self, unet: Any, scheduler: Any, vqvae: Any = None):
+        DiffusionPipeline.__init__(self)
+        self.register_modules(unet=unet, scheduler=scheduler, vqvae=vqvae)
+
+    @torch.no_grad()
+    def __call__(  # type: ignore[override]
+        self,
+        class_labels: Sequence[int],
+        num_inference_steps: int = 50,
+        eta: float = 0.0,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        latents: Tensor | None = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+    ) -> ImagePipelineOutput | tuple[Any]:
+        """Draw an image of each class; the other arguments are those of `QuestLatentPipeline`.
+
+        generator: of the noise to begin with and of the scheduler's own. Raises ValueError for classes that the model
+        has not.
+        """
+        known = self.unet.config.num_class_embeds
+        if strange := [label for label in class_labels if not 0 <= label < known]:
+            raise ValueError(f"class_labels: found {strange[0]}; the model has classes 0 to {known - 1}")
+        x = self._begin(len(class_labels), num_inference_steps, generator, latents)
+        labels, more = torch.tensor(list(class_labels), device=x.device), self._more(eta)
+        if "generator" in inspect.signature(self.scheduler.step).parameters:
+            more["generator"] = generator
+        bar: Any = self.progress_bar
+        for t in bar(self.scheduler.timesteps):
+            predicted = self.unet(self.scheduler.scale_model_input(x, t), t, class_labels=labels).sample
+            x = self.scheduler.step(predicted, t, x, **more).prev_sample
+        images = x if output_type == "latent" else self._decoded(x, output_type)
+        self.maybe_free_model_hooks()
+        return ImagePipelineOutput(images=images) if return_dict else (images,)  # type: ignore[arg-type]
+
+    def _decoded(self, x: Tensor, output_type: str) -> Any:
+        return self._shown(x, output_type) if self.vqvae is None else super()._decoded(x, output_type)
+
+
 # ``DiffusionPipeline.from_pretrained`` looks for the class of a pipeline by its name in diffusers.
-setattr(sys.modules["diffusers"], NAME, QuestLatentPipeline)
+for _name, _pipeline in {NAME: QuestLatentPipeline, OF_CLASSES: QuestClassPipeline}.items():
+    setattr(sys.modules["diffusers"], _name, _pipeline)

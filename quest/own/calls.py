@@ -75,7 +75,7 @@ class Calls(Calibration):
 def load(path: Path) -> Calls:
     """Read what `Calls.export` gave from an artifact of kind "calibration"."""
     artifact = artifacts.load_tensors(path, "calibration")
-    tensors = dict(artifact.tensors)
+    tensors: dict[str, Any] = dict(artifact.tensors)
     added = {name.removeprefix(_ADDED): tensors.pop(name) for name in artifact.tensors if name.startswith(_ADDED)}
     sampler: Any = None
     return Calls(**tensors, steps=artifact.manifest.notes["steps"], sampler=sampler, added=added)

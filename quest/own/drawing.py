@@ -17,7 +17,7 @@ from types import SimpleNamespace
 from typing import Any, Literal
 
 import torch
-from diffusers.utils import is_bs4_available, is_ftfy_available
+from diffusers.utils.import_utils import is_bs4_available, is_ftfy_available
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -126,7 +126,7 @@ class Pipeline:
         }
         if self.asked.size is not None:
             given |= dict.fromkeys(("height", "width"), self.asked.size)
-        return given | self.family.call
+        return given | dict(self.family.call)
 
     @torch.no_grad()
     def images(self, wanted: Sequence[Any], purpose: str, seed: int, indices: Sequence[int]) -> Tensor:

@@ -169,7 +169,7 @@ def write_network(
     )
     plain = description.plain()
     head = {"_class_name": type(network).__name__, "_diffusers_version": diffusers.__version__}
-    _write_json(place / "config.json", {**head, **config, "quantization_config": plain})
+    _write_json(place / "config.json", head | dict(config) | {"quantization_config": plain})
     sealed = {"format": "pt", seal.KEY: seal.digest(tensors, plain)}
     write_bytes(place / WEIGHTS, save(tensors, metadata=sealed))
     return description

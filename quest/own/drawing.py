@@ -126,7 +126,7 @@ class Pipeline:
         }
         if self.asked.size is not None:
             given |= dict.fromkeys(("height", "width"), self.asked.size)
-        return {**given, **self.family.call}
+        return given | dict(self.family.call)
 
     @torch.no_grad()
     def images(self, wanted: Sequence[Any], purpose: str, seed: int, indices: Sequence[int]) -> Tensor:

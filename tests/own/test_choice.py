@@ -32,7 +32,9 @@ def candidates(here: Path, method: str = "nearest", bits: str = "w8a8") -> Candi
 
     model = pipelines.of_pipeline(brought.pixels())
     wanted = Wanted(method, bits, quest.SamplerSettings(steps=2), None)
-    settings = plan.settings_for(own_settings(brought.FEW, "test"), plan.images_of(model), here / "model.safetensors", wanted)
+    settings = plan.settings_for(
+        own_settings(brought.FEW, "test"), plan.images_of(model), here / "model.safetensors", wanted
+    )
     return choice.candidates(model, settings, method, Bits.parse(bits))
 
 

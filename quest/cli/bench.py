@@ -79,6 +79,31 @@ def bench_memory(images: int, shard: int, device: torch.device) -> None:
     click.echo(memory.run(images, shard, device))
 
 
+@bench.command("growth", params=[DEVICE])
+@click.option("--repeats", type=click.IntRange(min=1), default=3, show_default=True, help="Of which the median counts.")
+@click.option("--work", "works", multiple=True, help="Only this work, like sampling; may be repeated. Default: all.")
+@click.option("--output", type=FILE, help="JSON to write: every measurement.")
+@click.option("--chart", type=FILE, help="Picture to write, .png or .svg.")
+def bench_growth(
+    repeats: int, works: tuple[str, ...], output: Path | None, chart: Path | None, device: torch.device
+) -> None:
+    """How time and memory grow with batch, samples, iterations, parameters and bits, as exponents."""
+    import os
+
+    os.environ["TQDM_DISABLE"] = "1"  # the bars of what is measured; read when tqdm is imported
+    from quest.bench import growth, measuring
+
+    grown = []
+    for each in growth.run(device, repeats, works):
+        grown.append(each)
+        click.echo(f"{each.curve.work}, {each.curve.quantity}: time ∝ {each.time}, memory ∝ {each.memory}", err=True)
+    click.echo(f"{measuring.machine(device)}; {growth.clock(device)}\n\n{growth.table(grown)}")
+    if output is not None:
+        growth.save(grown, device, output)
+    if chart is not None:
+        growth.chart(grown, chart)
+
+
 @bench.command("evaluator", params=[DEVICE])
 @click.option("--samples", type=FILE, required=True, help="Images to measure, a batch of ADM's layout (.npz).")
 @click.option("--reference", "reference_file", type=FILE, required=True, help="Reference batch of the same layout.")

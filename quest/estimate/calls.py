@@ -16,7 +16,7 @@ import torch
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 
 from quest import architectures
-from quest.bench import measuring
+from quest.bench import measuring, resident
 from quest.bench.memory import RandomFeatures
 from quest.config.dataset import DatasetSettings
 from quest.config.evaluation import EvaluationSettings
@@ -26,7 +26,7 @@ from quest.config.sampling import SamplerSettings
 from quest.config.values import Bits
 from quest.deploy.backends.integer import IntegerNetwork
 from quest.diffusion.samplers import Sampler
-from quest.estimate import networks, resident, work
+from quest.estimate import networks, work
 from quest.estimate.networks import Model
 from quest.learning import finetuning, reconstruction
 from quest.learning import scales as scale_learning

@@ -57,7 +57,7 @@ _IMPORTS = {
     "reference": "quest.stages.reference, safetensors.torch, sklearn.datasets",
 }
 _REPORTING = (
-    "import json, time; from quest.estimate import resident; print(json.dumps([time.process_time(), resident.peak()]))"
+    "import json, time; from quest.bench import resident; print(json.dumps([time.process_time(), resident.peak()]))"
 )
 
 

@@ -18,6 +18,7 @@ import torch
 
 from quest import artifacts, methods
 from quest.artifacts import Manifest, plain, write_bytes
+from quest.bench import resident
 from quest.config.dataset import DatasetSettings
 from quest.config.methods import METHODS, python_name
 from quest.config.own import OwnSettings, own_settings
@@ -29,7 +30,6 @@ from quest.deploy.quantize import width_of
 from quest.deploy.quantized import QuantizedModel
 from quest.device import OutOfMemory, resolve
 from quest.diffusion import denoiser as denoisers
-from quest.estimate import resident
 from quest.estimate.speed import Speed
 from quest.own import card, plan, trial, wishes
 from quest.own.plan import Plan, Wanted

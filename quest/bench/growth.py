@@ -29,57 +29,58 @@ from quest.report import drawing, text
 LEAST_BYTES = 2**16
 """Memory is not told apart below this: a kernel counts pages for each thread, and tells them late."""
 _LEAST_SECONDS = 1e-6
-_FACTORS = (0.25, 0.5, 1, 2, 4)  # of batch, samples and iterations
-_WIDTHS = (0.5, 1, 1.5, 2, 3)  # of the base's width: parameters grow with its square
-_BITS = (2, 3, 4, 6, 8)
 QUANTITIES = ("batch", "samples", "iterations", "parameters", "bits")
 
 
 class Curve(NamedTuple):
-    """One quantity of one work. time, memory: the exponents that are expected of a problem that fills its machine."""
+    """One quantity of one work, at these sizes; of parameters, at these widths. time, memory: the exponents that are
+    expected of a problem that fills its machine."""
 
     work: str
     quantity: str
+    sizes: tuple[int, ...]
     time: float
     memory: float
 
 
+_WIDTHS, _BITS = (16, 24, 32, 48, 64), (2, 3, 4, 6, 8)
+_FEW, _MORE = (1, 2, 4, 8, 16), (4, 8, 16, 32, 64)
 CURVES = (
-    Curve("learned rounding", "batch", 0.8, 0.9),
-    Curve("learned rounding", "iterations", 1.0, 0.0),
-    Curve("learned rounding", "parameters", 0.8, 0.7),
-    Curve("learned rounding", "bits", 0.0, 0.0),
-    Curve("recording", "samples", 1.0, 1.0),
-    Curve("recording", "parameters", 0.8, 0.5),
-    Curve("QuEST finetuning", "batch", -0.2, 0.9),
-    Curve("QuEST finetuning", "samples", 1.0, 0.0),
-    Curve("QuEST finetuning", "iterations", 1.0, 0.0),
-    Curve("QuEST finetuning", "parameters", 0.8, 0.6),
-    Curve("QuEST finetuning", "bits", 0.0, 0.0),
-    Curve("sampling", "batch", -0.1, 0.9),
-    Curve("sampling", "samples", 1.0, 0.0),
-    Curve("sampling", "iterations", 1.0, 0.0),
-    Curve("sampling", "parameters", 0.8, 0.5),
-    Curve("sampling", "bits", 0.0, 0.0),
-    Curve("weight search", "parameters", 1.0, 0.5),
-    Curve("weight search", "bits", 0.0, 0.0),
-    Curve("activation search", "samples", 1.0, 1.0),
-    Curve("activation search", "parameters", 0.7, 0.5),
-    Curve("activation search", "bits", 0.0, 0.0),
-    Curve("features", "batch", 0.0, 1.0),
-    Curve("features", "samples", 1.0, 0.1),
-    Curve("features", "parameters", 0.8, 0.5),
-    Curve("metrics", "samples", 1.3, 1.0),
+    Curve("learned rounding", "batch", _MORE, 0.8, 0.9),
+    Curve("learned rounding", "iterations", _MORE, 1.0, 0.0),
+    Curve("learned rounding", "parameters", _WIDTHS, 0.8, 0.7),
+    Curve("learned rounding", "bits", _BITS, 0.0, 0.0),
+    Curve("recording", "samples", _MORE, 1.0, 1.0),
+    Curve("recording", "parameters", _WIDTHS, 0.8, 0.5),
+    Curve("QuEST finetuning", "batch", _FEW, -0.2, 0.9),
+    Curve("QuEST finetuning", "samples", _MORE, 1.0, 0.0),
+    Curve("QuEST finetuning", "iterations", _FEW, 1.0, 0.0),
+    Curve("QuEST finetuning", "parameters", _WIDTHS, 0.8, 0.6),
+    Curve("QuEST finetuning", "bits", _BITS, 0.0, 0.0),
+    Curve("sampling", "batch", _FEW, -0.1, 0.9),
+    Curve("sampling", "samples", _MORE, 1.0, 0.0),
+    Curve("sampling", "iterations", _FEW, 1.0, 0.0),
+    Curve("sampling", "parameters", _WIDTHS, 0.8, 0.5),
+    Curve("sampling", "bits", _BITS, 0.0, 0.0),
+    Curve("weight search", "parameters", _WIDTHS, 1.0, 0.5),
+    Curve("weight search", "bits", _BITS, 0.0, 0.0),
+    Curve("activation search", "samples", _MORE, 1.0, 1.0),
+    Curve("activation search", "parameters", _WIDTHS, 0.7, 0.5),
+    Curve("activation search", "bits", _BITS, 0.0, 0.0),
+    Curve("features", "batch", (16, 32, 64, 128, 256), 0.0, 1.0),
+    Curve("features", "samples", (64, 128, 256, 512, 1_024), 1.0, 0.1),
+    Curve("features", "parameters", _WIDTHS, 0.8, 0.5),
+    Curve("metrics", "samples", (256, 512, 1_024, 2_048, 4_096), 1.3, 1.0),
 )
 """What is measured, and what was expected before it was; why: docs/performance.md."""
 
 _BASES = {
-    "learned rounding": Point(batch=8, samples=64, iterations=16, width=32, bits=4),
-    "recording": Point(batch=8, samples=32, iterations=1, width=32, bits=4),
-    "QuEST finetuning": Point(batch=8, samples=32, iterations=2, width=32, bits=4),
-    "sampling": Point(batch=8, samples=32, iterations=4, width=32, bits=4),
+    "learned rounding": Point(batch=16, samples=64, iterations=16, width=32, bits=4),
+    "recording": Point(batch=16, samples=16, iterations=1, width=32, bits=4),
+    "QuEST finetuning": Point(batch=4, samples=16, iterations=1, width=32, bits=4),
+    "sampling": Point(batch=4, samples=16, iterations=2, width=32, bits=4),
     "weight search": Point(batch=1, samples=1, iterations=1, width=32, bits=4),
-    "activation search": Point(batch=8, samples=16, iterations=1, width=32, bits=4),
+    "activation search": Point(batch=16, samples=16, iterations=1, width=32, bits=4),
     "features": Point(batch=64, samples=512, iterations=1, width=32, bits=4),
     "metrics": Point(batch=64, samples=1_024, iterations=1, width=32, bits=4),
 }
@@ -142,14 +143,12 @@ def run(device: torch.device, repeats: int = 3, only: Sequence[str] = ()) -> Ite
 
 
 def points(curve: Curve, kind: str) -> list[Point]:
-    """Where a curve is measured; on a GPU (kind "cuda") at larger sizes."""
+    """Where a curve is measured; on a GPU (kind "cuda") larger."""
+    larger = _LARGER_ON_A_GPU if kind == "cuda" and curve.work not in _NOT_LARGER else {}
     base = _BASES[curve.work]
-    if kind == "cuda" and curve.work not in _NOT_LARGER:
-        base = base._replace(**{name: times * getattr(base, name) for name, times in _LARGER_ON_A_GPU.items()})
-    if curve.quantity == "bits":
-        return [base._replace(bits=bits) for bits in _BITS]
-    name, factors = ("width", _WIDTHS) if curve.quantity == "parameters" else (curve.quantity, _FACTORS)
-    return [base._replace(**{name: max(1, int(factor * getattr(base, name)))}) for factor in factors]
+    base = base._replace(**{name: times * getattr(base, name) for name, times in larger.items()})
+    name = "width" if curve.quantity == "parameters" else curve.quantity
+    return [base._replace(**{name: larger.get(name, 1) * size}) for size in curve.sizes]
 
 
 def grow(curve: Curve, at: Sequence[Point], device: torch.device, repeats: int) -> Grown:
@@ -232,7 +231,7 @@ def save(grown: Sequence[Grown], device: torch.device, path: Path) -> None:
     lines = [
         json.dumps(
             each.curve._asdict()
-            | {"sizes": each.sizes, "costs": [[float(f"{value:.4g}") for value in cost] for cost in each.costs]}
+            | {"at": each.sizes, "costs": [[float(f"{value:.4g}") for value in cost] for cost in each.costs]}
             | {"fitted_time": each.time, "fitted_memory": each.memory}
         )
         for each in grown

@@ -108,7 +108,7 @@ def sampling(point: Point, device: torch.device) -> Work:
     network = _on_grids(point, device)
     learning.calibrate_activations(network, _noise(point._replace(samples=point.batch), device))
     model = Denoiser(network.network, DDIMScheduler())
-    settings = SamplerSettings(steps=point.iterations)
+    settings = _steps(point)
 
     def draw(images: int) -> None:
         with network.frozen():
@@ -181,7 +181,12 @@ def _on_grids(point: Point, device: torch.device) -> QuantizedNetwork:
 def _noise(point: Point, device: torch.device) -> Calibration:
     """Noise in the place of sampling states, all at the first step."""
     x = torch.randn(1, point.samples, 1, _SIZE, _SIZE, generator=torch.Generator().manual_seed(0))
-    return Calibration(x.to(device), [0], Sampler(DDIMScheduler(), SamplerSettings(steps=point.iterations)))
+    return Calibration(x.to(device), [0], Sampler(DDIMScheduler(), _steps(point)))
+
+
+def _steps(point: Point) -> SamplerSettings:
+    """As many sampling steps as iterations, which need not divide the model's."""
+    return SamplerSettings(steps=point.iterations, timesteps=tuple(range(900, 900 - point.iterations, -1)))
 
 
 def _classifier(point: Point) -> Classifier:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 @click.group()
 def bench() -> None:
     """Measure speed and memory."""
+    os.environ.setdefault("TQDM_DISABLE", "1")  # bars of what is timed; read when tqdm is imported
 
 
 @bench.command("stages")
@@ -88,9 +90,6 @@ def bench_growth(
     repeats: int, works: tuple[str, ...], output: Path | None, chart: Path | None, device: torch.device
 ) -> None:
     """How time and memory grow with batch, samples, iterations, parameters and bits, as exponents."""
-    import os
-
-    os.environ["TQDM_DISABLE"] = "1"  # the bars of what is measured; read when tqdm is imported
     from quest.bench import growth, measuring
 
     grown = []

@@ -152,23 +152,21 @@ def points(curve: Curve, kind: str) -> list[Point]:
 
 
 def grow(curve: Curve, at: Sequence[Point], device: torch.device, repeats: int) -> Grown:
-    """Measure a curve at these points."""
-    sizes, costs = [], []
-    for point in at:
-        work = WORKS[curve.work](point, device)
-        sizes.append(work.parameters if curve.quantity == "parameters" else getattr(point, curve.quantity))
-        costs.append(_cost(work, device, repeats))
-    return Grown(curve, tuple(sizes), tuple(costs))
+    """Measure a curve at these points, which take turns, so that a machine that slows down does so for all of them."""
+    works = [WORKS[curve.work](point, device) for point in at]
+    for work in works:
+        work.once()  # prepares what libraries keep
+    turns = [[_cost(work, device) for work in works] for _ in range(repeats)]
+    costs = [Cost(*map(statistics.median, zip(*of_point, strict=True))) for of_point in zip(*turns, strict=True)]
+    if curve.quantity == "parameters":
+        return Grown(curve, tuple(work.parameters for work in works), tuple(costs))
+    return Grown(curve, tuple(getattr(point, curve.quantity) for point in at), tuple(costs))
 
 
-def _cost(work: Work, device: torch.device, repeats: int) -> Cost:
-    """Medians of repeats, less what is done once; a first run of that prepares what libraries keep."""
-    work.once()
-    found = []
-    for _ in range(repeats):
-        whole, once = _taken(work.run, device), _taken(work.once, device)
-        found.append(Cost(whole.seconds - once.seconds, whole.clock - once.clock, whole.bytes))
-    return Cost(*map(statistics.median, zip(*found, strict=True)))
+def _cost(work: Work, device: torch.device) -> Cost:
+    """Of the work, less what is done once."""
+    whole, once = _taken(work.run, device), _taken(work.once, device)
+    return Cost(whole.seconds - once.seconds, whole.clock - once.clock, whole.bytes)
 
 
 def _taken(call: Callable[[], Any], device: torch.device) -> Cost:

@@ -43,22 +43,22 @@ class Curve(NamedTuple):
     memory: float
 
 
-_WIDTHS, _BITS = (16, 24, 32, 48, 64), (2, 3, 4, 6, 8)
-_FEW, _MORE = (1, 2, 4, 8, 16), (4, 8, 16, 32, 64)
+_WIDTHS, _BITS = (16, 24, 32, 48, 64), (2, 4, 6, 8)
+_FEW, _MORE = (1, 2, 4, 8), (4, 8, 16, 32, 64)
 CURVES = (
     Curve("learned rounding", "batch", _MORE, 0.8, 0.9),
     Curve("learned rounding", "iterations", _MORE, 1.0, 0.0),
     Curve("learned rounding", "parameters", _WIDTHS, 0.8, 0.7),
     Curve("learned rounding", "bits", _BITS, 0.0, 0.0),
-    Curve("recording", "samples", (32, 64, 128, 256, 512), 1.0, 1.0),
+    Curve("recording", "samples", (16, 32, 64, 128, 256), 1.0, 1.0),
     Curve("recording", "parameters", _WIDTHS, 0.8, 0.5),
-    Curve("QuEST finetuning", "batch", _FEW, -0.2, 0.9),
-    Curve("QuEST finetuning", "samples", _MORE, 1.0, 0.0),
+    Curve("QuEST finetuning", "batch", (1, 2, 4, 8, 16), -0.2, 0.9),
+    Curve("QuEST finetuning", "samples", (4, 8, 16, 32), 1.0, 0.0),
     Curve("QuEST finetuning", "iterations", _FEW, 1.0, 0.0),
     Curve("QuEST finetuning", "parameters", _WIDTHS, 0.8, 0.6),
     Curve("QuEST finetuning", "bits", _BITS, 0.0, 0.0),
-    Curve("sampling", "batch", _MORE, -0.1, 0.9),
-    Curve("sampling", "samples", (16, 32, 64, 128, 256), 1.0, 0.0),
+    Curve("sampling", "batch", (4, 8, 16, 32), -0.1, 0.9),
+    Curve("sampling", "samples", (16, 32, 64, 128), 1.0, 0.0),
     Curve("sampling", "iterations", _FEW, 1.0, 0.0),
     Curve("sampling", "parameters", _WIDTHS, 0.8, 0.5),
     Curve("sampling", "bits", _BITS, 0.0, 0.0),
@@ -76,9 +76,9 @@ CURVES = (
 
 _BASES = {
     "learned rounding": Point(batch=16, samples=64, iterations=16, width=32, bits=4),
-    "recording": Point(batch=16, samples=64, iterations=1, width=32, bits=4),
+    "recording": Point(batch=16, samples=32, iterations=1, width=32, bits=4),
     "QuEST finetuning": Point(batch=4, samples=16, iterations=1, width=32, bits=4),
-    "sampling": Point(batch=16, samples=64, iterations=2, width=32, bits=4),
+    "sampling": Point(batch=16, samples=32, iterations=2, width=32, bits=4),
     "weight search": Point(batch=1, samples=1, iterations=1, width=32, bits=4),
     "activation search": Point(batch=16, samples=16, iterations=1, width=32, bits=4),
     "features": Point(batch=64, samples=512, iterations=1, width=32, bits=4),

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from quest.config.dataset import load_dataset
-from quest.stages import DEVICE, FILE, PROTOCOL, protocol
+from quest.stages import DATASET, DEVICE, FILE, PROTOCOL, protocol
 
 if TYPE_CHECKING:
     import torch
@@ -101,6 +101,33 @@ def bench_growth(
         growth.save(grown, device, output)
     if chart is not None:
         growth.chart(grown, chart)
+
+
+@bench.command("estimate", params=[DATASET, DEVICE])
+@click.option("--method", default="quest", show_default=True)
+@click.option("--bits", default="w4a4", show_default=True)
+@click.option("--set", "changes", multiple=True, metavar="KEY=VALUE", help="Change the protocol; may be repeated.")
+def bench_estimate(dataset: str, method: str, bits: str, changes: tuple[str, ...], device: torch.device) -> None:
+    """What `quest estimate` says of one cell of DATASET, beside what its jobs then take, one after another.
+
+    A model that is not here has random weights of its size.
+    """
+    import tempfile
+
+    import torch
+
+    from quest.bench import measuring
+    from quest.estimate import rehearsal, speed
+
+    settings = rehearsal.settings_of(dataset, changes)
+    torch.set_num_threads(speed.THREADS)
+    pairs = []
+    with tempfile.TemporaryDirectory() as folder:
+        here = speed.Speed(speed.FILE, device)
+        for pair in rehearsal.run(dataset, settings, method, bits, Path(folder), here):
+            pairs.append(pair)
+            click.echo(f"{pair.name}: done", err=True)
+    click.echo(f"{dataset} {' '.join(changes)}\n{measuring.machine(device)}\n\n{rehearsal.table(pairs, device)}")
 
 
 @bench.command("evaluator", params=[DEVICE])

@@ -61,6 +61,20 @@ def bench_reconstruction(
     click.echo(training.run(networks, iterations, batch, device, tf32))
 
 
+@bench.command("pipeline", params=[DEVICE])
+@click.option("--network", type=_network, default="bedrooms", show_default=True, help="Which LDM-4 U-Net.")
+@click.option("--iterations", type=click.IntRange(min=1), default=10, show_default=True, help="Steps of each kind.")
+@click.option(
+    "--batch", type=click.IntRange(min=1), default=50, show_default=True, help="Cut the published batches down to this."
+)
+@click.option("--tf32", is_flag=True, help="Convolutions in TF32 on a GPU, as in the published code.")
+def bench_pipeline(network: str, iterations: int, batch: int, tf32: bool, device: torch.device) -> None:
+    """All that quantizing a U-Net of the paper takes, random weights, as one table beside the published times."""
+    from quest.bench import pipeline
+
+    click.echo(pipeline.run(network, iterations, batch, device, tf32))
+
+
 @bench.command("metrics")
 @click.option("--images", type=click.IntRange(min=64), default=512, show_default=True, help="Images of 256×256.")
 @click.option("--rows", type=click.IntRange(min=2050), default=10_000, show_default=True, help="Rows of features.")

@@ -1,7 +1,7 @@
 """How cost grows: time and peak memory of a work (`quest.bench.works`) as one quantity of it grows, the others fixed.
 
 Cost ∝ quantityᵖ is fitted to medians of repeats, on logarithms of both by least squares. On a CPU time is what the
-process computes for, on one thread, so that other processes do not count; on a GPU it is the device's own, by events.
+process computes for, so that other processes do not count; on a GPU it is the device's own, by events.
 Memory is the most that was held beyond what was held before: resident on a CPU, allocated on a GPU.
 """
 
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import gc
 import json
-import logging
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -18,7 +17,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from scipy import stats
 
 from quest import artifacts
 from quest.bench import measuring, resident
@@ -43,48 +41,48 @@ class Curve(NamedTuple):
     memory: float
 
 
-_WIDTHS, _BITS = (16, 24, 32, 48, 64), (2, 4, 6, 8)
-_FEW, _MORE = (1, 2, 4, 8), (4, 8, 16, 32, 64)
+_WIDTHS, _BITS = (8, 16, 24, 32), (2, 4, 6, 8)
+_FEW, _SOME = (1, 2, 4, 8), (4, 8, 16, 32)
 CURVES = (
-    Curve("learned rounding", "batch", _MORE, 0.8, 0.9),
-    Curve("learned rounding", "iterations", _MORE, 1.0, 0.0),
+    Curve("weight search", "parameters", _WIDTHS, 1.0, 0.5),
+    Curve("weight search", "bits", _BITS, 0.0, 0.0),
+    Curve("activation search", "samples", _SOME, 1.0, 1.0),
+    Curve("activation search", "parameters", _WIDTHS, 0.7, 0.5),
+    Curve("activation search", "bits", _BITS, 0.0, 0.0),
+    Curve("learned rounding", "batch", _SOME, 0.8, 0.9),
+    Curve("learned rounding", "iterations", _SOME, 1.0, 0.0),
     Curve("learned rounding", "parameters", _WIDTHS, 0.8, 0.7),
     Curve("learned rounding", "bits", _BITS, 0.0, 0.0),
-    Curve("recording", "samples", (16, 32, 64, 128, 256), 1.0, 1.0),
+    Curve("recording", "samples", (16, 32, 64, 128), 1.0, 1.0),
     Curve("recording", "parameters", _WIDTHS, 0.8, 0.5),
-    Curve("QuEST finetuning", "batch", (1, 2, 4, 8, 16), -0.2, 0.9),
-    Curve("QuEST finetuning", "samples", (4, 8, 16, 32), 1.0, 0.0),
+    Curve("QuEST finetuning", "batch", _FEW, -0.2, 0.9),
+    Curve("QuEST finetuning", "samples", _SOME, 1.0, 0.0),
     Curve("QuEST finetuning", "iterations", _FEW, 1.0, 0.0),
     Curve("QuEST finetuning", "parameters", _WIDTHS, 0.8, 0.6),
     Curve("QuEST finetuning", "bits", _BITS, 0.0, 0.0),
-    Curve("sampling", "batch", (4, 8, 16, 32), -0.1, 0.9),
-    Curve("sampling", "samples", (16, 32, 64, 128), 1.0, 0.0),
+    Curve("sampling", "batch", (2, 4, 8, 16), -0.1, 0.9),
+    Curve("sampling", "samples", (8, 16, 32, 64), 1.0, 0.0),
     Curve("sampling", "iterations", _FEW, 1.0, 0.0),
     Curve("sampling", "parameters", _WIDTHS, 0.8, 0.5),
     Curve("sampling", "bits", _BITS, 0.0, 0.0),
-    Curve("weight search", "parameters", _WIDTHS, 1.0, 0.5),
-    Curve("weight search", "bits", _BITS, 0.0, 0.0),
-    Curve("activation search", "samples", _MORE, 1.0, 1.0),
-    Curve("activation search", "parameters", _WIDTHS, 0.7, 0.5),
-    Curve("activation search", "bits", _BITS, 0.0, 0.0),
-    Curve("features", "batch", (16, 32, 64, 128, 256), 0.0, 1.0),
-    Curve("features", "samples", (64, 128, 256, 512, 1_024), 1.0, 0.1),
+    Curve("features", "batch", (16, 32, 64, 128), 0.0, 1.0),
+    Curve("features", "samples", (64, 128, 256, 512), 1.0, 0.1),
     Curve("features", "parameters", _WIDTHS, 0.8, 0.5),
-    Curve("metrics", "samples", (256, 512, 1_024, 2_048, 4_096), 1.3, 1.0),
+    Curve("metrics", "samples", (256, 512, 1_024, 2_048), 1.3, 1.0),
 )
 """What is measured, and what was expected before it was; why: docs/performance.md."""
 
 _BASES = {
-    "learned rounding": Point(batch=16, samples=64, iterations=16, width=32, bits=4),
-    "recording": Point(batch=16, samples=32, iterations=1, width=32, bits=4),
-    "QuEST finetuning": Point(batch=4, samples=16, iterations=1, width=32, bits=4),
-    "sampling": Point(batch=16, samples=32, iterations=2, width=32, bits=4),
-    "weight search": Point(batch=1, samples=1, iterations=1, width=32, bits=4),
-    "activation search": Point(batch=16, samples=16, iterations=1, width=32, bits=4),
-    "features": Point(batch=64, samples=512, iterations=1, width=32, bits=4),
-    "metrics": Point(batch=64, samples=1_024, iterations=1, width=32, bits=4),
+    "weight search": Point(batch=1, samples=1, iterations=1, width=16, bits=4),
+    "activation search": Point(batch=16, samples=16, iterations=1, width=16, bits=4),
+    "learned rounding": Point(batch=8, samples=32, iterations=8, width=16, bits=4),
+    "recording": Point(batch=16, samples=16, iterations=1, width=16, bits=4),
+    "QuEST finetuning": Point(batch=4, samples=8, iterations=1, width=16, bits=4),
+    "sampling": Point(batch=8, samples=16, iterations=1, width=16, bits=4),
+    "features": Point(batch=64, samples=256, iterations=1, width=16, bits=4),
+    "metrics": Point(batch=64, samples=1_024, iterations=1, width=16, bits=4),
 }
-_LARGER_ON_A_GPU = {"batch": 8, "samples": 8, "iterations": 4, "width": 4}
+_LARGER_ON_A_GPU = {"batch": 8, "samples": 8, "iterations": 4, "width": 8}
 _NOT_LARGER = ("activation search",)  # whose samples go through at once, at most 64
 
 
@@ -95,7 +93,7 @@ class Fit(NamedTuple):
     error: float
 
     def __str__(self) -> str:
-        return f"{self.exponent:.2f} ± {self.error:.2f}"
+        return f"{self.exponent:z.2f} ± {self.error:.2f}"
 
 
 class Cost(NamedTuple):
@@ -124,19 +122,15 @@ class Grown(NamedTuple):
 
 def fit(sizes: Sequence[float], costs: Sequence[float]) -> Fit:
     """The exponent of costs over sizes, both above 0; three or more, for an error."""
-    line: Any = stats.linregress(np.log(sizes), np.log(costs))
-    return Fit(float(line.slope), float(line.stderr))
+    (slope, _), covariance = np.polyfit(np.log(sizes), np.log(costs), 1, cov=True)
+    return Fit(float(slope), float(covariance[0, 0] ** 0.5))
 
 
 def run(device: torch.device, repeats: int = 3, only: Sequence[str] = ()) -> Iterator[Grown]:
-    """Every curve, or those of the works in ``only``; each point is the median of ``repeats``.
-
-    Computes on one thread from then on. Raises ValueError for an unknown work.
-    """
+    """Every curve, or those of the works in ``only``; each point is the median of ``repeats``. Raises ValueError for an
+    unknown work."""
     if strange := set(only) - set(WORKS):
         raise ValueError(f"--work: {unknown(min(strange), WORKS)}")
-    torch.set_num_threads(1)
-    logging.getLogger("quest").setLevel(logging.ERROR)
     for curve in CURVES:
         if not only or curve.work in only:
             yield grow(curve, points(curve, device.type), device, repeats)
@@ -221,7 +215,7 @@ def clock(device: torch.device) -> str:
     """What the seconds and bytes of a table are."""
     if device.type == "cuda":
         return "time of the device by events; peak of allocated memory beyond what was allocated before"
-    return "process CPU time on one thread; peak of resident memory beyond what was resident before"
+    return "CPU time of the process; peak of resident memory beyond what was resident before"
 
 
 def save(grown: Sequence[Grown], device: torch.device, path: Path) -> None:
@@ -237,6 +231,21 @@ def save(grown: Sequence[Grown], device: torch.device, path: Path) -> None:
     head = json.dumps({"machine": measuring.machine(device), "measured": clock(device)})[1:-1]
     content = f'{{{head}, "curves": [\n' + ",\n".join(lines) + "\n]}\n"
     artifacts.write_bytes(path, content.encode())
+
+
+def load(path: Path) -> tuple[str, list[Grown]]:
+    """What `save` wrote: where and what was measured, and the curves."""
+    content = json.loads(path.read_text(encoding="utf-8"))
+    fields = Curve._fields
+    grown = [
+        Grown(
+            Curve(**{name: tuple(each[name]) if name == "sizes" else each[name] for name in fields}),
+            tuple(each["at"]),
+            tuple(Cost(*cost) for cost in each["costs"]),
+        )
+        for each in content["curves"]
+    ]
+    return f"{content['machine']}; {content['measured']}", grown
 
 
 def chart(grown: Sequence[Grown], path: Path) -> None:

@@ -152,12 +152,12 @@ def metrics(point: Point, device: torch.device) -> Work:
 
 
 WORKS: dict[str, Callable[[Point, torch.device], Work]] = {
+    "weight search": weight_search,
+    "activation search": activation_search,
     "learned rounding": rounding,
     "recording": recording,
     "QuEST finetuning": finetuning,
     "sampling": sampling,
-    "weight search": weight_search,
-    "activation search": activation_search,
     "features": features,
     "metrics": metrics,
 }

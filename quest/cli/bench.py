@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -99,20 +100,33 @@ def bench_memory(images: int, shard: int, device: torch.device) -> None:
 @click.option("--repeats", type=click.IntRange(min=1), default=3, show_default=True, help="Of which the median counts.")
 @click.option("--work", "works", multiple=True, help="Only this work, like sampling; may be repeated. Default: all.")
 @click.option("--output", type=FILE, help="JSON to write: every measurement.")
+@click.option("--saved", type=FILE, help="Measure nothing: show what --output wrote before.")
 @click.option("--chart", type=FILE, help="Picture to write, .png or .svg.")
 def bench_growth(
-    repeats: int, works: tuple[str, ...], output: Path | None, chart: Path | None, device: torch.device
+    repeats: int,
+    works: tuple[str, ...],
+    output: Path | None,
+    saved: Path | None,
+    chart: Path | None,
+    device: torch.device,
 ) -> None:
     """How time and memory grow with batch, samples, iterations, parameters and bits, as exponents."""
+    import torch
+
     from quest.bench import growth, measuring
 
-    grown = []
-    for each in growth.run(device, repeats, works):
-        grown.append(each)
-        click.echo(f"{each.curve.work}, {each.curve.quantity}: time ∝ {each.time}, memory ∝ {each.memory}", err=True)
-    click.echo(f"{measuring.machine(device)}; {growth.clock(device)}\n\n{growth.table(grown)}")
-    if output is not None:
-        growth.save(grown, device, output)
+    torch.set_num_threads(1)
+    logging.getLogger("quest").setLevel(logging.ERROR)
+    if saved is not None:
+        where, grown = growth.load(saved)
+    else:
+        where, grown = f"{measuring.machine(device)}; {growth.clock(device)}", []
+        for each in growth.run(device, repeats, works):
+            grown.append(each)
+            click.echo(f"{each.curve.work}, {each.curve.quantity}: time ∝ {each.time}", err=True)
+            if output is not None:
+                growth.save(grown, device, output)  # after each curve, for a run that is ended before its end
+    click.echo(f"{where}\n\n{growth.table(grown)}")
     if chart is not None:
         growth.chart(grown, chart)
 

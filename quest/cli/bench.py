@@ -154,7 +154,7 @@ def bench_estimate(dataset: str, method: str, bits: str, changes: tuple[str, ...
         here = speed.Speed(speed.FILE, device)
         for pair in rehearsal.run(dataset, settings, method, bits, Path(folder), here):
             pairs.append(pair)
-            click.echo(f"{pair.name}: done", err=True)
+            click.echo(rehearsal.sentence(pair, device), err=True)  # for a run that is ended before its end
     click.echo(f"{dataset} {' '.join(changes)}\n{measuring.machine(device)}\n\n{rehearsal.table(pairs, device)}")
 
 

@@ -143,17 +143,29 @@ def _happened(step: Step, folder: Path, device: torch.device) -> Cost:
     return Cost(clock, computing, memory, gpu_memory, Path(step.job.outputs[0]).stat().st_size)
 
 
+def sentence(pair: Pair, device: torch.device) -> str:
+    """Seconds of a step, as estimated and as they were."""
+    estimated, happened = _seconds(pair, device)
+    return f"{pair.name}: estimated {estimated:.1f} s, took {happened:.1f} s"
+
+
+def _seconds(pair: Pair, device: torch.device) -> list[float]:
+    return [each.seconds if device.type == "cuda" else each.computing for each in (pair.estimated, pair.happened)]
+
+
 def table(pairs: Sequence[Pair], device: torch.device) -> str:
     """A row a step: seconds, memory and disk, as estimated and as they were, and their ratio."""
     on_gpu = device.type == "cuda"
     rows = [
         ("step", "estimate s", "took s", "ratio", "estimate GiB", "took GiB", "ratio", "estimate MiB", "disk", "ratio")
     ]
-    for name, estimated, happened in pairs:
-        seconds = [each.seconds if on_gpu else each.computing for each in (estimated, happened)]
-        memory = [(each.gpu_memory if on_gpu else each.memory) / 2**30 for each in (estimated, happened)]
-        disk = [each.disk / 2**20 for each in (estimated, happened)]
-        rows.append((name, *_beside(seconds, ".1f"), *_beside(memory, ".2f"), *_beside(disk, ".2f")))
+    for pair in pairs:
+        both = pair.estimated, pair.happened
+        memory = [(each.gpu_memory if on_gpu else each.memory) / 2**30 for each in both]
+        disk = [each.disk / 2**20 for each in both]
+        rows.append(
+            (pair.name, *_beside(_seconds(pair, device), ".1f"), *_beside(memory, ".2f"), *_beside(disk, ".2f"))
+        )
     what = "by the clock, memory of the GPU" if on_gpu else "of computing, memory resident"
     return f"{text.table(rows)}\n\nSeconds {what}. Ratios are estimate / took."
 

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from matplotlib.ticker import LogLocator, NullLocator
 
 from quest import artifacts
 from quest.bench import measuring, resident
@@ -258,6 +259,10 @@ def chart(grown: Sequence[Grown], path: Path) -> None:
             here = axes[row, column]
             drawing.plain(here, quantity if row == 0 else "", "" if row == 0 else "times the least", "")
             here.set(xscale="log", yscale="log")
+            for axis in (here.xaxis, here.yaxis):
+                axis.set_major_locator(LogLocator(base=2))
+                axis.set_major_formatter("{x:g}")
+                axis.set_minor_locator(NullLocator())
             if column == 0:
                 here.set_ylabel(f"{title}, times the least", color=drawing.INK)
             for each in grown:

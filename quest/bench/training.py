@@ -36,8 +36,9 @@ from quest.quantization.network import QuantizedNetwork
 from quest.quantization.recipe import Recipe
 from quest.report import text
 
-_STEPS = 20  # sampling steps; one group of them, so one set of activation scales
-_FORWARD_BATCH = 50
+STEPS = 20
+"""Sampling steps; one group of them, so one set of activation scales."""
+FORWARD_BATCH = 50
 _CALIBRATION = 8  # samples; scales need not be good
 
 
@@ -49,7 +50,9 @@ class Published(NamedTuple):
     scales it takes an attention block of Bedrooms apart into four, where this library has one unit.
     forward_ms: one full-precision batch of 50. sample_ms: forward and backward through QuEST's W4A4 network, by batch,
     and peak_gib of it. tla_ms, cma_ms: a step of QuEST's stages at batches 2 and 4, of which it computes CMA's sample
-    by sample.
+    by sample; tla_steps, cma_steps: of a run; teacher_hours: of the outputs that CMA's steps are held to.
+    activation_search_s: scales of all places for 20 sampling steps. quantized_forward_ms: one batch of 50 through the
+    W4A4 network. efficientdm_ms: a step of EfficientDM at batch 4.
     """
 
     rounding_hours: float
@@ -61,6 +64,12 @@ class Published(NamedTuple):
     peak_gib: dict[int, float]
     tla_ms: float
     cma_ms: float
+    tla_steps: int
+    cma_steps: int
+    teacher_hours: float
+    activation_search_s: float
+    quantized_forward_ms: float
+    efficientdm_ms: float | None = None
 
 
 PUBLISHED = {
@@ -74,6 +83,12 @@ PUBLISHED = {
         peak_gib={1: 12.4, 4: 17.3, 32: 63.3},
         tla_ms=847,
         cma_ms=3.3 * 3.6e6 / 6_400,
+        tla_steps=24_000,
+        cma_steps=6_400,
+        teacher_hours=1.5,
+        activation_search_s=864,
+        quantized_forward_ms=255,
+        efficientdm_ms=750,
     ),
     "bedrooms": Published(
         rounding_hours=10.1,
@@ -85,11 +100,16 @@ PUBLISHED = {
         peak_gib={1: 7.6, 4: 9.9, 32: 31.1},
         tla_ms=485,
         cma_ms=2.2 * 3.6e6 / 6_400,
+        tla_steps=16_000,
+        cma_steps=6_400,
+        teacher_hours=0.4,
+        activation_search_s=394,
+        quantized_forward_ms=246,
     ),
 }
 
 
-class _Step(NamedTuple):
+class Step(NamedTuple):
     """A step of the whole network: what it is, its milliseconds, peak memory, and milliseconds and GiB as published."""
 
     name: str
@@ -99,13 +119,22 @@ class _Step(NamedTuple):
     published_gib: float | None = None
 
 
-class _Block(NamedTuple):
+class Block(NamedTuple):
     """Units of one shape: one of them, how many there are, and milliseconds of a step of either stage on it."""
 
     unit: Unit
     units: int
     rounding_ms: float
     scales_ms: float
+
+
+class Timed(NamedTuple):
+    """network: on its grids. parameters: of it. steps, blocks: what was timed."""
+
+    network: QuantizedNetwork
+    parameters: int
+    steps: list[Step]
+    blocks: list[Block]
 
 
 def run(names: Sequence[str], iterations: int, batch: int, device: torch.device | str, tf32: bool = False) -> str:
@@ -117,31 +146,36 @@ def run(names: Sequence[str], iterations: int, batch: int, device: torch.device 
     convolutions = "TF32" if tf32 else "float32"
     parts = [f"{measuring.machine(device)}; on a GPU convolutions in {convolutions}, products in float32"]
     for name in names:
-        model = networks.make(name, device)
-        forward = _forward(name, model, iterations, min(batch, _FORWARD_BATCH), device)
-        parameters = sum(parameter.numel() for parameter in model.parameters())
-        # Steps take as long whatever the scales, so the fast search will do.
-        recipe = Recipe(Bits(4, 4), QuantizerSettings(weight_search="max"), sets=1, steps=_STEPS)
-        example = architectures.of(model).example()[:2]  # a context it has by itself
-        network = QuantizedNetwork(model, recipe, example)
-        calibration = _calibration(max(batch, QuestSettings().cma_batch_size * (iterations + 1)), device)
-        finetuning.calibrate_activations(network, replace(calibration, x=calibration.x[:, : min(batch, _CALIBRATION)]))
-        steps = [forward, *_passes(name, network, calibration, iterations, batch, device)]
-        steps += _stages(name, network, calibration, iterations, batch, device)
-        blocks = _blocks(network, calibration, iterations, min(batch, ReconstructionSettings().batch_size), device)
-        title = f"{name}, {parameters / 1e6:.2f} M parameters, W4A4"
-        parts += [title, _step_table(steps), _block_table(blocks), _total_table(name, blocks)]
+        found = timed(name, networks.make(name, device), iterations, batch, device)
+        title = f"{name}, {found.parameters / 1e6:.2f} M parameters, W4A4"
+        parts += [title, _step_table(found.steps), _block_table(found.blocks), _total_table(name, found.blocks)]
     return "\n\n".join(parts)
 
 
-def _calibration(samples: int, device: torch.device | str) -> Calibration:
+def timed(name: str, model: nn.Module, iterations: int, batch: int, device: torch.device | str) -> Timed:
+    """Time ``iterations`` steps of each kind on a network of `networks.NETWORKS`, which is put on its grids."""
+    forward = _forward(name, model, iterations, min(batch, FORWARD_BATCH), device)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    # Steps take as long whatever the scales, so the fast search will do.
+    recipe = Recipe(Bits(4, 4), QuantizerSettings(weight_search="max"), sets=1, steps=STEPS)
+    example = architectures.of(model).example()[:2]  # a context it has by itself
+    network = QuantizedNetwork(model, recipe, example)
+    calibration = noise(max(batch, QuestSettings().cma_batch_size * (iterations + 1)), device)
+    finetuning.calibrate_activations(network, replace(calibration, x=calibration.x[:, : min(batch, _CALIBRATION)]))
+    steps = [forward, *_passes(name, network, calibration, iterations, batch, device)]
+    steps += _stages(name, network, calibration, iterations, batch, device)
+    blocks = _blocks(network, calibration, iterations, min(batch, ReconstructionSettings().batch_size), device)
+    return Timed(network, parameters, steps, blocks)
+
+
+def noise(samples: int, device: torch.device | str) -> Calibration:
     """Noise in the place of sampling states, all at the first step."""
     x = torch.randn(1, samples, *networks.SHAPE, generator=torch.Generator().manual_seed(0))
     scheduler = DDIMScheduler(beta_schedule="scaled_linear", clip_sample=False)
-    return Calibration(x.to(device), [0], Sampler(scheduler, SamplerSettings(steps=_STEPS, eta=0.0)))
+    return Calibration(x.to(device), [0], Sampler(scheduler, SamplerSettings(steps=STEPS, eta=0.0)))
 
 
-def _forward(name: str, model: nn.Module, iterations: int, batch: int, device: torch.device | str) -> _Step:
+def _forward(name: str, model: nn.Module, iterations: int, batch: int, device: torch.device | str) -> Step:
     x, timesteps = torch.randn(batch, *networks.SHAPE, device=device), torch.zeros(batch, device=device)
 
     @torch.inference_mode()
@@ -159,7 +193,7 @@ def _passes(
     iterations: int,
     batch: int,
     device: torch.device | str,
-) -> list[_Step]:
+) -> list[Step]:
     """Forward and backward through the quantized network for all that CMA trains, by batch."""
     stage = quest.attention_alignment(network, QuestSettings())
     data = calibration.samples(batch)
@@ -194,7 +228,7 @@ def _stages(
     iterations: int,
     batch: int,
     device: torch.device | str,
-) -> list[_Step]:
+) -> list[Step]:
     """A step of QuEST's two stages: forward, losses, backward and optimizers; the teacher's outputs are recorded."""
     settings = QuestSettings()
     published = PUBLISHED[name]
@@ -222,15 +256,15 @@ def _timed(
     device: torch.device | str,
     published_ms: float,
     published_gib: float | None = None,
-) -> _Step:
+) -> Step:
     measuring.reset_peak(device)
     ms = 1e3 * measuring.step_seconds(run, iterations, device)
-    return _Step(name, ms, measuring.peak_mib(device) / 2**10, published_ms, published_gib)
+    return Step(name, ms, measuring.peak_mib(device) / 2**10, published_ms, published_gib)
 
 
 def _blocks(
     network: QuantizedNetwork, calibration: Calibration, iterations: int, batch: int, device: torch.device | str
-) -> list[_Block]:
+) -> list[Block]:
     """A step of learned rounding and one of learned activation scales, on one unit of each shape.
 
     Units of equal weights in equal places of their block have equal inputs too: channels tell the resolution.
@@ -262,10 +296,10 @@ def _blocks(
                 scale_learning.learn_unit(network, unit, cache, [torch.arange(batch)], settings, torch.Generator())
 
             scales[key] = 1e3 * measuring.step_seconds(learn_scales, iterations, device)
-    return [_Block(units[0], len(units), rounding[key], scales[key]) for key, units in same.items()]
+    return [Block(units[0], len(units), rounding[key], scales[key]) for key, units in same.items()]
 
 
-def _step_table(steps: Sequence[_Step]) -> str:
+def _step_table(steps: Sequence[Step]) -> str:
     rows = [("step", "ms", "published ms", "of published", "peak GiB", "published GiB")]
     rows += [
         (
@@ -281,7 +315,7 @@ def _step_table(steps: Sequence[_Step]) -> str:
     return text.table(rows)
 
 
-def _block_table(blocks: Sequence[_Block]) -> str:
+def _block_table(blocks: Sequence[Block]) -> str:
     rows = [("block, the first of its shape", "kind", "of this shape", "rounding ms", "scales ms")]
     rows += [
         (
@@ -298,7 +332,7 @@ def _block_table(blocks: Sequence[_Block]) -> str:
     return text.table(rows)
 
 
-def _total_table(name: str, blocks: Sequence[_Block]) -> str:
+def _total_table(name: str, blocks: Sequence[Block]) -> str:
     """The mean of a step over all units; hours are that times the units and the steps that each takes."""
     published = PUBLISHED[name]
     units = sum(block.units for block in blocks)

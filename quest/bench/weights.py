@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
+from torch import Tensor, nn
 
 from quest import architectures
 from quest.bench import measuring, networks
@@ -19,15 +22,8 @@ PUBLISHED_SECONDS = {"imagenet": 3414.0, "bedrooms": 1597.0}
 def run(name: str, bits: int, device: torch.device | str) -> str:
     """A text table: seconds and peak memory of the search over all convolutions and linear layers of a network."""
     network = networks.make(name, device)
-    weights = [network.get_parameter(f"{layer}.weight") for layer in architectures.of(network).roles()]
-
-    def search(weight: torch.Tensor) -> WeightQuantizer:
-        return WeightQuantizer(weight, Grid(bits), PerAxis(0), "mse")
-
-    search(min(weights, key=torch.Tensor.numel))  # the first call on a device prepares its kernels
-    measuring.reset_peak(device)
-    quantizers: list[WeightQuantizer] = []
-    seconds = measuring.seconds(lambda: quantizers.extend(map(search, weights)), device)
+    weights = weights_of(network)
+    seconds, quantizers = search(weights, bits, device)
     values = {
         "network": name,
         "parameters": f"{sum(p.numel() for p in network.parameters()) / 1e6:.2f} M",
@@ -40,3 +36,20 @@ def run(name: str, bits: int, device: torch.device | str) -> str:
         "released code, H200, s": f"{PUBLISHED_SECONDS[name]:,.0f}",
     }
     return "\n".join([measuring.machine(device), "", text.table([list(values), list(values.values())])])
+
+
+def weights_of(network: nn.Module) -> list[Tensor]:
+    """Of all convolutions and linear layers."""
+    return [network.get_parameter(f"{layer}.weight") for layer in architectures.of(network).roles()]
+
+
+def search(weights: Sequence[Tensor], bits: int, device: torch.device | str) -> tuple[float, list[WeightQuantizer]]:
+    """Seconds of the search over all ``weights``, and what it found."""
+
+    def one(weight: Tensor) -> WeightQuantizer:
+        return WeightQuantizer(weight, Grid(bits), PerAxis(0), "mse")
+
+    one(min(weights, key=Tensor.numel))  # the first call on a device prepares its kernels
+    measuring.reset_peak(device)
+    found: list[WeightQuantizer] = []
+    return measuring.seconds(lambda: found.extend(map(one, weights)), device), found

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import logging
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from quest.config.dataset import load_dataset
-from quest.stages import DEVICE, FILE, PROTOCOL, protocol
+from quest.stages import DATASET, DEVICE, FILE, PROTOCOL, protocol
 
 if TYPE_CHECKING:
     import torch
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
 @click.group()
 def bench() -> None:
     """Measure speed and memory."""
+    os.environ.setdefault("TQDM_DISABLE", "1")  # bars of what is timed; read when tqdm is imported
 
 
 @bench.command("stages")
@@ -59,6 +62,20 @@ def bench_reconstruction(
     click.echo(training.run(networks, iterations, batch, device, tf32))
 
 
+@bench.command("pipeline", params=[DEVICE])
+@click.option("--network", type=_network, default="bedrooms", show_default=True, help="Which LDM-4 U-Net.")
+@click.option("--iterations", type=click.IntRange(min=1), default=10, show_default=True, help="Steps of each kind.")
+@click.option(
+    "--batch", type=click.IntRange(min=1), default=50, show_default=True, help="Cut the published batches down to this."
+)
+@click.option("--tf32", is_flag=True, help="Convolutions in TF32 on a GPU, as in the published code.")
+def bench_pipeline(network: str, iterations: int, batch: int, tf32: bool, device: torch.device) -> None:
+    """All that quantizing a U-Net of the paper takes, random weights, as one table beside the published times."""
+    from quest.bench import pipeline
+
+    click.echo(pipeline.run(network, iterations, batch, device, tf32))
+
+
 @bench.command("metrics")
 @click.option("--images", type=click.IntRange(min=64), default=512, show_default=True, help="Images of 256×256.")
 @click.option("--rows", type=click.IntRange(min=2050), default=10_000, show_default=True, help="Rows of features.")
@@ -77,6 +94,68 @@ def bench_memory(images: int, shard: int, device: torch.device) -> None:
     from quest.bench import memory
 
     click.echo(memory.run(images, shard, device))
+
+
+@bench.command("growth", params=[DEVICE])
+@click.option("--repeats", type=click.IntRange(min=1), default=3, show_default=True, help="Of which the median counts.")
+@click.option("--work", "works", multiple=True, help="Only this work, like sampling; may be repeated. Default: all.")
+@click.option("--output", type=FILE, help="JSON to write: every measurement.")
+@click.option("--saved", type=FILE, help="Measure nothing: show what --output wrote before.")
+@click.option("--chart", type=FILE, help="Picture to write, .png or .svg.")
+def bench_growth(
+    repeats: int,
+    works: tuple[str, ...],
+    output: Path | None,
+    saved: Path | None,
+    chart: Path | None,
+    device: torch.device,
+) -> None:
+    """How time and memory grow with batch, samples, iterations, parameters and bits, as exponents."""
+    import torch
+
+    from quest.bench import growth, measuring
+
+    torch.set_num_threads(1)
+    logging.getLogger("quest").setLevel(logging.ERROR)
+    if saved is not None:
+        where, grown = growth.load(saved)
+    else:
+        where, grown = f"{measuring.machine(device)}; {growth.clock(device)}", []
+        for each in growth.run(device, repeats, works):
+            grown.append(each)
+            click.echo(f"{each.curve.work}, {each.curve.quantity}: time ∝ {each.time}", err=True)
+            if output is not None:
+                growth.save(grown, device, output)  # after each curve, for a run that is ended before its end
+    click.echo(f"{where}\n\n{growth.table(grown)}")
+    if chart is not None:
+        growth.chart(grown, chart)
+
+
+@bench.command("estimate", params=[DATASET, DEVICE])
+@click.option("--method", default="quest", show_default=True)
+@click.option("--bits", default="w4a4", show_default=True)
+@click.option("--set", "changes", multiple=True, metavar="KEY=VALUE", help="Change the protocol; may be repeated.")
+def bench_estimate(dataset: str, method: str, bits: str, changes: tuple[str, ...], device: torch.device) -> None:
+    """What `quest estimate` says of one cell of DATASET, beside what its jobs then take, one after another.
+
+    A model that is not here has random weights of its size.
+    """
+    import tempfile
+
+    import torch
+
+    from quest.bench import measuring
+    from quest.estimate import rehearsal, speed
+
+    settings = rehearsal.settings_of(dataset, changes)
+    torch.set_num_threads(speed.THREADS)
+    pairs = []
+    with tempfile.TemporaryDirectory() as folder:
+        here = speed.Speed(speed.FILE, device)
+        for pair in rehearsal.run(dataset, settings, method, bits, Path(folder), here):
+            pairs.append(pair)
+            click.echo(rehearsal.sentence(pair, device), err=True)  # for a run that is ended before its end
+    click.echo(f"{dataset} {' '.join(changes)}\n{measuring.machine(device)}\n\n{rehearsal.table(pairs, device)}")
 
 
 @bench.command("evaluator", params=[DEVICE])

@@ -1,4 +1,5 @@
 """What each kind of call does (`quest.estimate.work`), so that it can be timed: the library's own steps on noise.
+Kinds that only one method has are in that method's file (`quest.estimate.methods`).
 
 A CPU is timed by the seconds that the process computes for, so that other processes do not count; a GPU by the clock.
 Speed does not depend on values, so scales and targets are whatever noise gives.
@@ -9,14 +10,13 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 
 from quest import architectures
-from quest.bench import measuring
+from quest.bench import measuring, resident
 from quest.bench.memory import RandomFeatures
 from quest.config.dataset import DatasetSettings
 from quest.config.evaluation import EvaluationSettings
@@ -26,13 +26,12 @@ from quest.config.sampling import SamplerSettings
 from quest.config.values import Bits
 from quest.deploy.backends.integer import IntegerNetwork
 from quest.diffusion.samplers import Sampler
-from quest.estimate import networks, resident, work
+from quest.estimate import methods, networks, work
 from quest.estimate.networks import Model
 from quest.learning import finetuning, reconstruction
 from quest.learning import scales as scale_learning
 from quest.learning.calibration import Calibration
 from quest.learning.reconstruction import Recorder
-from quest.methods import efficientdm, quest
 from quest.metrics import evaluation, reference
 from quest.metrics.extractor import Classifier, ClassifierExtractor, Extractor, load_extractor
 from quest.quantization.network import QuantizedNetwork
@@ -79,7 +78,8 @@ class Calls:
         measuring.reset_peak(self.device)
         resident.begin_anew()
         before = resident.now() if on_cpu else torch.cuda.memory_allocated(self.device)
-        seconds = getattr(self, f"_{kind}")(batch)
+        of_a_method = methods.kinds().get(kind)
+        seconds = getattr(self, f"_{kind}")(batch) if of_a_method is None else of_a_method(self, batch)
         peak = resident.peak() if on_cpu else measuring.peak_mib(self.device) * 2**20
         return Took(max(seconds, 0.0), max(peak - before, 0.0))
 
@@ -116,7 +116,7 @@ class Calls:
         """The network on its grids, scales of all activations chosen."""
         if self._grids is None:
             self._grids = self._on_grids(self.settings.quantizer)
-            finetuning.calibrate_activations(self._grids, self._calibration(2))
+            finetuning.calibrate_activations(self._grids, self.calibration(2))
         return self._grids
 
     def _build(self, _batch: int) -> float:
@@ -137,7 +137,7 @@ class Calls:
     def _integers(self, batch: int) -> float:
         if self._packed is None:
             grids = self._on_grids(self.settings.quantizer.model_copy(update=_OF_INTEGERS))
-            finetuning.calibrate_activations(grids, self._calibration(2))
+            finetuning.calibrate_activations(grids, self.calibration(2))
             self._packed = IntegerNetwork(grids, range(self.settings.sampler.steps))
         network, inputs = self._packed, self.model.inputs(batch, self.device)
         network.set_step(0)
@@ -145,11 +145,11 @@ class Calls:
             return self._repeated(lambda: architectures.predict(network, inputs))
 
     def _choose(self, batch: int) -> float:
-        network, data = self.quantized, self._calibration(batch)
+        network, data = self.quantized, self.calibration(batch)
         return self._timed(lambda: finetuning.calibrate_activations(network, data))
 
     def _ranges(self, batch: int) -> float:
-        network, data = self.quantized, self._calibration(batch).samples(batch)
+        network, data = self.quantized, self.calibration(batch).samples(batch)
         with torch.no_grad(), finetuning.running_ranges(network, 0.95):
             return self._repeated(lambda: finetuning.predict(network, data, torch.arange(batch)))
 
@@ -165,7 +165,7 @@ class Calls:
 
     def _recorded(self, batch: int, settings: Recording, *, weights: bool) -> float:
         """Seconds of all units: of the samples that memory has room for going on from the units before."""
-        network, data = self.quantized, self._calibration(batch).samples(batch)
+        network, data = self.quantized, self.calibration(batch).samples(batch)
         units = reconstruction.units(network)
         recorder = Recorder(network, units, data, _KEPT, weights=weights)
         kept = min(1.0, settings.cache_mib * 2**20 // max(1, recorder.bytes_a_sample) / settings.samples)
@@ -180,7 +180,7 @@ class Calls:
         return found
 
     def _rounding(self, batch: int) -> float:
-        data = self._calibration(batch).samples(batch)
+        data = self.calibration(batch).samples(batch)
         settings = self.settings.reconstruction.model_copy(update={"batch_size": batch})
         with self.quantized.quantizing(weights=True, activations=False):
 
@@ -192,12 +192,12 @@ class Calls:
                     own = settings.model_copy(update={"iterations": steps})
                     reconstruction.learn_unit(unit, cache, own, torch.Generator())
 
-                return self._step(learn)
+                return self.step(learn)
 
             return self._of_units(step)
 
     def _scales(self, batch: int) -> float:
-        data, members = self._calibration(batch).samples(batch), [torch.arange(batch)]
+        data, members = self.calibration(batch).samples(batch), [torch.arange(batch)]
         settings = self.settings.methods.q_diffusion.model_copy(update={"batch_size": batch})  # type: ignore[attr-defined]
         with self.quantized.frozen():
 
@@ -210,7 +210,7 @@ class Calls:
                     own = settings.model_copy(update={"iterations": steps})
                     scale_learning.learn_unit(self.quantized, unit, cache, members, own, torch.Generator())
 
-                return self._step(learn)
+                return self.step(learn)
 
             return self._of_units(step)
 
@@ -219,43 +219,6 @@ class Calls:
         units = reconstruction.units(self.quantized)
         some = [units[int((i + 0.5) * len(units) / _UNITS)] for i in range(_UNITS)] if len(units) > _UNITS else units
         return sum(map(seconds, some)) * len(units) / len(some)
-
-    # The whole network
-
-    def _tla(self, batch: int) -> float:
-        return self._stage(quest.time_embedding_alignment, batch)
-
-    def _cma(self, batch: int) -> float:
-        return self._stage(quest.attention_alignment, batch)
-
-    def _full(self, batch: int) -> float:
-        return self._stage(quest.full_finetuning, batch)
-
-    def _stage(self, make: Callable[..., finetuning.Stage], batch: int) -> float:
-        network, data = self.quantized, self._calibration(3 * batch)
-        chosen = make(network, self.settings.methods.quest)  # type: ignore[attr-defined]
-        stage = replace(chosen, batch_size=batch, epochs=1, samples=3 * batch)  # an epoch is as many steps as batches
-        targets = stage.record(network, data)
-        return self._step(
-            lambda steps: finetuning.finetune(network, data, replace(stage, samples=batch * steps), targets, 0)
-        )
-
-    def _distil(self, batch: int) -> float:
-        data = self._calibration(batch, samples_of_schedule=3)
-        own = self.settings.methods.efficientdm  # type: ignore[attr-defined]
-        own = own.model_copy(update={"batch_size": batch, "trajectories": 1})
-        student = copy.deepcopy(self.quantized)
-        layers, sites = efficientdm.trained_layers(student), efficientdm.trained_sites(student)
-        generator = torch.Generator().manual_seed(0)
-        adapters = {name: efficientdm.attach_adapter(layer, own, generator) for name, layer in layers.items()}
-        groups = efficientdm.parameter_groups(layers, adapters, sites, own)
-
-        def learn(steps: int) -> None:
-            few = replace(data, sampler=_sampler(steps))
-            efficientdm.distil(student, self.quantized, few, copy.copy(groups), own, 0)
-
-        with self.quantized.quantizing(weights=False, activations=False):
-            return self._step(learn)
 
     # Metrics
 
@@ -293,8 +256,15 @@ class Calls:
 
     # Shared
 
-    def _calibration(self, samples: int, samples_of_schedule: int = 1) -> Calibration:
-        return self.model.recorded(self.model.inputs(samples, self.device), _sampler(samples_of_schedule))
+    def calibration(self, samples: int, steps: int = 1) -> Calibration:
+        """Noise in the place of sampling states, under random conditions; ``steps``: of the sampler."""
+        return self.model.recorded(self.model.inputs(samples, self.device), self.sampler(steps))
+
+    @staticmethod
+    def sampler(steps: int) -> Sampler:
+        """Of so many steps, which need not divide the model's."""
+        scheduler = DDIMScheduler(beta_schedule="scaled_linear", clip_sample=False, steps_offset=1)
+        return Sampler(scheduler, SamplerSettings(steps=steps, timesteps=tuple(range(900, 900 - steps, -1))))
 
     def _repeated(self, call: Callable[[], Any]) -> float:
         """Seconds of a call: the second one's, or of the best of some where they are short."""
@@ -305,7 +275,7 @@ class Calls:
             best = min(best, self._timed(call))
         return best
 
-    def _step(self, learn: Callable[[int], Any]) -> float:
+    def step(self, learn: Callable[[int], Any]) -> float:
         """Seconds of a step of ``learn(steps)``, without what it does once."""
         learn(1)
         once = self._timed(lambda: learn(1))
@@ -317,8 +287,3 @@ class Calls:
         begun = time.process_time()
         call()
         return time.process_time() - begun
-
-
-def _sampler(steps: int) -> Sampler:
-    scheduler = DDIMScheduler(beta_schedule="scaled_linear", clip_sample=False, steps_offset=1)
-    return Sampler(scheduler, SamplerSettings(steps=steps, timesteps=tuple(range(900, 900 - steps, -1))))

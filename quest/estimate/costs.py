@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from quest.config.dataset import DatasetSettings, load_dataset
-from quest.config.learning import ReconstructionSettings, ScaleLearningSettings
-from quest.config.methods import base_method
-from quest.config.methods.quest import QuestSettings
+from quest.config.learning import CacheSettings
 from quest.config.values import Bits
-from quest.estimate import networks, work
+from quest.estimate import methods, networks, unitwise, work
 from quest.estimate import speed as speeds
 from quest.estimate.calls import Took
 from quest.estimate.networks import Size
 from quest.estimate.plan import Job
 from quest.estimate.speed import Network, Speed
 from quest.estimate.work import Work
-from quest.quantization.roles import Role
 
 _FLOAT, _DOUBLE = 4, 8  # bytes
 _INCEPTION_WIDTHS = (2048, 2023)  # pooled and spatial features
@@ -127,13 +123,12 @@ def measured(asked: Mapping[str, Work], known: Mapping[str, Network], speed: Spe
 def _held(job: Job, settings: DatasetSettings, size: Size) -> tuple[float, float]:
     """Bytes of calibration data, of caches and of images: on the device, and in host memory what does not
     fit there and what units gave."""
-    sample = math.prod(size.shape) * _FLOAT
     if job.rule not in ("calibrate", "reconstruct", "finetune"):
         return _shards(job, settings), 0.0
     chosen = settings.calibration
-    held = chosen.steps * chosen.samples_per_step * sample + chosen.samples_per_step * size.context_bytes
-    caches, budget = _caches(job, settings, size, sample)
-    spilled = min(_passed(job, settings, size), budget)
+    held = chosen.samples_per_step * (chosen.steps * size.sample_bytes + size.context_bytes)
+    caches, passed, budget = _recorded(job, settings, size)
+    spilled = min(passed, budget)
     for cache in caches:
         if cache > budget:
             spilled += cache
@@ -142,37 +137,20 @@ def _held(job: Job, settings: DatasetSettings, size: Size) -> tuple[float, float
     return held, spilled
 
 
-def _passed(job: Job, settings: DatasetSettings, size: Size) -> float:
-    """Bytes of the outputs of units that recording of all samples would go on from."""
-    method = base_method(job.wildcards["method"]) if job.rule == "finetune" else None
-    learning = settings.reconstruction if method is None else settings.method(method)
-    if job.rule == "calibrate" or not isinstance(learning, ReconstructionSettings | ScaleLearningSettings):
-        return 0.0
-    steps, precisions = settings.calibration.steps, 2 if method is None else 1
-    return steps * work.recorded(settings, learning.samples // steps) * size.kept_bytes * precisions
-
-
-def _caches(job: Job, settings: DatasetSettings, size: Size, sample: int) -> tuple[list[float], float]:
-    """Bytes of what is recorded at once: of the largest unit, or of each stage's teacher; and of their budget."""
-    steps = settings.calibration.steps
+def _recorded(job: Job, settings: DatasetSettings, size: Size) -> tuple[list[float], float, float]:
+    """Bytes of each thing that is recorded to learn from, of the outputs of units that recording goes on from, and of
+    the budget of either."""
     if job.rule == "reconstruct":
-        learning = settings.reconstruction
+        of, own = unitwise, settings.reconstruction
     elif job.rule == "finetune":
-        learning = settings.method(base_method(job.wildcards["method"]))
+        name = job.wildcards["method"]
+        of, own = methods.of(name), settings.method(name)
     else:
-        return [], 0.0
-    if isinstance(learning, ReconstructionSettings | ScaleLearningSettings):
-        samples = steps * work.recorded(settings, learning.samples // steps)
-        return [samples * size.cache_bytes], learning.cache_mib * 2**20
-    if not isinstance(learning, QuestSettings):
-        return [], 0.0
-    found = []
-    for stage in learning.stages:
-        which = "tla" if stage == "tla" else "cma"
-        roles = {"tla": (Role.TIME_PROJECTION,), "cma": learning.cma_layers}.get(stage, size.output_bytes)
-        outputs = sum(size.output_bytes.get(role, 0) for role in roles) if learning.local_loss else 0
-        found.append(steps * work.recorded(settings, getattr(learning, f"{which}_samples")) * (sample + outputs))
-    return found, learning.cache_mib * 2**20
+        return [], 0.0, 0.0
+    if not isinstance(own, CacheSettings):
+        return [], 0.0, 0.0
+    passed = of.passed(settings, own, size) if hasattr(of, "passed") else 0.0
+    return of.caches(settings, own, size), passed, own.cache_mib * 2**20
 
 
 def _shards(job: Job, settings: DatasetSettings) -> float:
@@ -202,13 +180,13 @@ def _disk(job: Job, settings: DatasetSettings | None, size: Size | None) -> floa
     """Bytes of what a job writes."""
     if settings is None or size is None:
         return {"figures": 3 * _PICTURE, "preview": _PICTURE}.get(job.rule, _TEXT * len(job.outputs))
-    sample, chosen = math.prod(size.shape) * _FLOAT, settings.calibration
+    chosen = settings.calibration
     if job.rule == "import_model":
         return size.all_parameters * _FLOAT
     if job.rule == "pretrain":
         return size.all_parameters * _FLOAT / 2
     if job.rule == "calibrate":
-        return chosen.samples_per_step * (chosen.steps * sample + size.context_bytes)
+        return chosen.samples_per_step * (chosen.steps * size.sample_bytes + size.context_bytes)
     if job.rule == "reconstruct":  # a bit a weight, scale and zero point a channel
         return size.weights / 8 + size.scales * 2 * _FLOAT
     if job.rule == "finetune":

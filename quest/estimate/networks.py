@@ -7,6 +7,7 @@ not depend on them.
 from __future__ import annotations
 
 import copy
+import math
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -83,6 +84,11 @@ class Size:
     output_bytes: dict[str, int]
     shape: tuple[int, int, int]
     context_bytes: int
+
+    @property
+    def sample_bytes(self) -> int:
+        """Of what is denoised."""
+        return math.prod(self.shape) * _FLOAT
 
 
 def model(dataset: str, settings: DatasetSettings) -> Model:

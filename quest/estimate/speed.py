@@ -21,7 +21,7 @@ import torch
 from quest import artifacts
 from quest.bench import testkit
 from quest.config.dataset import DatasetSettings
-from quest.estimate import networks, work
+from quest.estimate import methods, networks, work
 from quest.estimate.calls import Calls, Took
 from quest.estimate.networks import INCEPTION_FLOPS, Model, Size
 from quest.estimate.work import Call
@@ -39,7 +39,6 @@ _FIRST, _BEGIN = 16, 3e10  # batch that is timed first; fewer where a call would
 _LONGEST = {"cpu": 3.0, "cuda": 10.0}  # seconds of a call that is worth timing
 _LARGEST = {"cpu": 2e10, "cuda": 1e13}  # operations of one sample, of a network that is timed
 _IMAGES = 2_000  # of which all metrics are timed at most
-_OF_WEIGHTS = (work.ROUNDING, *work.STAGES, work.DISTIL)  # steps that do something with every weight
 _BY_UNIT = (work.RECORD, work.RECORD_FULL)
 
 # What a process imports until it works, by rule, where it needs it or later; other rules import what `finetune` does.
@@ -57,7 +56,7 @@ _IMPORTS = {
     "reference": "quest.stages.reference, safetensors.torch, sklearn.datasets",
 }
 _REPORTING = (
-    "import json, time; from quest.estimate import resident; print(json.dumps([time.process_time(), resident.peak()]))"
+    "import json, time; from quest.bench import resident; print(json.dumps([time.process_time(), resident.peak()]))"
 )
 
 
@@ -121,7 +120,7 @@ class Speed:
         few = max(1, min(_FIRST, int(_BEGIN / network.size.flops)))
         for kind, batches in sorted(wanted.items()):
             points = known.setdefault(kind, {})
-            if few < _FIRST and kind in _OF_WEIGHTS:  # too slow for more, and weights must be told from samples
+            if few < _FIRST and _of_weights(kind):  # too slow for more, and weights must be told from samples
                 for batch in REFERENCE_BATCHES:
                     if str(batch) not in points:
                         self._put(network, kind, batch)
@@ -189,7 +188,12 @@ def line(points: dict[str, list[float]], batch: int) -> Took:
 def batches(kind: str) -> tuple[int, ...]:
     """The batches that a kind of call is timed at on the network that stands in for larger ones."""
     one, two = REFERENCE_BATCHES
-    return (one,) if kind == work.BUILD else (one, two) if kind in _OF_WEIGHTS else (two,)
+    return (one,) if kind == work.BUILD else (one, two) if _of_weights(kind) else (two,)
+
+
+def _of_weights(kind: str) -> bool:
+    """Whether a call is a step that does something with every weight."""
+    return kind == work.ROUNDING or kind in methods.kinds()
 
 
 def reference(settings: DatasetSettings) -> Network:

@@ -1,4 +1,5 @@
 """The work of a job as calls of the network, counted from its settings: a stage a function, which reads like the stage.
+What a method does is said by its own file (`quest.estimate.methods`).
 
 A call is what is done at once on a batch of samples. Guided models are called on both halves of a batch, so their
 batches are twice as large. What a kind of call does, and how long it takes here, is measured in `quest.estimate.speed`.
@@ -10,18 +11,10 @@ from collections import Counter
 from collections.abc import Callable
 from typing import NamedTuple
 
-from quest import methods
 from quest.config.dataset import DatasetSettings
-from quest.config.methods import base_method
-from quest.config.methods.efficientdm import EfficientDMSettings
-from quest.config.methods.nearest import NearestSettings
-from quest.config.methods.ptqd import PtqdSettings
-from quest.config.methods.q_diffusion import QDiffusionSettings
-from quest.config.methods.quest import QuestSettings
-from quest.config.methods.tfmq_dm import TFMQDMSettings
-from quest.config.methods.traq import TraqSettings
 from quest.config.quantization import QuantizationSettings
-from quest.config.values import FULL_PRECISION, Bits, ConfigError
+from quest.config.values import FULL_PRECISION
+from quest.estimate import methods
 from quest.estimate.plan import Job
 
 FORWARD = "forward"
@@ -44,10 +37,8 @@ ROUNDING = "rounding"
 """A step of learned rounding on every unit."""
 SCALES = "scales"
 """A step of learned activation scales on every unit."""
-STAGES = ("tla", "cma", "full")
-"""A step of a stage of QuEST: forward and back through the whole network."""
-DISTIL = "distil"
-"""A step of EfficientDM on a state of the teacher's trajectory, the teacher's own prediction included."""
+FULL = "full"
+"""A step that trains every layer and every activation scale."""
 DECODE = "decode"
 """The first stage, from latents to images."""
 FEATURES = "features"
@@ -59,7 +50,8 @@ TRAIN = "train"
 
 
 class Call(NamedTuple):
-    """kind: one of the words above. batch: samples that go through at once."""
+    """kind: one of the words above, or of a method's own (`quest.estimate.methods`). batch: samples that go through at
+    once."""
 
     kind: str
     batch: int
@@ -68,7 +60,8 @@ class Call(NamedTuple):
 Work = Counter[Call]
 
 _BACKENDS = {"fake": QUANTIZED, "integer": INTEGERS}  # what a step of `sample` is
-_CHUNK = 64  # of calibration, recording and the teacher's outputs: the batch that the library takes
+CHUNK = 64
+"""Of calibration, recording and the teacher's outputs: the batch that the library takes."""
 
 
 def of(job: Job) -> Work:
@@ -85,6 +78,11 @@ def calls(kind: str, samples: float, batch: int, times: float = 1) -> Work:
         if count:
             found[Call(kind, size)] += count * times  # type: ignore[assignment]  # parts of calls are well defined
     return found
+
+
+def times(work: Work, count: float) -> Work:
+    """All of it, so often."""
+    return Work({call: each * count for call, each in work.items()})  # type: ignore[misc]  # as above
 
 
 def sampled(kind: str, settings: QuantizationSettings, samples: int, batch: int) -> Work:
@@ -105,29 +103,28 @@ def recorded(settings: QuantizationSettings, wanted: int | None = None) -> int:
     return there if wanted is None else max(1, min(wanted, there))
 
 
+def chosen(settings: DatasetSettings, sets: int) -> Work:
+    """Activation scales of every group of steps, each on at most 64 of its samples."""
+    of_group = settings.calibration.steps // sets * recorded(settings)
+    return calls(CHOOSE, min(CHUNK, of_group), CHUNK, sets)
+
+
 # The stages
 
 
 def _calibrate(_job: Job, settings: DatasetSettings) -> Work:
-    return sampled(FORWARD, settings, settings.calibration.samples_per_step, _CHUNK)
+    return sampled(FORWARD, settings, settings.calibration.samples_per_step, CHUNK)
 
 
 def _reconstruct(_job: Job, settings: DatasetSettings) -> Work:
-    own, steps = settings.reconstruction, settings.calibration.steps
-    samples = steps * recorded(settings, own.samples // steps)
-    return (
-        calls(BUILD, 1, 1)
-        + calls(RECORD, samples, _CHUNK)
-        + calls(ROUNDING, own.batch_size, own.batch_size, own.iterations)
-        + calls(FORWARD, samples, _CHUNK, 2)  # the loss of each unit, before and after
-    )
+    from quest.estimate import unitwise  # which counts in the words of this module
+
+    return unitwise.learned_rounding(settings, settings.reconstruction)
 
 
 def _finetune(job: Job, settings: DatasetSettings) -> Work:
-    name = job.wildcards["method"]
-    if (counted := _METHODS.get(base_method(name))) is None:
-        raise ConfigError(f"methods: {name}: its calls are not counted; say in {__name__} how many it makes")
-    return calls(BUILD, 1, 1) + counted(settings, settings.method(name), job.wildcards["bits"])
+    name, bits = job.wildcards["method"], job.wildcards["bits"]
+    return calls(BUILD, 1, 1) + methods.of(name).calls(settings, settings.method(name), bits)
 
 
 def _sample(job: Job, settings: DatasetSettings) -> Work:
@@ -139,11 +136,11 @@ def _sample(job: Job, settings: DatasetSettings) -> Work:
 
 def _measure(_job: Job, settings: DatasetSettings) -> Work:
     images = settings.evaluation.images
-    return calls(FEATURES, images, _CHUNK) + calls(METRICS, images, images)
+    return calls(FEATURES, images, CHUNK) + calls(METRICS, images, images)
 
 
 def _reference(_job: Job, settings: DatasetSettings) -> Work:
-    return calls(FEATURES, settings.reference_images, _CHUNK)
+    return calls(FEATURES, settings.reference_images, CHUNK)
 
 
 def _pretrain(_job: Job, settings: DatasetSettings) -> Work:
@@ -151,98 +148,6 @@ def _pretrain(_job: Job, settings: DatasetSettings) -> Work:
     return calls(TRAIN, settings.pretrain.batch_size, settings.pretrain.batch_size, settings.pretrain.steps)
 
 
-# What a method does after the network stands on its grids
-
-
-def _chosen(settings: DatasetSettings, sets: int) -> Work:
-    """Activation scales of every group of steps, each on at most 64 of its samples."""
-    of_group = settings.calibration.steps // sets * recorded(settings)
-    return calls(CHOOSE, min(_CHUNK, of_group), _CHUNK, sets)
-
-
-def _nearest(settings: DatasetSettings, own: NearestSettings, _bits: str) -> Work:
-    return _chosen(settings, own.sets)
-
-
-def _quest(settings: DatasetSettings, own: QuestSettings, _bits: str) -> Work:
-    work = _chosen(settings, own.sets)
-    for stage in own.stages:
-        which = "tla" if stage == "tla" else "cma"  # full takes the schedule of stage 2
-        epochs, each, batch = (getattr(own, f"{which}_{key}") for key in ("epochs", "samples", "batch_size"))
-        samples = settings.calibration.steps * recorded(settings, each)
-        work += calls(FORWARD, samples, _CHUNK)  # the teacher's outputs
-        work += calls(stage, samples / own.sets, batch, max(1, round(own.passes * epochs)) * own.sets)
-    return work
-
-
-def _learned_scales(settings: DatasetSettings, own: QDiffusionSettings | PtqdSettings) -> Work:
-    steps = settings.calibration.steps
-    samples = steps * recorded(settings, own.samples // steps)
-    work = _chosen(settings, own.sets)
-    if own.running_statistics:
-        work += calls(RANGES, steps * recorded(settings) / own.sets, _CHUNK, own.sets)
-    return (
-        work
-        + calls(RECORD_FULL, samples, _CHUNK)
-        + calls(SCALES, own.batch_size, own.batch_size, own.iterations)
-        + calls(QUANTIZED, samples, _CHUNK, 2)  # the loss of each unit, before and after
-    )
-
-
-def _ptqd(settings: DatasetSettings, own: PtqdSettings, bits: str) -> Work:
-    module = methods.get("ptqd")
-    widths = 1 + len(module.lower_bits(own, Bits.parse(bits).activation))
-    trajectories = own.trajectories, own.held_out
-    work = Work()
-    for _ in range(widths):
-        work += _learned_scales(settings, own)
-        for count in trajectories:  # the noise of the quantized network, beside full precision
-            work += sampled(FORWARD, settings, count, _CHUNK) + sampled(QUANTIZED, settings, count, _CHUNK)
-    return work
-
-
-def _efficientdm(settings: DatasetSettings, own: EfficientDMSettings, _bits: str) -> Work:
-    of_set = settings.calibration.steps // own.sets * recorded(settings, 16)
-    errors = calls(FORWARD, of_set, max(1, of_set), 2 * own.sets) + calls(
-        QUANTIZED, of_set, max(1, of_set), 2 * own.sets
-    )
-    trajectory = sampled(DISTIL, settings, own.batch_size, own.batch_size)
-    return (
-        _chosen(settings, own.sets)
-        + Work({call: count * own.trajectories for call, count in trajectory.items()})
-        + errors  # before and after
-    )
-
-
-def _tfmq_dm(settings: DatasetSettings, own: TFMQDMSettings, _bits: str) -> Work:
-    of_set = settings.calibration.steps // own.sets * recorded(settings)
-    first = calls(CHOOSE, min(own.batch_size, of_set), own.batch_size, own.sets)
-    return first + calls(RANGES, of_set, own.batch_size, own.sets)
-
-
-def _traq(settings: DatasetSettings, own: TraqSettings, _bits: str) -> Work:
-    steps = settings.sampler.steps
-    influence = sampled(FORWARD, settings, 32, 32)
-    followed = Work({call: count * (steps + 1) for call, count in influence.items()})
-    drawn = sampled(QUANTIZED, settings, own.trajectories, _CHUNK)
-    taught = calls(FORWARD, steps * own.trajectories * halves(settings), _CHUNK)
-    return (
-        _chosen(settings, own.sets)
-        + followed
-        + Work({call: count * max(1, own.draws) for call, count in (drawn + taught).items()})
-        + calls("full", own.batch_size, own.batch_size, own.passes // own.batch_size)
-    )
-
-
-_METHODS: dict[str, Callable[..., Work]] = {
-    "nearest": _nearest,
-    "quest": _quest,
-    "q-diffusion": lambda settings, own, _bits: _learned_scales(settings, own),
-    "ptqd": _ptqd,
-    "efficientdm": _efficientdm,
-    "tfmq-dm": _tfmq_dm,
-    "traq": _traq,
-}
 _STAGES: dict[str, Callable[[Job, DatasetSettings], Work]] = {
     "calibrate": _calibrate,
     "reconstruct": _reconstruct,

@@ -18,6 +18,7 @@ import torch
 
 from quest import artifacts, methods
 from quest.artifacts import plain, write_bytes
+from quest.bench import resident
 from quest.config.dataset import DatasetSettings
 from quest.config.methods import METHODS, python_name
 from quest.config.own import OwnSettings, own_settings
@@ -27,7 +28,6 @@ from quest.config.values import Bits, ConfigError
 from quest.deploy import export, inspection
 from quest.deploy.quantize import width_of
 from quest.device import OutOfMemory, resolve
-from quest.estimate import resident
 from quest.estimate.speed import Speed
 from quest.own import card, plan, trial, wishes
 from quest.own import choice as choices

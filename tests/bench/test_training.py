@@ -41,7 +41,7 @@ def test_every_table_is_filled(name: str, rounding_ms: float) -> None:
 
 def test_hours_are_steps_of_all_units() -> None:
     unit = training.Unit("conv_in", nn.Identity(), {})
-    blocks = [training._Block(unit, 3, 10.0, 1.0), training._Block(unit, 1, 50.0, 5.0)]
+    blocks = [training.Block(unit, 3, 10.0, 1.0), training.Block(unit, 1, 50.0, 5.0)]
     rounding, scales = training._total_table("bedrooms", blocks).splitlines()[1:]
     assert cells(rounding)[1:5] == ["4", "20,000", "20.00", "0.44"]
     assert cells(scales)[1:5] == ["4", "5,000", "2.00", "0.01"]

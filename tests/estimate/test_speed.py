@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from quest.config.dataset import DatasetSettings
+from quest.estimate import methods, work
 from quest.estimate import speed as speeds
-from quest.estimate import work
 from quest.estimate.calls import Calls, Took
 from quest.estimate.networks import Model
 from quest.estimate.speed import Network, Speed, line
@@ -20,7 +20,7 @@ from quest.estimate.work import Call
 CPU = torch.device("cpu")
 KINDS = [
     *(work.FORWARD, work.QUANTIZED, work.INTEGERS, work.BUILD, work.CHOOSE, work.RANGES, work.RECORD, work.RECORD_FULL),
-    *(work.ROUNDING, work.SCALES, *work.STAGES, work.DISTIL, work.FEATURES, work.METRICS, work.TRAIN),
+    *(work.ROUNDING, work.SCALES, *methods.kinds(), work.FEATURES, work.METRICS, work.TRAIN),
 ]
 
 

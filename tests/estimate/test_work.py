@@ -11,9 +11,10 @@ from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from quest import methods
 from quest.config.dataset import DatasetSettings, load_dataset
 from quest.config.methods import METHODS
-from quest.config.values import Bits
+from quest.config.values import Bits, ConfigError
 from quest.deploy import start
 from quest.diffusion.samplers import Sampler
+from quest.estimate import methods as costs_of_methods
 from quest.estimate import work
 from quest.estimate.networks import Model
 from quest.estimate.plan import Job
@@ -83,6 +84,17 @@ def test_every_method_is_counted(method: str) -> None:
     calls = work.of(job("finetune", load_dataset("digits"), method=method, bits="w4a4", seed="0"))
     assert calls[Call("build", 1)] == 1
     assert sum(calls.values()) > 1
+
+
+def test_a_method_that_says_nothing_of_its_cost_is_named_with_its_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(costs_of_methods, "python_name", lambda _: "newest")
+    with pytest.raises(ConfigError, match=r"newest: its calls are not counted; say in .*/estimate/methods/newest\.py"):
+        work.of(job("finetune", load_dataset("digits"), method="newest", bits="w4a4", seed="0"))
+
+
+def test_kinds_of_calls_belong_to_one_method_each() -> None:
+    owners = [kind for method in METHODS for kind in getattr(costs_of_methods.of(method), "KINDS", {})]
+    assert sorted(owners) == sorted(costs_of_methods.kinds()) == ["cma", "distil", "full", "tla"]
 
 
 def test_a_variant_is_counted_as_its_method() -> None:

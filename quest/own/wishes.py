@@ -13,7 +13,7 @@ from quest.config.sampling import ConditionSettings, SamplerSettings
 from quest.config.values import ConfigError
 from quest.deploy import export
 from quest.deploy.quantize import divisor
-from quest.diffusion.conditioners import ClassEmbedder, TextEncoder
+from quest.diffusion.conditioners import ClassLabels, TextEncoder
 from quest.diffusion.conditions import read_prompts
 from quest.diffusion.denoiser import Denoiser
 from quest.own.source import Source
@@ -61,7 +61,7 @@ def condition(model: Denoiser, texts: list[str] | None, classes: int | None) -> 
     for name, value in {"--classes": classes, "--prompts": texts}.items():
         if value is not None and name != takes:
             raise ConfigError(f"{name}: given, but the model takes {takes or 'no condition'}; leave it out")
-    if isinstance(model.conditioner, ClassEmbedder):
+    if isinstance(model.conditioner, ClassLabels):
         known = model.conditioner.classes
         if classes is not None and not 1 <= classes <= known:
             raise ConfigError(f"--classes: found {classes}; the model has {known}")

@@ -204,6 +204,8 @@ def _on(network: nn.Module, device: torch.device) -> nn.Module:
             parameter.fill_(float(name.endswith("weight")))
         else:
             parameter.normal_(std=(parameter.numel() / parameter.shape[0]) ** -0.5)
+    for buffer in network.buffers():  # like a transformer's table of positions
+        buffer.zero_()
     return network
 
 

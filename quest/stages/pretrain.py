@@ -51,6 +51,10 @@ def run(
         raise ValueError(
             "--clip: a model of prompts is conditioned by a CLIP artifact (`quest pretrain-clip`), any other by none"
         )
+    if pretrain.first_stage is not None:
+        raise ValueError(
+            "pretrain.first_stage: set, so only the denoiser is trained; expected `quest pretrain-denoiser`"
+        )
     text = None if clip is None else clips.load(clip, device)
     images, labels = training.images(settings, pretrain, device)
     torch.manual_seed(pretrain.seed)

@@ -33,6 +33,8 @@ def run(
     Nothing else is trained: metrics are those of the dataset whose extractor the protocol names.
     """
     pretrain = training.start(settings, model, device, allow_cpu)
+    if pretrain.first_stage is None:
+        raise ValueError("pretrain.first_stage: missing, so the first stage is trained too; expected `quest pretrain`")
     if training.is_text(settings):
         raise ValueError("condition: found prompts; a denoiser that is trained on its own has classes, or no condition")
     shared = denoisers.load(first_stage, device)

@@ -205,6 +205,8 @@ def _context(model: Denoiser) -> str | None:
     taken = config.cross_attention_dim
     if isinstance(model.conditioner, ClassEmbedder):
         given = model.conditioner.embedding.embedding_dim
+    elif isinstance(model.conditioner, ClassLabels):
+        return "the U-Net takes a context, but its classes are given by their numbers"
     else:
         given = model.conditioner.model.config.hidden_size
     if any(width != given for width in (taken if isinstance(taken, list | tuple) else [taken])):

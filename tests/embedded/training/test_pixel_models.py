@@ -41,6 +41,7 @@ def pretrain(embedded: DatasetSettings) -> PretrainSettings:
 
 
 def test_architecture(pretrain: PretrainSettings) -> None:
+    assert pretrain.unet is not None
     network = build_unet(pretrain.unet, 1, 8)
     assert network.config["down_block_types"] == ("DownBlock2D", "AttnDownBlock2D")
     assert network.config["up_block_types"] == ("AttnUpBlock2D", "UpBlock2D")
@@ -50,6 +51,7 @@ def test_architecture(pretrain: PretrainSettings) -> None:
 def test_denoiser_learns(pretrain: PretrainSettings) -> None:
     torch.manual_seed(0)
     images, _ = labelled_images("digits", 8)
+    assert pretrain.unet is not None
     untrained = build_unet(pretrain.unet, 1, 8).eval()
     network, scheduler, _, losses = train_denoiser(images.float() / 127.5 - 1, pretrain, CPU)
     assert not network.training

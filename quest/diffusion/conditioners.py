@@ -25,7 +25,8 @@ class ClassLabels(nn.Module):
     def __init__(self, classes: int):
         super().__init__()
         self.classes = classes
-        self.register_buffer("null", torch.tensor(classes), persistent=False)
+        # No weight, so it has a value even where a model is built without any, on the meta device.
+        self.register_buffer("null", torch.tensor(classes, device="cpu"), persistent=False)
 
     def forward(self, conditions: Sequence[int | None]) -> Tensor:
         """Classes, None for no class, to (n,) int64. Raises ValueError for a class that the model has not."""

@@ -47,6 +47,7 @@ wildcard_constraints:
 
 include: "workflow/rules/pretrain_clip.smk"
 include: "workflow/rules/pretrain.smk"
+include: "workflow/rules/pretrain_denoiser.smk"
 include: "workflow/rules/import_model.smk"
 include: "workflow/rules/bring.smk"
 include: "workflow/rules/reference.smk"

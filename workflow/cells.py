@@ -45,8 +45,16 @@ class Cells:
         self.quantized = [cell for cell in self.all if cell.method != FULL_PRECISION]
         self.embedded = [name for name, settings in self.datasets.items() if settings.pretrain]
         self.imported = [name for name, settings in self.datasets.items() if settings.source]
+        self.trained_whole = [name for name in self.embedded if self._pretrain(name).first_stage is None]
+        self.sharing = [name for name in self.embedded if name not in self.trained_whole]
         self.of_prompts = [name for name in self.embedded if self._pretrain(name).clip]
-        self.brought = {file: how for settings in self.datasets.values() for file, how in _brought(settings).items()}
+        made = {paths.fill(file, dataset=name) for name in self.trained_whole for file in (MODEL, EXTRACTOR)}
+        self.brought = {
+            file: how
+            for settings in self.datasets.values()
+            for file, how in _brought(settings).items()
+            if file not in made
+        }
         for table in self.run.tables:
             published.table(table)
         self._hashes: dict[tuple[str, ...], str] = {}
@@ -103,7 +111,8 @@ class Cells:
         ]
         return {
             "pretrain_clip": [paths.fill(CLIP, dataset=name) for name in self.of_prompts],
-            "pretrain": [paths.fill(file, dataset=name) for name in self.embedded for file in (MODEL, EXTRACTOR)],
+            "pretrain": [paths.fill(file, dataset=name) for name in self.trained_whole for file in (MODEL, EXTRACTOR)],
+            "pretrain_denoiser": [paths.fill(MODEL, dataset=name) for name in self.sharing],
             "import_model": [paths.fill(MODEL, dataset=name) for name in self.imported],
             "reference": self.everywhere(paths.REFERENCE),
             "calibrate": self.of_chains(paths.CALIBRATION),
@@ -170,6 +179,10 @@ class Cells:
     def text_encoder(self, wildcards: Wildcards) -> list[str]:
         """The CLIP artifact that conditions an embedded model of prompts."""
         return [paths.fill(CLIP, dataset=wildcards.dataset)] if wildcards.dataset in self.of_prompts else []
+
+    def first_stage(self, wildcards: Wildcards) -> str:
+        """The model whose first stage a denoiser is trained on."""
+        return str(self._pretrain(wildcards.dataset).first_stage)
 
     def clip_model(self, wildcards: Wildcards) -> list[str]:
         """The CLIP model of the score, where it is a file."""
@@ -359,6 +372,9 @@ def _brought(settings: DatasetSettings) -> dict[str, str]:
         condition and condition.prompts: prompts,
         clip and clip.prompts: prompts,
     }
+    if settings.pretrain is not None and settings.pretrain.first_stage is not None:
+        shared = "another dataset's run makes it, and `dvc pull data/models` fetches it"
+        files |= {settings.pretrain.first_stage: shared, settings.extractor: shared}
     if settings.extractor.suffix == ".pth":
         files[settings.extractor] = "put the weights of that name there; docs/metrics.md says where they are published"
     return {str(file): how for file, how in files.items() if file is not None}

@@ -18,7 +18,7 @@ from snakemake.api import SnakemakeApi
 from snakemake.exceptions import WorkflowError
 from snakemake.settings.types import ConfigSettings, DAGSettings, OutputSettings, Quietness, ResourceSettings
 
-MODELS = ("pretrain_clip", "pretrain", "import_model", "bring")
+MODELS = ("pretrain_clip", "pretrain", "pretrain_denoiser", "import_model", "bring")
 """Rules whose files stay as they are once they are there."""
 _MANY = 1_000  # cores: with fewer than its threads, a job would be planned with fewer
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from quest.config.values import NonNegative, Positive, Rate, Settings
 
@@ -19,6 +20,15 @@ class UNetSettings(Settings):
     )
     attention_head_dim: Positive = 8
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+
+
+class TransformerSettings(Settings):
+    """Architecture of an embedded model of classes instead (diffusers' DiTTransformer2DModel)."""
+
+    layers: Positive
+    heads: Positive
+    head_dim: Positive = Field(default=32, description="channels of a head; of a token, that times heads")
+    patch_size: Positive = Field(default=2, description="side of the square of latents that is a token")
 
 
 class AutoencoderSettings(Settings):
@@ -49,8 +59,14 @@ class ClipTrainingSettings(Settings):
 class PretrainSettings(Settings):
     """How an embedded model is trained; only the `pretrain` rules read this."""
 
-    unet: UNetSettings
+    unet: UNetSettings | None = Field(default=None, description="the network; or `transformer`")
+    transformer: TransformerSettings | None = None
     autoencoder: AutoencoderSettings | None = Field(default=None, description="set for latent models only")
+    first_stage: Path | None = Field(
+        default=None,
+        description="model artifact whose first stage is used as it is, for a model that shares the latents, classes, "
+        "classifier and reference of another dataset; instead of `autoencoder`",
+    )
     clip: ClipTrainingSettings | None = Field(default=None, description="set for models of prompts only")
     images: Positive = Field(default=100_000, description="pictures to train on, where a program draws them")
     steps: Positive = Field(description="optimizer steps of the denoiser")
@@ -69,3 +85,14 @@ class PretrainSettings(Settings):
     classifier_steps: Positive = Field(default=2_000, description="optimizer steps of the feature extractor")
     classifier_width: Positive = Field(default=64, description="features of the extractor")
     seed: int = 0
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> PretrainSettings:
+        if (self.unet is None) == (self.transformer is None):
+            found = "neither" if self.unet is None else "both"
+            raise ValueError(f"unet and transformer: found {found}; a model has one network, so set one of them")
+        if self.autoencoder is not None and self.first_stage is not None:
+            raise ValueError(
+                "autoencoder and first_stage are both set; a first stage is trained or taken, so leave one out"
+            )
+        return self

@@ -54,7 +54,7 @@ def export(
     packed form.
     """
     output = Path(output)
-    check_pipeline(model)
+    check_parts(model.around)
     with whole(output, force) as folder:
         description = write_pipeline(folder, model)
         write_bytes(folder / "README.md", described(folder, model, description, base_model, metrics).encode())
@@ -92,20 +92,15 @@ def weights_of(folder: Path) -> Path:
     return next(folder / part / WEIGHTS for part in ("unet", "transformer") if (folder / part).is_dir())
 
 
-def check_pipeline(model: QuantizedModel) -> None:
-    """Raises ValueError for a network that no pipeline written here calls with all that it is told."""
-    check_parts(model.around)
-    kind, conditional = type(model.network.network).__name__, model.network.architecture.conditional
-    if not kind.startswith("UNet2D") or (conditional and model.around.conditioner is None):
-        raise ValueError(
-            f"{model!r}: no pipeline is written here for a {kind} with its conditions; expected a U-Net that is told a "
-            "timestep and at most one context"
-        )
-
-
 def check_parts(around: Denoiser) -> None:
     """Raises ValueError for a model whose parts make no pipeline that is written here."""
-    conditioner, stage = around.conditioner, around.first_stage
+    network, conditioner, stage = around.network, around.conditioner, around.first_stage
+    kind, conditional = type(network).__name__, architectures.of(network).conditional
+    if not kind.startswith("UNet2D") or (conditional and conditioner is None):
+        raise ValueError(
+            f"no pipeline is written here for a {kind} with its conditions; expected a U-Net that is told a timestep "
+            "and at most one context"
+        )
     if isinstance(conditioner, TextEncoder) and (stage is None or not isinstance(stage.network, AutoencoderKL)):
         raise ValueError("a model of prompts needs a KL first stage to be a StableDiffusionPipeline")
     if conditioner is not None and stage is None:

@@ -30,7 +30,7 @@ from quest.deploy.checkpoints import Checkpoint
 from quest.deploy.quantized import QuantizedModel
 from quest.device import resolve
 from quest.diffusion import denoiser as denoisers
-from quest.diffusion.conditioners import ClassEmbedder, TextEncoder
+from quest.diffusion.conditioners import ClassLabels, TextEncoder
 from quest.diffusion.conditions import read_prompts
 from quest.diffusion.denoiser import Denoiser
 from quest.learning import calibration as calibrations
@@ -197,7 +197,7 @@ def _choices(model: Denoiser, classes: Sequence[int] | None, prompts: Sequence[s
     for name, value in {"classes": classes, "prompts": prompts}.items():
         if value is not None and name != takes:
             raise ValueError(f"{name}: given, but the model takes {takes or 'no condition'}; leave them out")
-    if isinstance(model.conditioner, ClassEmbedder):
+    if isinstance(model.conditioner, ClassLabels):
         return range(model.conditioner.classes) if classes is None else list(classes)
     if isinstance(model.conditioner, TextEncoder):
         if isinstance(prompts, Path):

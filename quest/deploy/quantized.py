@@ -19,7 +19,7 @@ from quest.deploy import checkpoints
 from quest.deploy.checkpoints import Checkpoint
 from quest.device import resolve
 from quest.diffusion import denoiser as denoisers
-from quest.diffusion.conditioners import ClassEmbedder, TextEncoder
+from quest.diffusion.conditioners import ClassLabels, TextEncoder
 from quest.diffusion.conditions import EVALUATION, in_turn
 from quest.diffusion.denoiser import Denoiser
 from quest.diffusion.sampling import sample
@@ -110,7 +110,7 @@ class QuantizedModel:
             raise ValueError(
                 f"images: found {len(indices)}; the model draws text, so give a list with a prompt for each"
             )
-        classes = range(conditioner.classes) if isinstance(conditioner, ClassEmbedder) else None
+        classes = range(conditioner.classes) if isinstance(conditioner, ClassLabels) else None
         return in_turn(classes, EVALUATION, seed, indices)
 
     def _given(self, images: Sequence[Any]) -> list[Any]:

@@ -1,4 +1,5 @@
-"""What a conditional model makes of its condition: a context (N, tokens, channels) for cross-attention."""
+"""What a conditional model makes of its condition: a context (N, tokens, channels) for cross-attention, or the classes
+(N,) of a network that embeds them itself."""
 
 from __future__ import annotations
 
@@ -12,30 +13,47 @@ TOKENIZER = "tokenizer"
 """Name of the tensor (uint8) that holds a text encoder's tokenizer, JSON as the library `tokenizers` writes it."""
 
 
-class ClassEmbedder(nn.Module):
-    """One learned vector for each class, the last of which stands for no class (latent diffusion's cin256 models)."""
+class ClassLabels(nn.Module):
+    """Classes by their numbers, for a network that embeds them itself (DiT).
+
+    classes: how many there are beside no class; they count from 0. null: the number behind them, for no class.
+    """
 
     kind = "class"
+    null: Tensor
 
-    def __init__(self, classes: int, channels: int):
+    def __init__(self, classes: int):
         super().__init__()
-        self.embedding = nn.Embedding(classes, channels)
-
-    @property
-    def classes(self) -> int:
-        """How many there are beside no class; their labels count from 0."""
-        return self.embedding.num_embeddings - 1
+        self.classes = classes
+        # No weight, so it has a value even where a model is built without any, on the meta device.
+        self.register_buffer("null", torch.tensor(classes, device="cpu"), persistent=False)
 
     def forward(self, conditions: Sequence[int | None]) -> Tensor:
-        """Classes, None for no class, to (n, 1, channels). Raises ValueError for a class that the model has not."""
-        null = self.classes
+        """Classes, None for no class, to (n,) int64. Raises ValueError for a class that the model has not."""
         for label in conditions:
             if isinstance(label, str):
                 raise ValueError("condition: found prompts in the protocol, but the model takes classes")
-            if label is not None and not 0 <= label < null:
-                raise ValueError(f"condition: class {label}; the model has classes 0 to {null - 1}")
-        labels = torch.tensor([null if label is None else label for label in conditions])
-        return self.embedding(labels.to(self.embedding.weight.device)).unsqueeze(1)
+            if label is not None and not 0 <= label < self.classes:
+                raise ValueError(f"condition: class {label}; the model has classes 0 to {self.classes - 1}")
+        labels = [self.classes if label is None else label for label in conditions]
+        return torch.tensor(labels, dtype=torch.long, device=self.null.device)
+
+    def describe(self) -> dict[str, Any]:
+        """What `build` makes the module from, as JSON."""
+        return {"kind": self.kind, "classes": self.classes}
+
+
+class ClassEmbedder(ClassLabels):
+    """One learned vector for each class, the last of which stands for no class (latent diffusion's cin256 models)."""
+
+    def __init__(self, classes: int, channels: int):
+        """classes: with the one that stands for none."""
+        super().__init__(classes - 1)
+        self.embedding = nn.Embedding(classes, channels)
+
+    def forward(self, conditions: Sequence[int | None]) -> Tensor:
+        """Classes, None for no class, to (n, 1, channels). Raises ValueError for a class that the model has not."""
+        return self.embedding(super().forward(conditions)).unsqueeze(1)
 
     def describe(self) -> dict[str, Any]:
         """What `build` makes the module from, as JSON."""
@@ -73,14 +91,15 @@ class TextEncoder(nn.Module):
         return {"kind": self.kind, "config": self.model.config.to_diff_dict()}
 
 
-Conditioner = ClassEmbedder | TextEncoder
+Conditioner = ClassLabels | TextEncoder
 
 
 def build(description: dict[str, Any], tensors: dict[str, Tensor]) -> Conditioner:
     """The conditioner that `tensors_of` took apart. Raises RuntimeError when the tensors do not fit."""
     tensors = dict(tensors)
-    if description["kind"] == ClassEmbedder.kind:
-        conditioner: Conditioner = ClassEmbedder(description["classes"], description["channels"])
+    if description["kind"] == ClassLabels.kind:
+        sizes = {key: value for key, value in description.items() if key != "kind"}
+        conditioner: Conditioner = ClassEmbedder(**sizes) if "channels" in sizes else ClassLabels(**sizes)
     else:
         from tokenizers import Tokenizer
         from transformers import CLIPTextConfig, CLIPTextModel

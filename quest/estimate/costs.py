@@ -79,7 +79,15 @@ class Estimator:
 
 
 # Of all weights, in memory: beside the network's own those on their grids, gradients, a teacher's, or the file's.
-_COPIES = {"import_model": 2, "pretrain": 5, "calibrate": 1, "reconstruct": 3, "finetune": 3, "sample": 2}
+_COPIES = {
+    "import_model": 2,
+    "pretrain": 5,
+    "pretrain_denoiser": 5,
+    "calibrate": 1,
+    "reconstruct": 3,
+    "finetune": 3,
+    "sample": 2,
+}
 
 
 def prepare(jobs: Sequence[Job], speed: Speed) -> Estimator:
@@ -183,7 +191,7 @@ def _disk(job: Job, settings: DatasetSettings | None, size: Size | None) -> floa
     chosen = settings.calibration
     if job.rule == "import_model":
         return size.all_parameters * _FLOAT
-    if job.rule == "pretrain":
+    if job.rule in ("pretrain", "pretrain_denoiser"):
         return size.all_parameters * _FLOAT / 2
     if job.rule == "calibrate":
         return chosen.samples_per_step * (chosen.steps * size.sample_bytes + size.context_bytes)

@@ -21,12 +21,13 @@ from quest.architectures import Inputs
 from quest.architectures.order import in_call_order, outermost
 from quest.bench import testkit
 from quest.config.dataset import DatasetSettings
+from quest.config.pretraining import PretrainSettings
 from quest.config.values import ConfigError
 from quest.diffusion import denoiser as denoisers
 from quest.diffusion.denoiser import Denoiser
 from quest.diffusion.samplers import Sampler
 from quest.embedded.training.autoencoder import build as build_autoencoder
-from quest.embedded.training.denoiser import build_unet
+from quest.embedded.training.denoiser import build_transformer, build_unet
 from quest.learning import recording
 from quest.learning.calibration import Calibration
 from quest.quantization.policy import EVERYTHING, Policy
@@ -42,18 +43,22 @@ _FLOAT = 4  # bytes
 @dataclass(frozen=True)
 class Model:
     """network: the noise predictor. decoder: the first stage of a latent model. context: tokens and channels of what a
-    conditional network is told. Either network may be on the meta device. policy: which layers are timed at other bits
-    than all others."""
+    conditional network is told, () where that is the number of a class. Either network may be on the meta device.
+    policy: which layers are timed at other bits than all others."""
 
     network: Any
     decoder: Any = None
-    context: tuple[int, int] | None = None
+    context: tuple[int, int] | tuple[()] | None = None
     policy: Policy = EVERYTHING
 
     def inputs(self, batch: int, device: torch.device | str) -> Inputs:
         """Noise at timestep 500, under random conditions, of ``batch`` samples."""
         shape = architectures.of(self.network).shape
-        context = None if self.context is None else torch.randn(batch, *self.context, device=device)
+        context = None
+        if self.context is not None:
+            shape_of_all = batch, *self.context
+            classes = torch.zeros(shape_of_all, dtype=torch.long, device=device)
+            context = torch.randn(shape_of_all, device=device) if self.context else classes
         timesteps = torch.full((batch,), 500, device=device)
         return Inputs(torch.randn(batch, *shape, device=device), timesteps, context)
 
@@ -96,9 +101,9 @@ def model(dataset: str, settings: DatasetSettings) -> Model:
     built."""
     if settings.model.is_file():
         return of(denoisers.load(settings.model))
+    if settings.pretrain is not None:
+        return _embedded(settings, settings.pretrain)
     with torch.device("meta"):
-        if settings.pretrain is not None:
-            return _embedded(settings)
         if settings.architecture is not None:
             described = compvis.read_architecture(settings.architecture)
             width = described.unet_config.context_dim
@@ -126,20 +131,29 @@ def of(denoiser: Denoiser) -> Model:
     return Model(denoiser.network, denoiser.first_stage and denoiser.first_stage.network, context)  # type: ignore[arg-type]
 
 
-def _embedded(settings: DatasetSettings) -> Model:
-    pretrain = settings.pretrain
-    assert pretrain is not None
-    context = None
-    if settings.condition is not None:
-        clip = pretrain.clip if settings.condition.prompts is not None else None
-        context = (1, pretrain.unet.channels[-1]) if clip is None else (clip.tokens, clip.width)
-    width = context and context[1]
-    if pretrain.autoencoder is None:
-        return Model(build_unet(pretrain.unet, settings.image_channels, settings.image_size, width), None, context)
-    stage = pretrain.autoencoder
-    size = settings.image_size // 2 ** (len(stage.channels) - 1)
-    network = build_unet(pretrain.unet, stage.latent_channels, size, width)
-    return Model(network, build_autoencoder(stage, settings.image_channels), context)
+def _embedded(settings: DatasetSettings, pretrain: PretrainSettings) -> Model:
+    decoder, channels, size = None, settings.image_channels, settings.image_size
+    if pretrain.first_stage is not None:
+        if not pretrain.first_stage.is_file():
+            raise ConfigError(
+                f"pretrain.first_stage: {pretrain.first_stage} is not here; `dvc pull {pretrain.first_stage.parent}` "
+                "fetches it"
+            )
+        shared = denoisers.load(pretrain.first_stage)
+        decoder, (channels, size, _) = shared.first_stage and shared.first_stage.network, shared.shape
+    with torch.device("meta"):
+        if (stage := pretrain.autoencoder) is not None:
+            decoder, channels = build_autoencoder(stage, settings.image_channels), stage.latent_channels
+            size = settings.image_size // 2 ** (len(stage.channels) - 1)
+        if pretrain.transformer is not None:
+            classes = (settings.condition and settings.condition.classes) or 0
+            return Model(build_transformer(pretrain.transformer, channels, size, classes), decoder, ())
+        assert pretrain.unet is not None  # the settings have one of both
+        context = None
+        if settings.condition is not None:
+            clip = pretrain.clip if settings.condition.prompts is not None else None
+            context = (1, pretrain.unet.channels[-1]) if clip is None else (clip.tokens, clip.width)
+        return Model(build_unet(pretrain.unet, channels, size, context and context[1]), decoder, context)
 
 
 @torch.no_grad()
@@ -184,7 +198,7 @@ def size(model: Model) -> Size:
         kept_bytes=recording.Needs(call, [units[name] for name in order]).bytes,
         output_bytes=by_role,
         shape=architecture.shape,
-        context_bytes=0 if model.context is None else model.context[0] * model.context[1] * _FLOAT,
+        context_bytes=0 if model.context is None else math.prod(model.context) * _FLOAT,
     )
 
 
@@ -204,6 +218,8 @@ def _on(network: nn.Module, device: torch.device) -> nn.Module:
             parameter.fill_(float(name.endswith("weight")))
         else:
             parameter.normal_(std=(parameter.numel() / parameter.shape[0]) ** -0.5)
+    for buffer in network.buffers():  # like a transformer's table of positions
+        buffer.zero_()
     return network
 
 

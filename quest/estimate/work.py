@@ -156,4 +156,5 @@ _STAGES: dict[str, Callable[[Job, DatasetSettings], Work]] = {
     "measure": _measure,
     "reference": _reference,
     "pretrain": _pretrain,
+    "pretrain_denoiser": _pretrain,
 }

@@ -16,7 +16,7 @@ from quest.artifacts import ArtifactError, read_manifest
 from quest.deploy import inspection
 from quest.deploy.packed.pipelines import OF_CLASSES, QuestClassPipeline
 from quest.diffusion import denoiser as denoisers
-from quest.diffusion.conditioners import ClassEmbedder
+from quest.diffusion.conditioners import ClassLabels
 from quest.diffusion.denoiser import Denoiser
 from quest.own.drawing import FAMILIES, Family
 from quest.sources import pipelines
@@ -68,7 +68,7 @@ class Source:
     @property
     def classes(self) -> int:
         """How many it knows, of a model of classes."""
-        assert isinstance(self.model.conditioner, ClassEmbedder)
+        assert isinstance(self.model.conditioner, ClassLabels)
         return self.model.conditioner.classes
 
     @property

@@ -11,6 +11,7 @@ from quest.report import text
 STAGES = (
     "pretrain_clip",
     "pretrain",
+    "pretrain_denoiser",
     "reference",
     "calibrate",
     "reconstruct",

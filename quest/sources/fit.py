@@ -17,7 +17,7 @@ from torch import nn
 
 from quest.artifacts import ArtifactError
 from quest.config.dataset import DatasetSettings
-from quest.diffusion.conditioners import ClassEmbedder
+from quest.diffusion.conditioners import ClassEmbedder, ClassLabels
 from quest.diffusion.denoiser import Denoiser
 
 Config = Mapping[str, Any]
@@ -205,6 +205,8 @@ def _context(model: Denoiser) -> str | None:
     taken = config.cross_attention_dim
     if isinstance(model.conditioner, ClassEmbedder):
         given = model.conditioner.embedding.embedding_dim
+    elif isinstance(model.conditioner, ClassLabels):
+        return "the U-Net takes a context, but its classes are given by their numbers"
     else:
         given = model.conditioner.model.config.hidden_size
     if any(width != given for width in (taken if isinstance(taken, list | tuple) else [taken])):
@@ -255,11 +257,11 @@ def _condition(model: Denoiser, settings: DatasetSettings) -> str | None:
     given = "prompts" if settings.condition.prompts else "classes"
     if model.conditioner is None:
         return f"condition: found {given} in the protocol, but the model takes none"
-    taken = "classes" if isinstance(model.conditioner, ClassEmbedder) else "prompts"
+    taken = "classes" if isinstance(model.conditioner, ClassLabels) else "prompts"
     if given != taken:
         return f"condition: found {given} in the protocol, but the model takes {taken}"
-    if isinstance(model.conditioner, ClassEmbedder) and settings.condition.classes:
-        known = model.conditioner.embedding.num_embeddings - 1
+    if isinstance(model.conditioner, ClassLabels) and settings.condition.classes:
+        known = model.conditioner.classes
         if settings.condition.classes > known:
             return f"condition.classes is {settings.condition.classes}, but the model has {known} classes"
     return None

@@ -51,6 +51,10 @@ def run(
         raise ValueError(
             "--clip: a model of prompts is conditioned by a CLIP artifact (`quest pretrain-clip`), any other by none"
         )
+    if pretrain.first_stage is not None:
+        raise ValueError(
+            "pretrain.first_stage: set, so only the denoiser is trained; expected `quest pretrain-denoiser`"
+        )
     text = None if clip is None else clips.load(clip, device)
     images, labels = training.images(settings, pretrain, device)
     torch.manual_seed(pretrain.seed)
@@ -64,22 +68,23 @@ def run(
     else:
         stage, clean, quality = train_autoencoder(images, pretrain.autoencoder, device)
         log.info("first stage: %s", quality)
-    conditions, conditioner = None, None
+    conditioner = None
     if text is not None:
         conditioner = text.text_encoder()
         with torch.no_grad():
             contexts = conditioner(embedded.captions(settings.real_images)), conditioner([None])
         conditions = denoiser.of_contexts(labels, *contexts)
-    elif settings.condition is not None and settings.condition.classes is not None:
-        classes = embedded.classes(settings.real_images, labels)
-        if int(classes.max()) >= settings.condition.classes:
-            raise ValueError(f"condition.classes: {settings.condition.classes}, but images are of more")
-        conditions = denoiser.of_classes(classes, settings.condition.classes, pretrain.unet, device)
+    else:
+        conditions = denoiser.of_classes(settings, labels, device)
     trained = denoiser.train_denoiser(clean, pretrain, device, conditions)
     context: Conditioner | None = conditioner if trained.embedder is None else trained.embedder
     result = Denoiser(trained.network, trained.scheduler, stage, context)
     # The account stands with the model, so that the row of full precision has its size and cost beside the others'.
-    notes = {"loss": trained.loss, "account": account(trained.network, result.example())}
+    notes = {
+        "loss": trained.losses[-1],
+        "losses": trained.losses,
+        "account": account(trained.network, result.example()),
+    }
     notes |= {f"first_stage_{name}": value for name, value in quality.items()}
     inputs = {} if text is None else {"clip": text.sha256}
     denoisers.save(model, result, training.manifest(pretrain, inputs, **notes), torch.float16)

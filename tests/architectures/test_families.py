@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import fnmatch
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -34,6 +34,7 @@ from quest.deploy.packed.description import Description
 from quest.deploy.quantized import QuantizedModel
 from quest.diffusion import denoiser as denoisers
 from quest.diffusion import sampling
+from quest.diffusion.conditioners import ClassLabels
 from quest.diffusion.denoiser import Denoiser
 from quest.learning import calibration as calibrations
 from quest.learning import reconstruction
@@ -234,11 +235,15 @@ def test_no_pipeline_is_written_that_could_not_call_it(tmp_path: Path) -> None:
 
 @FAMILIES
 def test_what_depends_on_the_timestep_alone(family: str) -> None:
-    """Of U-Nets the embedding and its projections, of PixArt-Σ its one norm; elsewhere another condition is in it."""
+    """Of U-Nets the embedding and its projections, of PixArt-Σ its one norm, of DiT the embedding in each block, to
+    which the class is added before the projections; elsewhere another condition is in it."""
     network = quantized(family, "w4a4")
-    if family in ("sd2", "pruned", "pixart-sigma"):
-        unit = reconstruction.units(network, "temporal")[0]
-        assert {str(layer.role) for layer in unit.layers.values()} == {Role.TIME_MLP, Role.TIME_PROJECTION}
+    both = {Role.TIME_MLP, Role.TIME_PROJECTION}
+    roles = {"dit": {Role.TIME_MLP}, "sd2": both, "pruned": both, "pixart-sigma": both}
+    if family in roles:
+        unit, *others = reconstruction.units(network, "temporal")
+        assert {layer.role for layer in unit.layers.values()} == roles[family]
+        assert sorted(name for each in (unit, *others) for name in each.layers) == sorted(network.layers())
         data: Any = Told(MINIATURES[family].told(6))
         cache = reconstruction.record(network, unit, data, 64, weights=False)
         with torch.no_grad(), network.quantizing(weights=False, activations=False):
@@ -246,15 +251,6 @@ def test_what_depends_on_the_timestep_alone(family: str) -> None:
     else:
         with pytest.raises(ValueError, match="timestep alone"):
             reconstruction.units(network, "temporal")
-
-
-class Labels(nn.Module):
-    """The condition of a network that embeds classes itself: their numbers, the last one for none."""
-
-    kind = "class"
-
-    def forward(self, conditions: Sequence[int | None]) -> Tensor:
-        return torch.tensor([10 if label is None else label for label in conditions])
 
 
 @pytest.mark.parametrize("family", ["dit", "class-unet"])
@@ -266,8 +262,8 @@ def test_classes_go_the_whole_way(family: str, make_settings: Callable[..., Data
         condition={"classes": 10},
         reconstruction={"iterations": 3},
     )
-    method, conditioner = "quest", Labels()
-    model = Denoiser(MINIATURES[family].network(), DDIMScheduler(clip_sample=False), conditioner=conditioner)  # type: ignore[arg-type]
+    method = "quest"
+    model = Denoiser(MINIATURES[family].network(), DDIMScheduler(clip_sample=False), conditioner=ClassLabels(10))
     data = calibrations.record(model, settings, 0, CPU)
     assert data.contexts is not None
     assert data.contexts.dtype == torch.long

@@ -128,6 +128,21 @@ def test_a_file_that_is_no_mapping_is_an_error_of_configuration(tmp_path: Path, 
         ({"methods": {"qest": {}}}, "methods.qest: unknown 'qest' (did you mean 'quest'?)"),
         ({"methods": {"quest": {"tla_epoch": 1}}}, "methods.quest.tla_epoch: unknown 'tla_epoch' (did you mean"),
         ({"pretrain": {"unet": {"channel": [8]}, "steps": 1}}, "pretrain.unet.channel: unknown 'channel'"),
+        (
+            {"pretrain": {"steps": 1}},
+            "pretrain: unet and transformer: found neither; a model has one network, so set one of them",
+        ),
+        (
+            {
+                "pretrain": {
+                    "transformer": {"layers": 1, "heads": 1},
+                    "autoencoder": {"kind": "vq", "channels": [8], "latent_channels": 3},
+                    "first_stage": "model.safetensors",
+                    "steps": 1,
+                }
+            },
+            "pretrain: autoencoder and first_stage are both set",
+        ),
         ({"sampler": {"steps": "many"}}, "sampler.steps: found 'many'; a valid integer"),
         ({"sampler": {"steps": 2.5}}, "sampler.steps: found 2.5; a valid integer"),
         ({"sampler": {"eta": -0.1}}, "sampler.eta: found -0.1; greater than or equal to 0 is expected"),

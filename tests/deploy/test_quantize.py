@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers.models.transformers.dit_transformer_2d import DiTTransformer2DModel
 from diffusers.models.unets.unet_2d import UNet2DModel
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.pipelines.ddpm.pipeline_ddpm import DDPMPipeline
@@ -20,7 +21,7 @@ from quest.artifacts import ArtifactError, load_tensors
 from quest.config.dataset import DatasetSettings
 from quest.config.values import Bits
 from quest.deploy.quantize import settings_of
-from quest.diffusion.conditioners import ClassEmbedder, Conditioner, TextEncoder
+from quest.diffusion.conditioners import ClassEmbedder, ClassLabels, Conditioner, TextEncoder
 from quest.diffusion.denoiser import Denoiser
 from quest.stages import calibrate, finetune, reconstruct, sample
 
@@ -130,17 +131,41 @@ def conditional(conditioner: Conditioner) -> Denoiser:
     return Denoiser(network, DDIMScheduler(clip_sample=False), None, conditioner)
 
 
-def test_classes() -> None:
-    source = conditional(ClassEmbedder(4, 8))
+def transformer() -> Denoiser:
+    """A tiny model in pixel space that embeds its 3 classes itself."""
+    torch.manual_seed(0)
+    network = DiTTransformer2DModel(
+        num_attention_heads=2,
+        attention_head_dim=8,
+        in_channels=1,
+        num_layers=1,
+        sample_size=4,
+        num_embeds_ada_norm=3,
+    )
+    return Denoiser(network.eval(), DDIMScheduler(clip_sample=False), None, ClassLabels(3))
+
+
+@pytest.mark.parametrize("make", [lambda: conditional(ClassEmbedder(4, 8)), transformer], ids=["unet", "transformer"])
+def test_classes(make: Callable[[], Denoiser], tmp_path: Path) -> None:
+    source = make()
     model = quest.quantize(source, **QUICK, guidance_scale=50.0)
     assert model.sampler.guidance_scale == 50.0
     in_turn = model.sample(5)
     assert torch.equal(in_turn, model.sample([0, 1, 2, 0, 1]))
     assert not torch.equal(in_turn, model.sample([0, 1, 2, 2, 2]))
+    model.save(tmp_path / "checkpoint.safetensors")
+    assert torch.equal(quest.load(tmp_path / "checkpoint.safetensors", device="cpu").sample(5), in_turn)
     with pytest.raises(ValueError, match="prompts: given, but the model takes classes; leave them out"):
         quest.quantize(source, **QUICK, prompts=["a cat"])
     with pytest.raises(ValueError, match="condition: class 3; the model has classes 0 to 2"):
         quest.quantize(source, **QUICK, classes=[3])
+
+
+def test_a_transformer_is_not_packed_before_anything_is_learned(tmp_path: Path) -> None:
+    source = transformer()
+    with pytest.raises(ValueError, match="no pipeline is written here for a DiTTransformer2DModel"):
+        quest.convert(source, tmp_path / "folder", classes=3)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.fixture

@@ -13,10 +13,11 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 
 from quest.config.dataset import DatasetSettings
-from quest.diffusion import sampling
-from quest.diffusion.conditioners import ClassEmbedder, TextEncoder
+from quest.diffusion import conditioners, sampling
+from quest.diffusion.conditioners import ClassEmbedder, ClassLabels, TextEncoder
 from quest.diffusion.conditions import read_prompts
 from quest.diffusion.denoiser import Denoiser
+from quest.diffusion.guidance import Guidance
 
 LENGTH = 6
 
@@ -127,5 +128,20 @@ def test_a_draw_says_how_many_are_cut(
 def test_conditions_of_the_other_kind(encoder: TextEncoder) -> None:
     with pytest.raises(ValueError, match="found classes in the protocol, but the model takes prompts"):
         encoder([1, None])
-    with pytest.raises(ValueError, match="found prompts in the protocol, but the model takes classes"):
-        ClassEmbedder(4, 2)(["a cat"])
+    for classes in (ClassEmbedder(4, 2), ClassLabels(3)):
+        with pytest.raises(ValueError, match="found prompts in the protocol, but the model takes classes"):
+            classes(["a cat"])  # type: ignore[list-item]
+        with pytest.raises(ValueError, match="class 3; the model has classes 0 to 2"):
+            classes([3])
+
+
+def test_classes_by_their_numbers() -> None:
+    """For a network that embeds them: none is the number behind the last, as guidance needs it."""
+    labels = ClassLabels(3)
+    assert labels([2, None, 0]).tolist() == [2, 3, 0]
+    assert labels([]).dtype == torch.long
+    guidance = Guidance(labels([2, 0]), labels([None]), scale=2.0)
+    assert [half.tolist() for half in guidance.halves()] == [[3, 3], [2, 0]]
+    again = conditioners.build(labels.describe(), conditioners.tensors_of(labels))
+    assert type(again) is ClassLabels
+    assert again([None]).tolist() == [3]

@@ -22,5 +22,6 @@ def settings() -> DatasetSettings:
 @pytest.fixture
 def tiny(settings: DatasetSettings) -> Model:
     assert settings.pretrain is not None
+    assert settings.pretrain.unet is not None
     torch.manual_seed(0)
     return Model(build_unet(settings.pretrain.unet, 1, 8))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from quest import architectures
 from quest.config.dataset import DatasetSettings, load_dataset
 from quest.config.values import Bits, ConfigError
 from quest.deploy import start
@@ -44,6 +45,26 @@ def test_an_unknown_model_says_what_to_do(settings: DatasetSettings) -> None:
     own = settings.model_copy(update={"pretrain": None})
     with pytest.raises(ConfigError, match=r"none\.safetensors is not here.*import it first"):
         networks.model("own", own)
+
+
+def test_a_transformer_is_told_classes(settings: DatasetSettings) -> None:
+    """Its table of positions is a buffer, which has no numbers either where the model is built without weights."""
+    content = settings.model_dump(mode="json") | {
+        "condition": {"classes": 10},
+        "pretrain": {"transformer": {"layers": 2, "heads": 2, "head_dim": 8}, "steps": 1},
+    }
+    model = networks.model("own", DatasetSettings.model_validate(content))
+    assert model.context == ()
+    assert networks.size(model).units == 2 + 3, "its blocks; patches in, the last norm and patches out"
+    ready = networks.materialized(model, torch.device("cpu"))
+    told = ready.inputs(3, "cpu")
+    assert told.context is not None
+    assert (told.context.dtype, told.context.shape) == (torch.long, (3,))
+    with torch.no_grad():
+        assert architectures.predict(ready.network, told).isfinite().all()
+    content["pretrain"]["first_stage"] = "nowhere.safetensors"
+    with pytest.raises(ConfigError, match=r"pretrain\.first_stage: nowhere\.safetensors is not here; `dvc pull"):
+        networks.model("own", DatasetSettings.model_validate(content))
 
 
 def test_random_weights_keep_the_size_of_what_passes(settings: DatasetSettings) -> None:

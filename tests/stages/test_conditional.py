@@ -11,6 +11,7 @@ import pytest
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.autoencoders.vq_model import VQModel
+from diffusers.models.transformers.dit_transformer_2d import DiTTransformer2DModel
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 
@@ -19,7 +20,7 @@ from quest.artifacts import Manifest
 from quest.config.dataset import DatasetSettings
 from quest.config.methods import METHODS
 from quest.diffusion import denoiser as denoisers
-from quest.diffusion.conditioners import ClassEmbedder, Conditioner, TextEncoder
+from quest.diffusion.conditioners import ClassEmbedder, ClassLabels, Conditioner, TextEncoder
 from quest.diffusion.denoiser import Denoiser
 from quest.diffusion.first_stage import FirstStage
 from quest.learning import calibration
@@ -69,16 +70,17 @@ def text_encoder() -> TextEncoder:
     return TextEncoder(CLIPTextModel(config), tokenizer)
 
 
-@pytest.fixture(scope="module", params=["class", "text"])
+@pytest.fixture(scope="module", params=["class", "text", "transformer"])
 def case(
     request: pytest.FixtureRequest,
     tmp_path_factory: pytest.TempPathFactory,
     make_settings: Callable[..., DatasetSettings],
 ) -> Case:
-    """Class-conditional with a VQ model by DDIM, or text-conditional with a KL model by PLMS; both guided."""
+    """Class-conditional with a VQ model by DDIM, a U-Net or a transformer that embeds classes itself, or
+    text-conditional with a KL model by PLMS; all guided."""
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp(request.param)
-    network = UNet2DConditionModel(
+    network: Any = UNet2DConditionModel(
         sample_size=4,
         in_channels=3,
         out_channels=3,
@@ -101,6 +103,17 @@ def case(
     if request.param == "class":
         conditioner, condition, kind = ClassEmbedder(6, CHANNELS), {"classes": 5}, "ddim"
         autoencoder: Any = VQModel(**shared, num_vq_embeddings=16)
+    elif request.param == "transformer":
+        network = DiTTransformer2DModel(
+            num_attention_heads=2,
+            attention_head_dim=8,
+            in_channels=3,
+            num_layers=2,
+            sample_size=4,
+            num_embeds_ada_norm=5,
+        )
+        conditioner, condition, kind = ClassLabels(5), {"classes": 5}, "ddim"
+        autoencoder = VQModel(**shared, num_vq_embeddings=16)
     else:
         prompts = folder / "prompts.txt"
         prompts.write_text("a cat\na dog\na cat a dog\n")

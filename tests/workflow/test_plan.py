@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from project import Plan, Project
 from snakemake.exceptions import WorkflowError
 
@@ -410,3 +411,28 @@ def test_every_command_of_a_rule_is_one_that_the_command_line_takes(default_proj
                 settings = stages.protocol(job.wildcards.dataset, parsed.params["settings"])
                 assert settings.model == load_dataset(job.wildcards.dataset, default_project.root / "config").model
         assert {"calibrate", "reconstruct", "finetune", "sample", "measure", "table", "analyse"} <= set(seen.values())
+
+
+def test_a_denoiser_on_the_first_stage_of_another_dataset(project: Project) -> None:
+    """Trained by a rule of its own, on a model that the other dataset's run makes, or that has to be brought."""
+    shared = {name: f"data/models/digits/{name}.safetensors" for name in ("denoiser", "extractor")}
+    mine = "data/models/mine/denoiser.safetensors"
+    transformer = {"layers": 1, "heads": 1}
+    protocol = yaml.safe_load((project.root / "config/datasets/digits.yaml").read_text()) | {
+        "model": mine,
+        "condition": {"classes": 10},
+        "pretrain": {"transformer": transformer, "first_stage": shared["denoiser"], "steps": 1},
+    }
+    (project.root / "config/datasets/mine.yaml").write_text(yaml.safe_dump(protocol))
+    plan = Plan(project, config={"datasets": ["mine"]})
+    job = plan.job(mine)
+    assert job.rule.name == "pretrain_denoiser"
+    assert [*job.input] == [shared["denoiser"]]
+    assert "pretrain" not in plan.rules()
+    assert json.loads(job.params.settings)["pretrain"]["transformer"]["layers"] == 1
+    for file in shared.values():
+        (project.root / file).unlink()
+    alone, both = (Plan(project, config={"datasets": names}) for names in (["mine"], ["digits", "mine"]))
+    assert {alone.job(file).rule.name for file in shared.values()} == {"bring"}
+    assert {both.job(file).rule.name for file in shared.values()} == {"pretrain"}
+    assert "`dvc pull data/models` fetches it" in alone.job(shared["denoiser"]).params.missing

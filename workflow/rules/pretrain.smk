@@ -11,7 +11,7 @@ rule pretrain:
     benchmark:
         "benchmarks/pretrain/{dataset}.tsv"
     wildcard_constraints:
-        dataset=one_of(CELLS.embedded),
+        dataset=one_of(CELLS.trained_whole),
     threads: 2
     resources:
         gpu=GPU,

@@ -68,7 +68,7 @@ def train_autoencoder(images: Tensor, settings: AutoencoderSettings, device: tor
     network.requires_grad_(False)
     stage = FirstStage(network)
     with torch.inference_mode():
-        latents = torch.cat([stage.encode(_scaled(part)) for part in x.split(_CHUNK)])
+        latents = encoded(stage, x)
         stage.scale_factor = 1 / latents.std().item()
         latents *= stage.scale_factor
         last = _scaled(x[-_CHUNK:])
@@ -78,6 +78,12 @@ def train_autoencoder(images: Tensor, settings: AutoencoderSettings, device: tor
             used = torch.cat([_codes(network, part / stage.scale_factor).unique() for part in latents.split(_CHUNK)])
             notes["codes_used"] = len(used.unique())
     return Trained(stage, latents.clone(), notes)
+
+
+@torch.no_grad()
+def encoded(stage: FirstStage, images: Tensor) -> Tensor:
+    """Latents (N, C, h, w) of images (N, C, H, W) uint8 on the device of the first stage."""
+    return torch.cat([stage.encode(_scaled(part)) for part in images.split(_CHUNK)])
 
 
 def _kl_loss(network: AutoencoderKL, batch: Any) -> Any:

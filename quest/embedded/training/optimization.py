@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable
 
@@ -12,6 +13,9 @@ from tqdm import tqdm
 
 from quest.graphs import Replayed
 
+log = logging.getLogger(__name__)
+
+_MARKS = 50  # at which the loss is kept
 WARMUP = 0.05  # share of the steps in which the learning rate rises
 
 
@@ -25,13 +29,14 @@ def fit(
     after: Callable[[int], None] | None = None,
     half: bool = False,
     replayed: bool = False,
-) -> float:
+) -> list[float]:
     """Train all parameters of ``module`` by AdamW; the rate rises, then falls to 0 along a cosine.
 
     loss_of: the loss of a step. after: called when a step is taken. half: multiply in bfloat16 on a GPU.
     replayed: on a GPU, record a step as a CUDA graph and replay it, since small networks wait for launches most of the
     time; ``loss_of`` must do the same at every step, whatever its number, and read nothing back from the GPU.
-    Returns the running mean of the loss over the last hundred steps. Raises ValueError when it is not finite.
+    Returns the running mean of the loss over the last hundred steps, at each fiftieth of the steps and at the end,
+    which is last. Raises ValueError when that is not finite.
     """
     device = next(module.parameters()).device
     module.train()
@@ -55,6 +60,8 @@ def fit(
 
     recent = torch.zeros((), device=device)
     graph = Replayed(lambda _on_device: (take(0),))
+    marks = {steps * (mark + 1) // _MARKS - 1 for mark in range(_MARKS)}
+    losses: list[float] = []
     progress = tqdm(range(steps), desc=name, mininterval=5)
     for step in progress:
         loss = graph(recent)[0] if replayed else take(step)
@@ -62,9 +69,10 @@ def fit(
         if after is not None:
             after(step)
         recent.lerp_(loss.float(), max(0.01, 1 / (step + 1)))
-        if step % 500 == 499:
-            progress.set_postfix(loss=f"{recent.item():.4f}")
-    if not math.isfinite(recent.item()):
-        raise ValueError(f"{name}: the loss is {recent.item()} after {steps} steps at lr {lr}; lower the learning rate")
+        if step in marks:
+            losses.append(recent.item())
+            log.info("%s: step %d of %d, loss %.5f", name, step + 1, steps, losses[-1])
+    if not math.isfinite(losses[-1]):
+        raise ValueError(f"{name}: the loss is {losses[-1]} after {steps} steps at lr {lr}; lower the learning rate")
     module.eval()
-    return recent.item()
+    return losses

@@ -8,21 +8,23 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers.models.transformers.dit_transformer_2d import DiTTransformer2DModel
 
 from quest.artifacts import load_tensors
 from quest.bench import embedded
 from quest.config.dataset import DatasetSettings
 from quest.config.pretraining import AutoencoderSettings, ClipTrainingSettings
 from quest.diffusion import denoiser as denoisers
-from quest.diffusion.conditioners import ClassEmbedder, TextEncoder
+from quest.diffusion.conditioners import ClassEmbedder, ClassLabels, TextEncoder
+from quest.diffusion.denoiser import Denoiser
 from quest.diffusion.sampling import draw, to_uint8
 from quest.embedded import clip as clips
 from quest.embedded import shapes, training
-from quest.embedded.training import autoencoder
+from quest.embedded.training import autoencoder, denoiser
 from quest.embedded.training.clip import train_clip
 from quest.metrics.clip import ClipScore
 from quest.metrics.extractor import load_extractor
-from quest.stages import pretrain, pretrain_clip
+from quest.stages import pretrain, pretrain_clip, pretrain_denoiser
 
 CPU = torch.device("cpu")
 AUTOENCODER = {"channels": [8, 16], "latent_channels": 3, "batch_size": 8, "lr": 3e-3}
@@ -146,6 +148,77 @@ def test_stage_of_each_family(make_settings: Callable[..., DatasetSettings], tmp
         assert measures["reconstruction_right"] == pytest.approx((found == labels).float().mean().item(), abs=1e-4)
         assert ("class_right" in measures, "clip" in measures) == (name == "class", name == "text")
         assert (tmp_path / "grid.png").read_bytes()[:4] == b"\x89PNG"
+
+
+TRANSFORMER: dict[str, Any] = {
+    "transformer": {"layers": 2, "heads": 2, "head_dim": 8},
+    "steps": 2,
+    "batch_size": 8,
+    "images": 300,
+}
+
+
+def test_a_transformer_on_the_first_stage_of_another_model(
+    make_settings: Callable[..., DatasetSettings], tmp_path: Path
+) -> None:
+    protocol = TINY | {"condition": {"classes": 24}, "sampler": {"guidance_scale": 2.0}}
+    shared, model, extractor = (tmp_path / f"{name}.safetensors" for name in ("shared", "model", "extractor"))
+    vq = AUTOENCODER | {"kind": "vq", "codes": 16, "steps": 2}
+    whole = make_settings(**protocol, model=shared, pretrain=PRETRAIN | {"autoencoder": vq})
+    pretrain.run("whole", whole, shared, extractor, CPU, allow_cpu=True, clip=None)
+    on_it = {"first_stage": str(shared), **TRANSFORMER}
+    settings = make_settings(**protocol, model=model, extractor=extractor, pretrain=on_it)
+    pretrain_denoiser.run("tiny", settings, model, shared, CPU, allow_cpu=True)
+
+    loaded, source = denoisers.load(model), denoisers.load(shared)
+    assert type(loaded.network) is DiTTransformer2DModel
+    assert type(loaded.conditioner) is ClassLabels
+    assert loaded.first_stage is not None
+    assert source.first_stage is not None
+    latents = torch.randn(2, 3, 8, 8)
+    assert torch.equal(loaded.first_stage.decode(latents), source.first_stage.decode(latents))
+    manifest = load_tensors(model, "model").manifest
+    assert manifest.inputs == {"first_stage": source.sha256}
+    assert len(manifest.notes["losses"]) == 2
+    images = draw(loaded, loaded.network, settings, 0, range(3), CPU)
+    assert images.shape == (3, 3, 16, 16)
+    again = tmp_path / "again.safetensors"
+    pretrain_denoiser.run("tiny", settings, again, shared, CPU, allow_cpu=True)
+    assert again.read_bytes() == model.read_bytes(), "the same for a seed"
+
+    denoisers.save(tmp_path / "pixels", Denoiser(source.network, source.scheduler), training.manifest(_pretrain()))
+    with pytest.raises(ValueError, match="is a model of pixels"):
+        pretrain_denoiser.run("tiny", settings, model, tmp_path / "pixels", CPU, allow_cpu=True)
+    with pytest.raises(ValueError, match="expected `quest pretrain-denoiser`"):
+        pretrain.run("tiny", settings, model, extractor, CPU, allow_cpu=True, clip=None)
+    with pytest.raises(ValueError, match="expected `quest pretrain`"):
+        pretrain_denoiser.run("tiny", whole, model, shared, CPU, allow_cpu=True)
+    no_classes = settings.model_copy(update={"condition": None})
+    with pytest.raises(ValueError, match="told classes; expected condition"):
+        pretrain_denoiser.run("tiny", no_classes, model, shared, CPU, allow_cpu=True)
+
+
+def test_a_transformer_begins_as_the_identity_and_learns() -> None:
+    """Its blocks, that is: adaLN-Zero. What it learns is of the class, too: two classes with means far apart."""
+    torch.manual_seed(0)
+    settings = _pretrain(unet=None, **TRANSFORMER | {"steps": 150, "batch_size": 32, "lr": 3e-3, "ema": 0.9})
+    network = denoiser.build_transformer(settings.transformer, 3, 8, 2).train()
+    x, t, classes = torch.randn(2, 3, 8, 8), torch.tensor([1, 900]), torch.tensor([0, 2])
+    tokens = torch.randn(2, 16, 16)
+    assert torch.equal(network.transformer_blocks[0](tokens, timestep=t, class_labels=classes), tokens)
+    assert network(x, t, classes).sample.abs().max() == 0
+    with pytest.raises(ValueError, match=r"patch_size: 2 does not divide 7"):
+        denoiser.build_transformer(settings.transformer, 3, 7, 2)
+
+    labels = torch.arange(64) % 2
+    latents = 0.1 * torch.randn(64, 1, 4, 4) + (2.0 * labels - 1).view(-1, 1, 1, 1)
+    conditions = denoiser.Conditions(labels, 2, lambda n: n, None, ClassLabels(2))
+    trained = denoiser.train_denoiser(latents, settings, CPU, conditions)
+    assert trained.losses[-1] < 0.7 * trained.losses[0]
+    noise, middle = torch.randn(64, 1, 4, 4), torch.full((64,), 500)
+    with torch.no_grad():
+        low, high = (trained.network(noise, middle, torch.full((64,), told)).sample.mean() for told in (0, 1))
+    assert low > high + 0.1, "of the same picture, what is brighter than its class is noise"
 
 
 def test_prompts_without_a_clip_model(make_settings: Callable[..., DatasetSettings], tmp_path: Path) -> None:

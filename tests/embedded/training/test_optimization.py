@@ -20,7 +20,9 @@ def trained(device: str, replayed: bool, steps: int = 40, after: list[int] | Non
         return nn.functional.mse_loss(network(x), y)
 
     calls = [] if after is None else after
-    return network, fit(network, loss_of, "test", steps, lr=1e-2, after=calls.append, replayed=replayed)
+    losses = fit(network, loss_of, "test", steps, lr=1e-2, after=calls.append, replayed=replayed)
+    assert len(losses) == min(steps, 50)
+    return network, losses[-1]
 
 
 def test_training_lowers_the_loss_and_reports_every_step() -> None:

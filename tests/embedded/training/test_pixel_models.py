@@ -41,6 +41,7 @@ def pretrain(embedded: DatasetSettings) -> PretrainSettings:
 
 
 def test_architecture(pretrain: PretrainSettings) -> None:
+    assert pretrain.unet is not None
     network = build_unet(pretrain.unet, 1, 8)
     assert network.config["down_block_types"] == ("DownBlock2D", "AttnDownBlock2D")
     assert network.config["up_block_types"] == ("AttnUpBlock2D", "UpBlock2D")
@@ -50,11 +51,12 @@ def test_architecture(pretrain: PretrainSettings) -> None:
 def test_denoiser_learns(pretrain: PretrainSettings) -> None:
     torch.manual_seed(0)
     images, _ = labelled_images("digits", 8)
+    assert pretrain.unet is not None
     untrained = build_unet(pretrain.unet, 1, 8).eval()
-    network, scheduler, _, loss = train_denoiser(images.float() / 127.5 - 1, pretrain, CPU)
+    network, scheduler, _, losses = train_denoiser(images.float() / 127.5 - 1, pretrain, CPU)
     assert not network.training
     assert not any(parameter.requires_grad for parameter in network.parameters())
-    assert 0 < loss < 1
+    assert 0 < losses[-1] < 1
     assert scheduler.config["clip_sample"] is False
     clean, noise = images[:64].float() / 127.5 - 1, torch.randn(64, 1, 8, 8)
     t = torch.full((64,), 600)

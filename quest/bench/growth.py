@@ -236,11 +236,15 @@ def save(grown: Sequence[Grown], device: torch.device, path: Path) -> None:
 
 def load(path: Path) -> tuple[str, list[Grown]]:
     """What `save` wrote: where and what was measured, and the curves."""
-    content = json.loads(path.read_text(encoding="utf-8"))
-    fields = Curve._fields
+    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+
+    def curve(saved: dict[str, Any]) -> Curve:
+        fields = {name: saved[name] for name in Curve._fields}
+        return Curve(**{**fields, "sizes": tuple(saved["sizes"])})
+
     grown = [
         Grown(
-            Curve(**{name: tuple(each[name]) if name == "sizes" else each[name] for name in fields}),
+            curve(each),
             tuple(each["at"]),
             tuple(Cost(*cost) for cost in each["costs"]),
         )

@@ -89,5 +89,5 @@ def test_a_miniature_of_every_work_fills_the_table(tmp_path: Path, monkeypatch: 
 
 
 def test_an_unknown_work_is_named() -> None:
-    with pytest.raises(ValueError, match="--work: .*sampler"):
+    with pytest.raises(ValueError, match=r"--work: .*sampler"):
         next(growth.run(CPU, only=["sampler"]))

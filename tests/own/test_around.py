@@ -113,10 +113,10 @@ def test_a_pipeline_in_memory_stays_as_it_is(here: Path) -> None:
 
 def test_classes_draw_what_a_loop_over_the_scheduler_draws(here: Path) -> None:
     """The pipeline that quest adds, against the few lines of which diffusers' tutorials consist."""
-    pipeline = published.of_classes(here)
+    pipeline: Any = published.of_classes(here)
     scheduler, labels = pipeline.scheduler, torch.tensor([2, 0])
     x = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
-    found: Any = pipeline([2, 0], 4, latents=x, generator=torch.Generator().manual_seed(1), output_type="pt").images
+    found = pipeline([2, 0], 4, latents=x, generator=torch.Generator().manual_seed(1), output_type="pt").images
     scheduler.set_timesteps(4)
     noise = torch.Generator().manual_seed(1)
     with torch.no_grad():
@@ -132,10 +132,11 @@ def test_latents_of_classes_are_decoded(here: Path) -> None:
     latents, stage = brought.unet(num_class_embeds=3, in_channels=4, out_channels=4), published.kl(scaling_factor=0.5)
     pipeline = quest_pipeline(latents, stage)
     noise = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
-    drawn = pipeline([1], 2, latents=noise, output_type="latent").images
-    images = pipeline([1], 2, latents=noise, output_type="pt").images
+    latent: Any = pipeline([1], 2, latents=noise, output_type="latent")
+    drawn, images = latent.images, pipeline([1], 2, latents=noise, output_type="pt").images
     with torch.no_grad():
-        expected = (stage.decode(drawn / 0.5).sample / 2 + 0.5).clamp(0, 1)
+        decoded: Any = stage.decode(drawn / 0.5)
+    expected = (decoded.sample / 2 + 0.5).clamp(0, 1)
     torch.testing.assert_close(images, expected)
     made = quest.convert(pipeline, "ours", **wishes("classes"))
     assert made.report["closeness"]["psnr"] > 20
@@ -206,7 +207,7 @@ def test_guidance_without_a_class_for_none(here: Path) -> None:
 def test_prompts_are_asked_for(here: Path) -> None:
     published.MAKE["sdxl"](here / "words").save_pretrained("theirs")
     with pytest.raises(ConfigError, match="--prompts: missing; the model draws what a text says"):
-        quest.convert("theirs", "ours", **(wishes("sdxl") | {"prompts": None}))
+        quest.convert("theirs", "ours", **{**wishes("sdxl"), "prompts": None})
 
 
 def test_a_folder_that_is_damaged(here: Path) -> None:

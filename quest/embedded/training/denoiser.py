@@ -110,7 +110,8 @@ def build_transformer(settings: TransformerSettings, channels: int, size: int, c
     for module in network.modules():
         if isinstance(module, nn.Linear | nn.Conv2d):
             nn.init.xavier_uniform_(module.weight.view(len(module.weight), -1))
-            nn.init.zeros_(module.bias)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
     for module in network.modules():
         if isinstance(module, TimestepEmbedding):
             nn.init.normal_(module.linear_1.weight, std=0.02)
@@ -159,7 +160,8 @@ def train_denoiser(
     data = clean.to(device)
     scheduler = DDIMScheduler(num_train_timesteps=1000, beta_schedule="linear", clip_sample=False, steps_offset=1)
     alphas = scheduler.alphas_cumprod.to(device)
-    network = build_network(settings, tuple(data.shape[1:]), conditions).to(device)
+    channels, height, width = data.shape[1:]
+    network = build_network(settings, (channels, height, width), conditions).to(device)
     trained = nn.ModuleList([network])
     if conditions is not None and conditions.embedder is not None:
         trained.append(conditions.embedder)

@@ -253,6 +253,7 @@ def test_a_zero_point_for_each_channel(make_quantized: Callable[..., QuantizedNe
     assert len(layer.input.site.scales) == 1
     assert len(layer.input.site.zero_points) == layer.description.shape[1]
     common = common_zero_point(layer.input)
+    assert common is not None
     assert common == layer.input.all_zero_points().max()
     assert len(layer.input.all_zero_points().unique()) > 1
     kernels.use_kernels(unet, "reference")

@@ -14,16 +14,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from quest import architectures, artifacts, methods
+from quest import architectures, artifacts
 from quest.architectures import Inputs
-from quest.artifacts import Manifest, plain
+from quest.artifacts import Manifest
 from quest.config.dataset import DatasetSettings
 from quest.config.method import Rounding
 from quest.config.sampling import SamplerSettings
 from quest.config.values import Bits
 from quest.deploy import checkpoints, export, start
 from quest.deploy.card import Use
-from quest.deploy.checkpoints import Checkpoint
 from quest.deploy.quantized import QuantizedModel
 from quest.diffusion.conditions import EVALUATION, choices, conditions, in_turn
 from quest.diffusion.denoiser import Denoiser
@@ -31,8 +30,7 @@ from quest.diffusion.samplers import Sampler
 from quest.estimate import networks
 from quest.learning import reconstruction as reconstructions
 from quest.learning.calibration import Calibration
-from quest.learning.progress import Progress, beside
-from quest.own import calls, trial
+from quest.own import calls, learning, trial
 from quest.own.calls import Calls
 from quest.own.card import Words
 from quest.own.drawing import Asked, Pipeline
@@ -114,14 +112,7 @@ class AroundPipeline(Steps):
         shell, bits = self._shell(), Bits(weight_bits, 8)  # activations stay in full precision meanwhile
         policy = self._leaving(start.policy_of(learned.policy, shell, bits))
         network = QuantizedNetwork(shell.network, start.recipe(settings, bits, policy=policy), shell.example())
-        key = {"settings": plain(settings.reconstruction), "seed": self._seed, "device": self._device.type}
-        progress = reconstructions.Progress(
-            beside(output), key | {"calibration": artifacts.read_manifest(calibration, "calibration").sha256}
-        )
-        reconstructions.reconstruct(network, data, settings.reconstruction, self._seed, progress, learned.grouping)
-        manifest = Manifest(kind="reconstruction", seeds={"run": self._seed}, inputs=self._inputs)
-        artifacts.save_tensors(output, progress.tensors, replace(manifest, notes=progress.notes))
-        progress.remove()
+        learning.reconstruct(network, data, settings, learned.grouping, self._seed, self._made_of(calibration), output)
 
     def finetune(
         self, settings: DatasetSettings, method: str, bits: str, calibration: Path, rounding: Path | None, output: Path
@@ -134,25 +125,10 @@ class AroundPipeline(Steps):
         network = QuantizedNetwork(shell.network, recipe, shell.example())
         if rounding is not None:
             reconstructions.put(network, artifacts.load_tensors(rounding, "reconstruction").tensors)
-        own = settings.method(method)
-        recorded = {"method": plain(own), "quantizer": plain(settings.quantizer)}
-        inputs = self._inputs | {"calibration": artifacts.read_manifest(calibration, "calibration").sha256}
-        key = {"settings": recorded, "seed": self._seed, "inputs": inputs, "device": self._device.type}
-        progress = Progress(beside(output), key)
-        outcome = methods.get(method).quantize(network, data, own, self._seed, progress)
-        checkpoint = Checkpoint(
-            network,
-            method,
-            sampler=settings.sampler,
-            condition=None,
-            correction=outcome.correction,
-            settings=recorded,
-            seed=self._seed,
-            inputs=inputs,
-            notes=outcome.notes,
-        )
-        checkpoints.save(output, checkpoint)
-        progress.remove()
+        learning.finetune(network, data, settings, method, self._seed, self._made_of(calibration), output)
+
+    def _made_of(self, calibration: Path) -> dict[str, str]:
+        return self._inputs | {"calibration": artifacts.read_manifest(calibration, "calibration").sha256}
 
     def full_precision(self, settings: DatasetSettings) -> Tensor:
         evaluation = settings.evaluation

@@ -288,5 +288,5 @@ def chart(grown: Sequence[Grown], path: Path) -> None:
             here.plot(ends, ends, color="#bbbbbb", linewidth=0.8, zorder=0)
             here.set_xlim(ends)
     lines = {line.get_label(): line for here in axes.flat for line in here.get_lines() if line.get_label()[0] != "_"}
-    figure.legend(lines.values(), lines.keys(), loc="outside lower center", ncols=len(lines), frameon=False)
+    figure.legend(lines.values(), lines.keys(), loc="outside lower center", ncols=-(-len(lines) // 2), frameon=False)
     drawing.save(figure, path, small=path.suffix == ".png")

@@ -70,7 +70,12 @@ def test_a_miniature_of_every_work_fills_the_table(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(growth.resident, "begin_anew", lambda: None)
     grown = list(growth.run(CPU, repeats=1))
     assert [each.curve for each in grown] == list(curves)
-    assert all(cost.seconds > 0 and cost.bytes >= 0 for each in grown for cost in each.costs)
+    assert all(math.isfinite(number) for each in grown for cost in each.costs for number in cost)
+    # So small a work may take no longer than what is done once and taken off; these have nothing to take off.
+    whole = [
+        each for each in grown if each.curve.work in ("weight search", "activation search", "recording", "metrics")
+    ]
+    assert all(cost.seconds > 0 for each in whole for cost in each.costs)
     more = next(each for each in grown if each.curve.work == "weight search")
     assert 3 < more.sizes[-1] / more.sizes[0] < 4.5  # parameters go with the square of the width
 

@@ -48,11 +48,6 @@ def ways(options: Mapping[str, Sequence[Option]], room: float = math.inf) -> Ite
         now[layer] = option
 
 
-def total_bytes(options: Mapping[str, Sequence[Option]], choice: Choice) -> int:
-    """Bytes of the codes of all layers."""
-    return sum(each.bytes for layer, given in options.items() for each in given if each.bits == choice[layer])
-
-
 def _best(now: Option, given: Sequence[Option], room: float) -> tuple[float, Option]:
     """The error for a byte that a finer option takes off at most, and that option; no gain where none fits."""
     finer = [each for each in given if now.bytes < each.bytes <= now.bytes + room]

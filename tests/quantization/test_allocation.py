@@ -30,10 +30,14 @@ def error(options: dict[str, list[Option]], choice: Choice) -> float:
     return sum(each.error for layer, given in options.items() for each in given if each.bits == choice[layer])
 
 
+def total_bytes(options: dict[str, list[Option]], choice: Choice) -> int:
+    return sum(each.bytes for layer, given in options.items() for each in given if each.bits == choice[layer])
+
+
 def best(options: dict[str, list[Option]], most: int) -> float:
     """The least error in at most so many bytes, over all choices."""
     every = (dict(zip(options, bits, strict=True)) for bits in itertools.product(WIDTHS, repeat=len(options)))
-    return min(error(options, each) for each in every if allocation.total_bytes(options, each) <= most)
+    return min(error(options, each) for each in every if total_bytes(options, each) <= most)
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -43,17 +47,17 @@ def test_every_step_of_the_way_is_the_best_of_its_size(seed: int) -> None:
     assert choices[0] == dict.fromkeys(options, 2)
     assert choices[-1] == dict.fromkeys(options, 8), "errors always fall"
     for choice in choices:
-        size = allocation.total_bytes(options, choice)
+        size = total_bytes(options, choice)
         assert error(options, choice) == pytest.approx(best(options, size))
-        assert allocation.fitting(options, size - allocation.total_bytes(options, choices[0])) == choice
+        assert allocation.fitting(options, size - total_bytes(options, choices[0])) == choice
 
 
 @pytest.mark.parametrize("room", range(0, 160, 7))
 def test_what_fits_fits(room: int) -> None:
     options = drawn(5, 7)
-    least = allocation.total_bytes(options, allocation.coarsest(options))
+    least = total_bytes(options, allocation.coarsest(options))
     choice = allocation.fitting(options, room)
-    used = allocation.total_bytes(options, choice)
+    used = total_bytes(options, choice)
     assert used <= least + room
     left = least + room - used
     for layer, given in options.items():

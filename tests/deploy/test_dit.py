@@ -23,10 +23,9 @@ from quest.bench import deploy
 from quest.bench.deploy import Row
 from quest.cli import main
 from quest.config.dataset import DatasetSettings, load_dataset
-from quest.config.reading import validate
 from quest.deploy import kernels
-from quest.deploy.kernels import cpu
-from quest.deploy.kernels.integers import of_layer
+from quest.deploy.kernels import cpu, reference
+from quest.deploy.kernels.integers import Integers, of_layer
 from quest.deploy.packed.assembly import packed, packed_layers
 from quest.deploy.packed.layers import ActivationGrid
 from quest.deploy.quantized import QuantizedModel
@@ -42,7 +41,7 @@ from quest.stages import sample
 
 CPU = torch.device("cpu")
 PROTOCOL = load_dataset("shapes-dit")
-SHAPE, CLASSES = (3, 16, 16), 24
+SHAPE, CLASSES, BLOCKS = (3, 16, 16), 24, 2
 FEW: dict[str, Any] = {
     "steps": 4,
     "guidance_scale": 1.75,
@@ -63,7 +62,7 @@ def model_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     assert PROTOCOL.pretrain is not None
     assert PROTOCOL.pretrain.transformer is not None
-    sizes = PROTOCOL.pretrain.transformer.model_copy(update={"layers": 2})
+    sizes = PROTOCOL.pretrain.transformer.model_copy(update={"layers": BLOCKS})
     network = build_transformer(sizes, SHAPE[0], SHAPE[1], CLASSES).eval()
     for parameter in network.parameters():
         if not parameter.any():  # blocks begin as the identity
@@ -156,7 +155,7 @@ def test_images_are_those_of_our_sampler(scale: float, make: Callable[[str], Qua
 def test_classes_that_it_has_not(folder: Path) -> None:
     pipeline = opened(folder)
     with pytest.raises(ValueError, match="class_labels: found 24; the model has classes 0 to 23"):
-        pipeline([24], num_inference_steps=1)
+        pipeline(class_labels=[24], num_inference_steps=1)
     with pytest.raises(ValueError, match="class_labels: found none, and expected one for each image"):
         pipeline(num_inference_steps=1)
 
@@ -214,7 +213,7 @@ def test_any_scheduler_takes_the_nearest_scales(folder: Path) -> None:
 
     pipeline = opened(folder)
     pipeline.scheduler = EulerDiscreteScheduler.from_config(pipeline.scheduler.config)
-    drawn = pipeline([0, 1], num_inference_steps=3, guidance_scale=2.0, output_type="np").images
+    drawn = pipeline(class_labels=[0, 1], num_inference_steps=3, guidance_scale=2.0, output_type="np").images
     assert drawn.shape == (2, 32, 32, 3)
 
 
@@ -229,52 +228,74 @@ def test_a_pipeline_multiplies_integers(folder: Path) -> None:
 
 @torch.no_grad()
 @pytest.mark.parametrize("bits", ["w8a8", "w4a8", "w4a4"])
-def test_integers_are_exact_in_layers_of_every_shape(bits: str, make: Callable[[str], QuantizedModel]) -> None:
-    """The patch embedding's convolution, and linear layers of tokens and of one vector: the same whole sums by every
-    kernel, and what the quantized layer gives. Attention's products, which no kernel computes, to the last bit."""
-    model = make(bits)
-    network = model.network
+def test_integers_of_every_layer(bits: str, make: Callable[[str], QuantizedModel]) -> None:
+    """The convolution of patches, and linear layers of tokens and of one vector a sample: their sums exactly, and what
+    the quantized layer gives."""
+    network, (unpacked, inputs) = make(bits).network, called(make(bits))
+    layers = packed_layers(unpacked)
+    assert set(inputs) == set(network.layers()) == set(layers)
+    assert {(len(layer.description.shape), inputs[name].ndim) for name, layer in layers.items()} == {
+        (4, 4),
+        (2, 3),
+        (2, 2),
+    }
+    for kernel in [each for each in (cpu, reference) if each.lacking(CPU) is None]:
+        for name, layer in layers.items():
+            assert isinstance(layer.input, ActivationGrid)
+            integers, codes = of_layer(layer), layer.input.codes(inputs[name]).to(torch.uint8)
+            assert kernel.refuses(integers) is None
+            _, zero_point = layer.input.now(CPU)
+            whole = Integers(**(vars(integers) | {"scale": torch.ones_like(integers.scale), "bias": None}))
+            found = kernel.make(whole)(codes, torch.ones(1), zero_point.view(1))
+            assert torch.equal(found.double(), reference.sums(codes, zero_point.view(1), whole)), name
+    for kernel in (name for name in kernels.KERNELS if kernels.lacking(name, CPU) is None):
+        assert set(kernels.use_kernels(unpacked, kernel).values()) == {kernel}
+        for name, layer in layers.items():
+            assert apart(layer(inputs[name]), network.layers()[name](inputs[name])) < 1e-5, (name, kernel)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("bits", ["w8a8", "w4a4"])
+def test_products_of_attention(bits: str, make: Callable[[str], QuantizedModel]) -> None:
+    """No kernel computes them; packed they are those of the quantized network to the last bit, on as many levels."""
+    network, (unpacked, _) = make(bits).network.network, called(make(bits))
+    found = {name: each for name, each in unpacked.named_modules() if isinstance(each, QuantizedAttention)}
+    theirs = {name: each for name, each in network.named_modules() if isinstance(each, QuantizedAttention)}
+    assert found.keys() == theirs.keys()
+    assert len(found) == BLOCKS
+    q, k, v = torch.randn(3, 8, 64, 32, generator=torch.Generator().manual_seed(0))  # 2 samples, 4 heads, 64 tokens
+    for name, attention in found.items():
+        assert torch.equal(attention.forward(q, k, v, 32**-0.5), theirs[name].forward(q, k, v, 32**-0.5)), name
+        assert len(attention.get_submodule("q")(q).unique()) <= 2 ** int(bits[-1])
+
+
+def called(model: QuantizedModel) -> tuple[nn.Module, dict[str, Tensor]]:
+    """A model's packed network at its second step, and what each of its layers is given in a call there."""
     timesteps = model.around.sampler(model.sampler).timesteps.tolist()
-    made, tables = packed(network, timesteps, follow=False)
-    inputs, products = {}, {}
-    for name, layer in packed_layers(made).items():
-        layer.register_forward_pre_hook(lambda _layer, args, name=name: inputs.update({name: args[0]}))
-    attentions = {name: each for name, each in made.named_modules() if isinstance(each, QuantizedAttention)}
-    for name, attention in attentions.items():
-        attention.register_forward_pre_hook(lambda _one, args, name=name: products.update({name: args}))
+    network, tables = packed(model.network, timesteps, follow=False)
     tables.use(torch.tensor([1]))
-    network.set_step(1)
-    made(noise(3), torch.full((3,), timesteps[1]), torch.tensor([0, 7, CLASSES]))
-    assert set(inputs) == set(network.layers())
-    assert len(products) == 2
-
-    shapes = set()
-    usable = [name for name in ("cpu", "reference") if kernels.lacking(name, CPU) is None]
-    for name, layer in packed_layers(made).items():
-        x, expected = inputs[name], network.layers()[name](inputs[name])
-        assert isinstance(layer.input, ActivationGrid)
-        integers = of_layer(layer)
-        shapes.add((tuple(layer.description.shape), x.ndim))
-        codes = layer.input.codes(x)
-        assert torch.equal(codes, codes.round())
-        for kernel in usable:
-            kernels.use_kernels(made, kernel)
-            assert apart(layer(x), expected) < 1e-5, (name, kernel)
-        if "cpu" in usable:
-            assert cpu.refuses(integers) is None
-    assert {(tuple(layer.weight.shape)) for layer in network.layers().values()} == {shape for shape, _ in shapes}
-    assert {ndim for _, ndim in shapes} == {2, 3, 4}
-    kernels.use_kernels(made, "floats")
-    theirs = {name: each for name, each in network.network.named_modules() if isinstance(each, QuantizedAttention)}
-    for name, args in products.items():
-        assert torch.equal(attentions[name](*args), theirs[name](*args)), name
+    model.network.set_step(1)
+    inputs: dict[str, Tensor] = {}
+    for name, layer in packed_layers(network).items():
+        layer.register_forward_pre_hook(lambda _layer, args, name=name: inputs.update({name: args[0]}))
+    network(noise(3), torch.full((3,), timesteps[1]), torch.tensor([0, 7, CLASSES]))
+    return network, dict(inputs)
 
 
-def test_samples_through_integers(make: Callable[[str], QuantizedModel], model_file: Path, tmp_path: Path) -> None:
+def test_samples_through_integers(
+    make: Callable[[str], QuantizedModel],
+    make_settings: Callable[..., DatasetSettings],
+    model_file: Path,
+    tmp_path: Path,
+) -> None:
     quest.save(make("w4a8"), tmp_path / "checkpoint.safetensors")
-    protocol: dict[str, Any] = PROTOCOL.model_dump(mode="json", exclude_unset=True)
-    protocol |= {"sampler": {"steps": 4, "guidance_scale": 1.75}, "evaluation": {"images": 6, "shards": 1}}
-    settings = validate(DatasetSettings, protocol, "tests")
+    settings = make_settings(
+        image_size=32,
+        image_channels=3,
+        condition={"classes": CLASSES},
+        sampler={"steps": 4, "guidance_scale": 1.75},
+        evaluation={"shards": 1},
+    )
     images, counted = {}, {}
     for backend in ("fake", "integer"):
         file = tmp_path / f"{backend}.safetensors"
@@ -311,12 +332,17 @@ def test_the_benchmark(model_file: Path) -> None:
     assert list(measured)[: len(own)] == own
     said = [row for row in rows if isinstance(row, str)]
     distance = {line.partition(":")[0]: float(line.split()[-7]) for line in said if line.endswith("output apart")}
-    assert distance["w8a8 packed, integers"] < 0.02 < 1
+    assert distance["w8a8 packed, integers"] < 0.02
 
 
 def test_an_artifact_becomes_a_folder_in_one_go(model_file: Path, tmp_path: Path) -> None:
-    settings = {"images": 4, "calibration": {"steps": 4, "samples_per_step": 2}}
+    settings = {"images": 4, "calibration": FEW["calibration"], "quantizer": FEW["quantizer"]}
     quest.convert(model_file, tmp_path / "ours", bits="w4a8", method="nearest", steps=4, settings=settings)
     report = json.loads((tmp_path / "ours/report.json").read_text())
     assert report["method"] == "nearest"
-    assert opened(tmp_path / "ours")([0], num_inference_steps=2, output_type="np").images.shape == (1, 32, 32, 3)
+    assert opened(tmp_path / "ours")(class_labels=[0], num_inference_steps=2, output_type="np").images.shape == (
+        1,
+        32,
+        32,
+        3,
+    )

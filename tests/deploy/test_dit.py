@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -144,8 +145,7 @@ def test_images_are_those_of_our_sampler(scale: float, make: Callable[[str], Qua
     assert type(pipeline).__name__ == "QuestDiTPipeline"
     given = {"class_labels": classes, "num_inference_steps": 4, "guidance_scale": scale, "output_type": "pt"}
     drawn = pipeline(latents=noise(4), **given).images
-    checkpoint = model.checkpoint.__class__(**(vars(model.checkpoint) | {"sampler": sampler}))
-    expected = QuantizedModel(checkpoint, model.around).sample(classes)
+    expected = replace(model, checkpoint=replace(model.checkpoint, sampler=sampler)).sample(classes)
     assert int(((drawn * 255).round() - expected).abs().max()) <= 1
     other = pipeline(latents=noise(4), **given | {"class_labels": [1, 5, 9, 23]}).images
     assert not torch.equal(other[0], drawn[0])
@@ -276,8 +276,12 @@ def called(model: QuantizedModel) -> tuple[nn.Module, dict[str, Tensor]]:
     tables.use(torch.tensor([1]))
     model.network.set_step(1)
     inputs: dict[str, Tensor] = {}
+
+    def note(name: str) -> Callable[..., None]:
+        return lambda _layer, args: inputs.update({name: args[0]})
+
     for name, layer in packed_layers(network).items():
-        layer.register_forward_pre_hook(lambda _layer, args, name=name: inputs.update({name: args[0]}))
+        layer.register_forward_pre_hook(note(name))
     network(noise(3), torch.full((3,), timesteps[1]), torch.tensor([0, 7, CLASSES]))
     return network, dict(inputs)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from quest.config.dataset import load_dataset
 from quest.config.methods import METHODS
 from quest.studies import STUDIES
 
@@ -17,6 +18,17 @@ hook = runpy.run_path(str(DOCS / "hooks.py"))["on_page_markdown"]
 
 def test_every_method_has_a_page() -> None:
     assert {file.stem for file in (DOCS / "methods").glob("*.md")} == {*METHODS, "index"}
+
+
+def test_every_embedded_model_is_in_the_table_of_them() -> None:
+    datasets = {file.stem: load_dataset(file.stem) for file in (DOCS.parent / "config/datasets").glob("*.yaml")}
+    embedded = {settings.model.parent.name for settings in datasets.values() if settings.pretrain is not None}
+    page = (DOCS / "architecture.md").read_text(encoding="utf-8")
+    rows = re.search(r"## Embedded models\n.*?\n((?:\|[^\n]*\n)+)", page, flags=re.DOTALL)
+    assert rows is not None
+    assert {row.split()[1] for row in rows[1].splitlines()[2:]} == embedded
+    readme = (DOCS.parent / "README.md").read_text(encoding="utf-8")
+    assert [name for name in embedded if not re.search(rf"\b{name}\b(?!-)", readme)] == []
 
 
 def test_the_results_are_one_page() -> None:

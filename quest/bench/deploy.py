@@ -122,7 +122,7 @@ def on_cpu(loaded: Denoiser, bits: str, batch: int, repeats: int = _REPEATS, bf1
     call of a large network on a CPU without instructions for it."""
     example = loaded.example()
     x = torch.randn(batch, *loaded.shape, generator=torch.Generator().manual_seed(0))
-    context = None if len(example) < 3 else example[2].expand(batch, -1, -1).contiguous()
+    context = None if len(example) < 3 else torch.cat([example[2]] * batch)
     inputs = Inputs(x, torch.full((batch,), _TIMESTEP), context)
     given = _arguments(loaded.network, inputs)
     simulated = _quantized(copy.deepcopy(loaded.network), bits, example, x, context)

@@ -54,8 +54,7 @@ class _Commands(click.Group):
         if cmd_name in _stages():
             return announcer.telling(stages.command(cmd_name))
         if cmd_name in _OTHERS:
-            found = _imported(_OTHERS, cmd_name)
-            return found if isinstance(found, click.Group) else announcer.telling(found)
+            return announcer.telling(_imported(_OTHERS, cmd_name))
         return None
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

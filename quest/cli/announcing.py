@@ -22,6 +22,7 @@ PHASES = {
     "quest.learning.reconstruction": "learned rounding",
     "quest.learning.finetuning": "finetuning",
     "quest.learning.scales": "learned scales",
+    "quest.learning.sensitivity": "how much each layer matters",
     "quest.quantization.network": "scales of the weights",
     "quest.diffusion.sampling": "sampling",
     "quest.metrics.measure": "metrics",
@@ -52,14 +53,17 @@ class Announcer:
         self._main = threading.main_thread().ident
 
     def telling(self, command: click.Command) -> click.Command:
-        """``command``, which tells when it begins, and on which device."""
+        """``command``, which tells when it begins, and on which device; of a group, each of its commands."""
+        telling = copy.copy(command)  # the module's own is called again, in tests
+        if isinstance(command, click.Group) and isinstance(telling, click.Group):
+            telling.commands = {name: self.telling(each) for name, each in command.commands.items()}
+            return telling
         callback = command.callback
 
         def told(*given: Any, **options: Any) -> Any:
             self._running, self.device = True, options.get("device")
             return callback(*given, **options) if callback else None
 
-        telling = copy.copy(command)  # the module's own is called again, in tests
         telling.callback = told
         return telling
 

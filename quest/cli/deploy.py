@@ -31,6 +31,7 @@ def export(
     """Write CHECKPOINT as a folder that diffusers' from_pretrained loads, or its denoiser as ONNX or for ComfyUI."""
     import quest
     from quest.artifacts import load_json
+    from quest.deploy.export import weights_of
 
     if form != "diffusers":
         from quest.deploy import comfyui, onnx
@@ -42,5 +43,5 @@ def export(
     measured = None if metrics is None else load_json(metrics, "metrics").content
     loaded = quest.load(checkpoint, model, device="cpu")
     written = quest.export(loaded, output, base_model=base_model, metrics=measured, force=force)
-    size = sum(file.stat().st_size for file in (written / "unet").iterdir())
+    size = sum(file.stat().st_size for file in weights_of(written).parent.iterdir())
     click.echo(f"{written}: {size / 2**20:.2f} MiB of packed network; `import quest`, then from_pretrained loads it")

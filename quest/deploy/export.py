@@ -15,6 +15,7 @@ from typing import Any
 import diffusers
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.models.transformers.dit_transformer_2d import DiTTransformer2DModel
 from diffusers.schedulers.scheduling_pndm import PNDMScheduler
 from safetensors.torch import save
 
@@ -23,9 +24,9 @@ from quest.artifacts import ArtifactError, write_bytes
 from quest.deploy import card
 from quest.deploy.checkpoints import Checkpoint
 from quest.deploy.packed import assembly, seal
-from quest.deploy.packed.description import Description
+from quest.deploy.packed.description import PARTS, Description
 from quest.deploy.packed.pipelines import NAME as LATENT
-from quest.deploy.packed.pipelines import QuestClassEmbedding
+from quest.deploy.packed.pipelines import OF_TRANSFORMERS, QuestClassEmbedding
 from quest.deploy.quantized import QuantizedModel
 from quest.diffusion.conditioners import ClassEmbedder, TextEncoder
 from quest.diffusion.denoiser import Denoiser
@@ -89,17 +90,18 @@ def described(
 
 def weights_of(folder: Path) -> Path:
     """The file of packed weights in a pipeline's folder."""
-    return next(folder / part / WEIGHTS for part in ("unet", "transformer") if (folder / part).is_dir())
+    return next(folder / part / WEIGHTS for part in PARTS if (folder / part).is_dir())
 
 
 def check_parts(around: Denoiser) -> None:
     """Raises ValueError for a model whose parts make no pipeline that is written here."""
     network, conditioner, stage = around.network, around.conditioner, around.first_stage
     kind, conditional = type(network).__name__, architectures.of(network).conditional
-    if not kind.startswith("UNet2D") or (conditional and conditioner is None):
+    transformer = isinstance(network, DiTTransformer2DModel)
+    if not (transformer or kind.startswith("UNet2D")) or (conditional and conditioner is None):
         raise ValueError(
             f"no pipeline is written here for a {kind} with its conditions; expected a U-Net that is told a timestep "
-            "and at most one context"
+            "and at most one context, or a DiT of classes"
         )
     if isinstance(conditioner, TextEncoder) and (stage is None or not isinstance(stage.network, AutoencoderKL)):
         raise ValueError("a model of prompts needs a KL first stage to be a StableDiffusionPipeline")
@@ -137,8 +139,9 @@ def _network(folder: _Folder, model: QuantizedModel) -> Description:
     timesteps = around.sampler(model.sampler).timesteps.tolist()
     network: Any = quantized.network
     config = {key: value for key, value in network.config.items() if not key.startswith("_")}
-    description = write_network(folder.path / "unet", model.checkpoint, config, timesteps)
-    folder.index["unet"] = ["diffusers", type(network).__name__]
+    part = "transformer" if isinstance(network, DiTTransformer2DModel) else "unet"
+    description = write_network(folder.path / part, model.checkpoint, config, timesteps)
+    folder.index[part] = ["diffusers", type(network).__name__]
     return description
 
 
@@ -202,7 +205,7 @@ def _others(folder: _Folder, model: QuantizedModel) -> None:
     if isinstance(conditioner, TextEncoder):
         _text(folder, around, conditioner)
     elif around.first_stage is not None:
-        folder.pipeline = LATENT
+        folder.pipeline = OF_TRANSFORMERS if "transformer" in folder.index else LATENT
         folder.add("vqvae", _scaled(around.first_stage))
         if isinstance(conditioner, ClassEmbedder):
             table = conditioner.embedding

@@ -18,6 +18,7 @@ from torch import nn
 from quest import architectures, artifacts
 from quest.artifacts import ArtifactError
 from quest.deploy import start
+from quest.deploy.packed.description import PARTS
 from quest.deploy.quantize import settings_of, width_of
 from quest.diffusion.denoiser import Denoiser
 from quest.quantization.account import account
@@ -27,9 +28,6 @@ from quest.quantization.network import QuantizedNetwork
 from quest.quantization.quantizers import ActivationQuantizer, Split, Widths
 from quest.quantization.roles import is_layer
 from quest.sources.weights import in_one_line, read_json
-
-_PARTS = ("unet", "transformer")
-"""Names that pipelines have for what denoises."""
 
 
 @dataclass(frozen=True)
@@ -146,10 +144,10 @@ def _of_folder(folder: Path) -> Description:
         for part, of in read_json(folder / "model_index.json").items()
         if isinstance(of, list) and len(of) == 2 and of[1] is not None
     }
-    part = next((part for part in _PARTS if part in index), None)
+    part = next((part for part in PARTS if part in index), None)
     if part is None:
         raise ArtifactError(
-            f"{folder}: a pipeline without a part called {' or '.join(_PARTS)}; found {', '.join(index) or 'no part'}. "
+            f"{folder}: a pipeline without a part called {' or '.join(PARTS)}; found {', '.join(index) or 'no part'}. "
             "Give the folder of the network that denoises"
         )
     found = _of_network(folder / part if (folder / part).is_dir() else folder)

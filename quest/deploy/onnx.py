@@ -28,7 +28,8 @@ _OPSET = 17
 
 def export_onnx(model: QuantizedModel, output: str | PathLike[str], *, force: bool = False) -> Path:
     """Write the denoiser of ``model`` to the file ``output``: inputs sample (N, C, H, W), timestep (1,) and, of a
-    conditional one, encoder_hidden_states (N, L, d); output noise (N, C, H, W). N is free.
+    conditional one, encoder_hidden_states (N, L, d), or class_labels (N,) int64 where it embeds classes itself; output
+    noise (N, C, H, W). N is free.
 
     Raises ArtifactError when ``output`` is there and not to be replaced, ValueError for a model that has no such form:
     one with activations of other bits than 8, or with more than one scale for an activation or for a weight's channel.
@@ -52,7 +53,7 @@ def export_onnx(model: QuantizedModel, output: str | PathLike[str], *, force: bo
 
 def write(network: nn.Module, given: tuple[Tensor, ...], output: Path) -> None:
     """Trace ``network``, of x, timesteps and perhaps a context to one tensor, into the file ``output``; N is free."""
-    names = ["sample", "timestep", "encoder_hidden_states"][: len(given)]
+    names = ["sample", "timestep", *("encoder_hidden_states" if c.ndim == 3 else "class_labels" for c in given[2:])]
     free = {name: {0: "batch"} for name in ("noise", names[0], *names[2:])}
     how: dict[str, Any] = {"dynamo": False} if "dynamo" in inspect.signature(torch.onnx.export).parameters else {}
     with atomic(output) as partial, warnings.catch_warnings(), torch.no_grad():

@@ -14,6 +14,7 @@ import torch
 from quest import architectures
 from quest.artifacts import ArtifactError, read_manifest
 from quest.deploy import inspection
+from quest.deploy.packed.description import PARTS
 from quest.deploy.packed.pipelines import OF_CLASSES, QuestClassPipeline
 from quest.diffusion import denoiser as denoisers
 from quest.diffusion.conditioners import ClassLabels
@@ -138,7 +139,7 @@ def open_model(model: Any, architecture: Path | None = None, scheduler: Path | N
 
 def _pipeline_around(path: Path) -> Path:
     """The pipeline that a folder called ``unet`` or ``transformer`` is part of; any other path itself."""
-    whole, of_network = path.resolve().parent, path.resolve().name in ("unet", "transformer")
+    whole, of_network = path.resolve().parent, path.resolve().name in PARTS
     return whole if path.is_dir() and of_network and (whole / "model_index.json").is_file() else path
 
 
@@ -151,9 +152,9 @@ def _class_of(folder: Path) -> str | None:
 def _of_pipeline(pipeline: Any) -> Source | OwnPipeline:
     parts = {name: part for name, part in pipeline.components.items() if part is not None}
     where = type(pipeline).__name__
-    denoises = next((name for name in ("unet", "transformer") if name in parts), None)
+    denoises = next((name for name in PARTS if name in parts), None)
     if denoises is None:
-        raise ArtifactError(f"{where}: neither unet nor transformer in it; what is taken: {TAKEN}")
+        raise ArtifactError(f"{where}: neither {' nor '.join(PARTS)} in it; what is taken: {TAKEN}")
     network = parts[denoises]
     kind = type(parts["scheduler"]).__name__ if "scheduler" in parts else None
     if network.config.get("quantization_config") is not None:

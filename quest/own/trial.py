@@ -20,6 +20,7 @@ from quest.architectures import Inputs
 from quest.bench import measuring
 from quest.config.evaluation import EvaluationSettings
 from quest.deploy import kernels
+from quest.deploy.packed.description import PARTS
 from quest.diffusion.denoiser import Denoiser
 from quest.diffusion.sampling import shard_indices
 from quest.metrics import distances
@@ -48,7 +49,7 @@ def loaded(folder: Path, device: torch.device) -> Any:
 
     with redirect_stderr(StringIO()):  # a bar of diffusers, over the parts of the pipeline
         pipeline: Any = DiffusionPipeline.from_pretrained(folder, local_files_only=True)
-    return pipeline.unet.to(device).eval()
+    return next(getattr(pipeline, part) for part in PARTS if hasattr(pipeline, part)).to(device).eval()
 
 
 def drawn(
@@ -129,7 +130,7 @@ def inputs_of(model: Denoiser, batch: int) -> Inputs:
     x = torch.randn(batch, *model.shape, generator=generator).to(model.device)
     schedule: Any = model.scheduler.config
     middle = schedule.num_train_timesteps // 2
-    context = None if model.conditioner is None else model.conditioner([None]).expand(batch, -1, -1)
+    context = None if model.conditioner is None else model.conditioner([None] * batch)
     return Inputs(x, torch.full((batch,), middle, device=model.device), context)
 
 

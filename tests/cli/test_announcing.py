@@ -85,6 +85,15 @@ def test_a_command_tells_its_device():
     assert (announcer.device, given) == ("cpu", ["cpu"])
 
 
+def test_a_command_of_a_group_tells_as_well():
+    announcer = announcing.Announcer()
+    group = click.Group("bench", commands={"x": click.Command("x", callback=lambda device: announcer.phase())})
+    assert announcer.phase() == "loading libraries"
+    callback = announcer.telling(group).commands["x"].callback  # type: ignore[attr-defined]
+    assert callback(device="cpu") == "at work"
+    assert announcer.device == "cpu"
+
+
 def test_the_innermost_part_of_the_library_is_the_phase():
     """The main thread is in `artifacts`, called by a stage; another thread asks."""
     found: list[str] = []

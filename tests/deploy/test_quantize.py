@@ -161,10 +161,13 @@ def test_classes(make: Callable[[], Denoiser], tmp_path: Path) -> None:
         quest.quantize(source, **QUICK, classes=[3])
 
 
-def test_a_transformer_is_not_packed_before_anything_is_learned(tmp_path: Path) -> None:
+def test_what_cannot_be_packed_is_refused_before_anything_is_learned(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="a model of classes in pixel space has no pipeline; expected one of latents"):
+        quest.convert(transformer(), tmp_path / "folder", classes=3)
     source = transformer()
-    with pytest.raises(ValueError, match="no pipeline is written here for a DiTTransformer2DModel"):
-        quest.convert(source, tmp_path / "folder", classes=3)
+    source.conditioner = None
+    with pytest.raises(ValueError, match="no pipeline is written here for a DiTTransformer2DModel with its conditions"):
+        quest.convert(source, tmp_path / "folder")
     assert not list(tmp_path.iterdir())
 
 

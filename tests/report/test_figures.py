@@ -89,6 +89,7 @@ def test_what_a_column_was_drawn_for_stands_above_it(tmp_path: Path):
         previews.append(load_tensors(file, "preview"))
     for dataset, words in {
         "shapes-class": ["blue circle", "yellow\ncircle", "red square"],
+        "shapes-dit": ["blue circle", "yellow\ncircle", "red square"],
         "imagenet": ["class 2", "class 3", "class 4"],
         "elsewhere": ["class 2", "class 3", "class 4"],
     }.items():

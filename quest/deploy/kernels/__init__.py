@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from quest.config.reading import unknown
 from quest.deploy.kernels.integers import common_zero_point, of_layer, why_not
 from quest.deploy.packed.assembly import packed_layers
+from quest.deploy.packed.description import PARTS
 from quest.deploy.packed.layers import ActivationGrid, Packed, SplitGrid
 
 EXACT = "reference"
@@ -35,7 +36,7 @@ def use_kernels(model: Any, kernel: str = "auto") -> dict[str, str]:
     it has none and computes in floats, which is as right but no faster. Layers keep their kernels until they move to
     another device. Raises ValueError for a model that is not packed, or a kernel that this machine lacks.
     """
-    network = getattr(model, "unet", model)
+    network = next((getattr(model, part) for part in PARTS if hasattr(model, part)), model)
     layers = packed_layers(network) if isinstance(network, nn.Module) else {}
     if not layers:
         raise ValueError(f"{type(model).__name__}: holds no packed layer; load a folder that quest.export wrote")

@@ -14,6 +14,8 @@ FORMAT = 2
 first knows no `LayerDescription.dense`, and is still written where nothing is."""
 METHOD = "quest"
 """``quant_method``, by which diffusers finds who reads it."""
+PARTS = ("unet", "transformer")
+"""Names that pipelines have for what denoises."""
 
 
 class _Part(BaseModel):

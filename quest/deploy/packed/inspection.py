@@ -15,7 +15,7 @@ from quest.config.values import UNQUANTIZED, Bits
 from quest.deploy import inspection
 from quest.deploy.inspection import Inspection
 from quest.deploy.packed import description
-from quest.deploy.packed.description import METHOD, Description, LayerDescription
+from quest.deploy.packed.description import METHOD, PARTS, Description, LayerDescription
 from quest.quantization.account import account
 from quest.quantization.network import QuantizedNetwork
 from quest.quantization.policy import Policy
@@ -27,7 +27,7 @@ _WEIGHTS = "*.safetensors"
 
 def folder_of(model: Path) -> Path | None:
     """The folder of the packed network in ``model``, a pipeline's folder or its own; None where there is none."""
-    for folder in (model / "unet", model):
+    for folder in (*(model / part for part in PARTS), model):
         if (folder / "config.json").is_file():
             packed = read_json(folder / "config.json").get("quantization_config")
             return folder if isinstance(packed, Mapping) and packed.get("quant_method") == METHOD else None

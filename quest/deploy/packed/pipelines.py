@@ -14,7 +14,7 @@ from diffusers.pipelines.pipeline_utils import DiffusionPipeline, ImagePipelineO
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor, nn
 
-NAME, OF_CLASSES = "QuestLatentPipeline", "QuestClassPipeline"
+NAME, OF_CLASSES, OF_TRANSFORMERS = "QuestLatentPipeline", "QuestClassPipeline", "QuestDiTPipeline"
 
 
 class QuestClassEmbedding(ModelMixin, ConfigMixin):
@@ -77,47 +77,62 @@ class QuestLatentPipeline(DiffusionPipeline):
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=images) if return_dict else (images,)  # type: ignore[arg-type]
 
+    @property
+    def _network(self) -> Any:
+        """What denoises."""
+        return self.unet
+
+    @property
+    def _classes(self) -> int | None:
+        """How many there are, beside the one behind the last that stands for none; None without a condition."""
+        return None if self.class_embedding is None else self.class_embedding.config.classes
+
     def _begin(self, count: int, steps: int, generator: Any, latents: Tensor | None) -> Tensor:
         """The noise of ``count`` samples, as the scheduler begins with it."""
-        config, device = self.unet.config, self._execution_device
-        size = config.sample_size
-        shape = (count, config.in_channels, *(size if isinstance(size, list | tuple) else (size, size)))
+        network, device = self._network, self._execution_device
+        size = network.config.sample_size
+        shape = (count, network.config.in_channels, *(size if isinstance(size, list | tuple) else (size, size)))
         if latents is None:
-            latents = randn_tensor(shape, generator=generator, device=device, dtype=self.unet.dtype)
+            latents = randn_tensor(shape, generator=generator, device=device, dtype=network.dtype)
         self.scheduler.set_timesteps(steps)
-        return latents.to(device, self.unet.dtype) * self.scheduler.init_noise_sigma
+        return latents.to(device, network.dtype) * self.scheduler.init_noise_sigma
 
     def _more(self, eta: float) -> dict[str, Any]:
         """What a step of this scheduler takes beside the prediction."""
         return {"eta": eta} if "eta" in inspect.signature(self.scheduler.step).parameters else {}
 
     def _labels(self, labels: Sequence[int] | None) -> list[int] | None:
-        embedding = self.class_embedding
-        if (labels is None) != (embedding is None):
+        classes = self._classes
+        if (labels is None) != (classes is None):
             what = "none, and expected one for each image" if labels is None else "some, but the model takes none"
             raise ValueError(f"class_labels: found {what}")
-        if labels is None:
+        if labels is None or classes is None:
             return None
-        classes = embedding.config.classes
         for label in labels:
             if not 0 <= label < classes:
                 raise ValueError(f"class_labels: found {label}; the model has classes 0 to {classes - 1}")
         return list(labels)
 
     def _context(self, labels: list[int] | None, scale: float, device: Any) -> Tensor | None:
+        """What the network is told of the classes: of none first, where it is guided."""
         if labels is None:
             return None
-        null = self.class_embedding.config.classes
-        both = labels if scale == 1 else [null] * len(labels) + labels
-        return self.class_embedding(torch.tensor(both, device=device)).to(self.unet.dtype)
+        both = labels if scale == 1 else [self._classes] * len(labels) + labels
+        return self._told(torch.tensor(both, device=device))
+
+    def _told(self, labels: Tensor) -> Tensor:
+        """labels: (n,) int64."""
+        return self.class_embedding(labels).to(self.unet.dtype)
 
     def _predict(self, x: Tensor, t: Tensor, context: Tensor | None, scale: float) -> Tensor:
-        if context is None:
-            return self.unet(x, t).sample
-        if scale == 1:
-            return self.unet(x, t, encoder_hidden_states=context).sample
-        null, conditional = self.unet(torch.cat([x, x]), t, encoder_hidden_states=context).sample.chunk(2)
+        if context is None or scale == 1:
+            return self._output(x, t, context)
+        null, conditional = self._output(torch.cat([x, x]), t, context).chunk(2)
         return null + scale * (conditional - null)
+
+    def _output(self, x: Tensor, t: Tensor, context: Tensor | None) -> Tensor:
+        """One call of the network."""
+        return self.unet(x, t, **({} if context is None else {"encoder_hidden_states": context})).sample
 
     def _decoded(self, x: Tensor, output_type: str) -> Any:
         config = self.vqvae.config
@@ -135,6 +150,36 @@ class QuestLatentPipeline(DiffusionPipeline):
             return images
         arrays = images.cpu().permute(0, 2, 3, 1).float().numpy()
         return self.numpy_to_pil(arrays) if output_type == "pil" else arrays
+
+
+class QuestDiTPipeline(QuestLatentPipeline):
+    """Images of classes by a DiT on latents, which embeds the classes itself. diffusers' own DiTPipeline guides by
+    ImageNet's classes alone: it takes the class behind the thousandth for none.
+
+    transformer: diffusers' DiTTransformer2DModel. vqvae, scheduler, and a call: as of `QuestLatentPipeline`.
+    """
+
+    model_cpu_offload_seq = "transformer->vqvae"
+    _optional_components = []  # noqa: RUF012 (diffusers' name and kind)
+
+    def __init__(self, transformer: Any, vqvae: Any, scheduler: Any):
+        DiffusionPipeline.__init__(self)
+        self.register_modules(transformer=transformer, vqvae=vqvae, scheduler=scheduler)
+
+    @property
+    def _network(self) -> Any:
+        return self.transformer
+
+    @property
+    def _classes(self) -> int | None:
+        return self.transformer.config.num_embeds_ada_norm
+
+    def _told(self, labels: Tensor) -> Tensor:
+        return labels
+
+    def _output(self, x: Tensor, t: Tensor, context: Tensor | None) -> Tensor:
+        output = self.transformer(x, timestep=t.expand(len(x)), class_labels=context).sample
+        return output[:, : x.shape[1]]  # a learned variance may follow
 
 
 class QuestClassPipeline(QuestLatentPipeline):
@@ -184,5 +229,5 @@ class QuestClassPipeline(QuestLatentPipeline):
 
 
 # ``DiffusionPipeline.from_pretrained`` looks for the class of a pipeline by its name in diffusers.
-for _name, _pipeline in {NAME: QuestLatentPipeline, OF_CLASSES: QuestClassPipeline}.items():
-    setattr(sys.modules["diffusers"], _name, _pipeline)
+for _pipeline in (QuestLatentPipeline, QuestClassPipeline, QuestDiTPipeline):
+    setattr(sys.modules["diffusers"], _pipeline.__name__, _pipeline)

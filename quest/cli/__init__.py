@@ -32,6 +32,7 @@ _OTHERS = {
     "compare": "results",
     "ui": "results",
     "show": "show",
+    "times": "show",
     "tune": "tools",
     "prompts": "tools",
     "config": "tools",

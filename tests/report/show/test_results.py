@@ -9,7 +9,8 @@ import pytest
 from show_files import write_cell
 
 from quest.artifacts import ArtifactError
-from quest.report.show.results import groups
+from quest.report.show.results import groups, quality_against_time
+from quest.report.times import Made
 
 
 def names(root: Path, *wanted: str) -> dict[str, list[str]]:
@@ -51,19 +52,25 @@ def test_results_of_another_protocol_stand_apart(results: Path):
     assert not digits.apart
 
 
-def test_seconds_come_from_the_records_and_rather_from_the_last_run_here(results: Path):
+def test_a_cell_says_what_its_chains_took_on_one_machine(results: Path):
+    cell = "results/finetune/digits/quest-w4a4-seed{}.safetensors"
+    for machines, expected in ((("A", "A"), Made(50, "A")), (("A", "B"), None)):
+        lines = [
+            {"file": cell.format(seed), "record": {"starttime": 5, "endtime": end}, "machine": machine}
+            for seed, end, machine in zip((0, 1), (65, 45), machines, strict=True)
+        ]
+        (results / "results/finetune").mkdir(exist_ok=True)
+        (results / "results/finetune/records.json").write_text("\n".join(map(json.dumps, lines)))
+        made = {cell.name: cell.made for cell in groups((), results)[0].cells}
+        assert (made["quest-w4a4"], made["nearest-w4a4"]) == (expected, None)
+
+
+def test_pictures_of_time_are_of_datasets_that_have_times(results: Path):
     record = {"file": "results/finetune/digits/quest-w4a4-seed0.safetensors", "record": {"starttime": 5, "endtime": 65}}
     (results / "results/finetune").mkdir()
     (results / "results/finetune/records.json").write_text(json.dumps(record))
-
-    def seconds() -> dict[str, float | None]:
-        return {cell.name: cell.seconds for cell in groups((), results)[0].cells}
-
-    assert (seconds()["quest-w4a4"], seconds()["nearest-w4a4"]) == (60, None)
-    benchmark = results / "benchmarks/finetune/digits/quest-w4a4-seed0.tsv"
-    benchmark.parent.mkdir(parents=True)
-    benchmark.write_text("s\tmax_rss\n30.5\t100\n")
-    assert seconds()["quest-w4a4"] == 30.5
+    drawn, without = quality_against_time(groups((), results))
+    assert (list(drawn), without) == (["digits"], ["shapes-text"])
 
 
 def test_a_damaged_file_is_named(results: Path):

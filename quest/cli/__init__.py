@@ -33,6 +33,7 @@ _OTHERS = {
     "ui": "results",
     "show": "show",
     "times": "show",
+    "spread": "spread",
     "tune": "tools",
     "prompts": "tools",
     "config": "tools",

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from quest import paths
 from quest.artifacts import JsonArtifact, listed, load_json
-from quest.config.reading import unknown
 from quest.config.values import FULL_PRECISION
 from quest.report import tables, times
+from quest.report.nearest import unknown
 from quest.report.rows import chain
 from quest.report.tables import Row
 from quest.report.times import Made
@@ -96,7 +96,7 @@ def quality_against_time(found: Sequence[Group]) -> tuple[dict[str, Figure], lis
 def _require_known(wanted: Iterable[str], known: set[str]) -> None:
     for name in wanted:
         if name not in known:
-            raise ValueError(unknown(name, sorted(known)))
+            raise ValueError(f"{METRICS}: {unknown('dataset or cell', name, sorted(known))}")
 
 
 def _measured_alike(dataset: str, artifacts: Mapping[Path, JsonArtifact]) -> list[tuple[dict[Path, JsonArtifact], str]]:

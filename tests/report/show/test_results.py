@@ -34,7 +34,9 @@ def test_datasets_and_cells_are_chosen_by_name_and_bring_full_precision(results:
 
 @pytest.mark.parametrize(("name", "near"), [("digit", "digits"), ("digits/qest-w4a4", "digits/quest-w4a4")])
 def test_an_unknown_name_gets_the_nearest(results: Path, name: str, near: str):
-    with pytest.raises(ValueError, match=f"unknown '{name}' .did you mean '{near}'"):
+    with pytest.raises(
+        ValueError, match=rf"no dataset or cell '{name}' among \d+; the nearest are {near}, [^,]+, [^,]+$"
+    ):
         groups((name,), results)
 
 

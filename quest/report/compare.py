@@ -45,7 +45,7 @@ def cells(names: Sequence[str], folder: Path = METRICS, every: bool = False) -> 
 
     names: metrics files, or ``<dataset>/<method>-<bits>`` for all seeds of a cell that are in ``folder``, or one with
     ``-seed<n>``. Files of one cell count as its seeds; where they were not all measured alike, those count that were
-    measured like seeds of the other cells, and the text says so. every: all metrics instead of those of
+    measured like the first, and the text names the others. every: all metrics instead of those of
     `tables.HEADLINE`.
     Raises ValueError for an unknown name, for fewer than two cells, or for cells that were not measured alike.
     """
@@ -91,11 +91,11 @@ def revisions_json(old: str, new: str, names: Sequence[str], folder: Path = METR
 
 
 class _Found(NamedTuple):
-    """Cells at two revisions, those that only one of them has, and where a revision's files are meanwhile."""
+    """Cells at two revisions, those that only one of them has, and the scratch folders by what they hold."""
 
     common: dict[str, list[Side]]
     alone: dict[str, list[str]]
-    folders: dict[str, Path]
+    scratch: dict[str, Path]
 
 
 @contextmanager
@@ -118,7 +118,7 @@ def _at_both(old: str, new: str, names: Sequence[str], folder: Path) -> Iterator
                 for cell in common
             },
             {old: sorted(set(first) - set(second)), new: sorted(set(second) - set(first))},
-            {f"{revision}:{folder}": where for revision, where in folders.items()},
+            {f"{revision}:{folder}": where for revision, where in folders.items() if where != folder},
         )
 
 
@@ -136,8 +136,8 @@ def _sorted_out(found: _Found) -> tuple[dict[str, list[Side]], dict[str, str], l
             changed[cell] = _alike(sides)
         except ValueError as error:
             apart[cell] = str(error)
-            for name, folder in found.folders.items():
-                apart[cell] = apart[cell].replace(str(folder), name)
+            for label, folder in found.scratch.items():
+                apart[cell] = apart[cell].replace(str(folder), label)
     return changed, apart, same
 
 
@@ -154,7 +154,7 @@ def _sides(names: Sequence[str], folder: Path) -> list[Side]:
 
 
 def _alike(sides: Sequence[Side]) -> list[Side]:
-    """``sides`` with the seeds that were measured alike: of several protocols that all sides have, that of most seeds.
+    """``sides`` with the seeds that were measured alike: of the protocols that all sides have, that of the first seed.
 
     Raises ValueError where there is none."""
     dataset = next(iter(sides[0].files.values())).content["dataset"]
@@ -168,7 +168,7 @@ def _alike(sides: Sequence[Side]) -> list[Side]:
         else:
             protocols.append({file: artifact})
     shared = [group for group in protocols if all(group.keys() & side.files.keys() for side in sides)]
-    chosen = max(shared, key=len) if shared else {file: each for side in sides for file, each in side.files.items()}
+    chosen = shared[0] if shared else {file: each for side in sides for file, each in side.files.items()}
     kept = [Side(side.label, {f: each for f, each in side.files.items() if f in chosen}) for side in sides]
     for side in kept:
         tables.require_one_protocol(dataset, side.files)

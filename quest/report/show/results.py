@@ -71,7 +71,7 @@ def groups(wanted: Sequence[str] = (), root: Path = Path()) -> list[Group]:
     found = []
     for dataset in sorted(datasets):
         mine = {file: artifact for file, artifact in chosen.items() if file.parent.name == dataset}
-        for alike, apart in _measured_alike(dataset, mine):
+        for alike, apart in _measured_alike(dataset, mine, root):
             found.append(Group(dataset, _cells(dataset, alike, made, root), apart))
     return found
 
@@ -99,8 +99,11 @@ def _require_known(wanted: Iterable[str], known: set[str]) -> None:
             raise ValueError(f"{METRICS}: {unknown('dataset or cell', name, sorted(known))}")
 
 
-def _measured_alike(dataset: str, artifacts: Mapping[Path, JsonArtifact]) -> list[tuple[dict[Path, JsonArtifact], str]]:
-    """``artifacts`` in groups of one protocol each, the largest first, and what tells each other from that."""
+def _measured_alike(
+    dataset: str, artifacts: Mapping[Path, JsonArtifact], root: Path
+) -> list[tuple[dict[Path, JsonArtifact], str]]:
+    """``artifacts`` in groups of one protocol each, and what tells each other from the first: the one with images of
+    most rows, or else with most rows."""
     alike: list[dict[Path, JsonArtifact]] = []
     for file, artifact in artifacts.items():
         for group in alike:
@@ -109,7 +112,9 @@ def _measured_alike(dataset: str, artifacts: Mapping[Path, JsonArtifact]) -> lis
                 break
         else:
             alike.append({file: artifact})
-    alike.sort(key=len, reverse=True)
+    seen = [sum(_preview(dataset, each.content, root).is_file() for each in group.values()) for group in alike]
+    order = sorted(range(len(alike)), key=lambda place: (-seen[place], -len(alike[place])))
+    alike = [alike[place] for place in order]
     return [(group, _difference(dataset, alike[0], group)) for group in alike]
 
 
@@ -132,8 +137,7 @@ def _cells(dataset: str, artifacts: Mapping[Path, JsonArtifact], made: Mapping[s
 def _cell(dataset: str, name: str, artifacts: Mapping[int, JsonArtifact], made: Mapping[str, Made], root: Path) -> Cell:
     rows = {seed: artifact.content for seed, artifact in artifacts.items()}
     first = next(iter(artifacts.values()))
-    place = {"dataset": dataset, "method": first.content["method"], "bits": first.content["bits"]}
-    previews = {seed: root / paths.fill(paths.PREVIEW, **place, seed=seed) for seed in rows}
+    previews = {seed: _preview(dataset, row, root) for seed, row in rows.items()}
     chains = dict.fromkeys(f"{dataset}/{name}-seed{chain(row)}" for row in rows.values())
     return Cell(
         name,
@@ -144,6 +148,12 @@ def _cell(dataset: str, name: str, artifacts: Mapping[int, JsonArtifact], made: 
         {seed: artifact.manifest.inputs.get("samples.0", "") for seed, artifact in artifacts.items()},
         times.mean([made[each] for each in chains if each in made]),
     )
+
+
+def _preview(dataset: str, row: Row, root: Path) -> Path:
+    """Where the images of a row lie, if they are here."""
+    place = {"dataset": dataset, "method": row["method"], "bits": row["bits"], "seed": row["seed"]}
+    return root / paths.fill(paths.PREVIEW, **place)
 
 
 def _name(row: Row) -> str:

@@ -54,6 +54,19 @@ def test_results_of_another_protocol_stand_apart(results: Path):
     assert not digits.apart
 
 
+def test_what_has_images_stands_before_what_has_more_cells(results: Path):
+    for seed in range(2, 7):
+        for method in ("fp", "nearest"):
+            bits = "w32a32" if method == "fp" else "w4a4"
+            write_cell(results, method, bits, seed=seed, inputs={"reference": "q" * 64})
+    for method in ("ptqd", "tfmq-dm", "q-diffusion"):
+        write_cell(results, method, "w8a8", inputs={"reference": "q" * 64})
+    digits, apart, _ = groups((), results)
+    assert sum(len(cell.rows) for cell in apart.cells) > sum(len(cell.rows) for cell in digits.cells)
+    assert [len(cell.previews) for cell in digits.cells] == [1] * 6
+    assert "reference is 'qqq" in apart.apart
+
+
 def test_a_cell_says_what_its_chains_took_on_one_machine(results: Path):
     cell = "results/finetune/digits/quest-w4a4-seed{}.safetensors"
     for machines, expected in ((("A", "A"), Made(50, "A")), (("A", "B"), None)):

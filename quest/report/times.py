@@ -102,7 +102,8 @@ def _draw(axes: Axes, metric: str, cells: Sequence[tuple[Row, float]], styles: M
     """The points and the line of one bit-width, named at its end."""
     best = front([(seconds, row[metric] if metric == "fid" else -row[metric]) for row, seconds in cells])
     for index, (row, seconds) in enumerate(cells):
-        style = styles[row["method"]] | {"linestyle": "none"} | ({} if index in best else {"markerfacecolor": "white"})
+        hollow = {} if index in best else {"markerfacecolor": "white"}
+        style: dict[str, Any] = styles[row["method"]] | {"linestyle": "none"} | hollow
         bar, label = row[f"{metric}_spread"] or None, tables.title(row["method"])
         axes.errorbar(seconds, row[metric], yerr=bar, markersize=7, capsize=3, label=label, **style)
     joined = [(cells[index][1], cells[index][0][metric]) for index in best]

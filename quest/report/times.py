@@ -77,11 +77,18 @@ def chart(dataset: str, cells: Sequence[tuple[Row, Made]], full: Row | None = No
         for line, (metric, name) in enumerate(QUALITY):
             axes = panels[line][column]
             shown = [(row, seconds) for row, seconds in mine if row.get(metric) is not None]
-            for bits in dict.fromkeys(row["bits"] for row, _ in shown):
-                _draw(axes, metric, [(row, seconds) for row, seconds in shown if row["bits"] == bits], styles)
+            ends = [
+                (bits, _draw(axes, metric, [each for each in shown if each[0]["bits"] == bits], styles))
+                for bits in dict.fromkeys(row["bits"] for row, _ in shown)
+            ]
+            ends.sort(key=lambda end: -end[1][1])
+            for place, (bits, end) in enumerate(ends):  # shifted, so that names of equal lines do not cover each other
+                shift = (8, 9 * ((len(ends) - 1) / 2 - place))
+                axes.annotate(bits.upper(), end, shift, textcoords="offset points", va="center", size=8, color=INK)
             if metric == "fid" and full is not None and full.get("fid") is not None:
                 axes.axhline(full["fid"], color=INK, linestyle="--", linewidth=1.2, label=tables.title(FULL_PRECISION))
-            drawing.plain(axes, name if line or machine is None else f"{machine}\n{name}", SECONDS if line else "")
+            heading = name if line or machines == [None] else f"{machine or 'machine not recorded'}\n{name}"
+            drawing.plain(axes, heading, SECONDS if line else "")
             axes.set_xscale("log")
             axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
             axes.xaxis.set_major_formatter(FormatStrFormatter("%g"))
@@ -89,17 +96,20 @@ def chart(dataset: str, cells: Sequence[tuple[Row, Made]], full: Row | None = No
             axes.margins(x=0.2, y=0.1)
     title = f"{dataset}: which method in which time\nOn a line: nothing faster of that bit-width is as good"
     if len(machines) > 1:
-        title += ". Seconds of different machines cannot be compared"
+        title += "\nSeconds of different machines cannot be compared"
     elif machines == [None]:
-        title += ". One run, its machine not recorded"
+        title += "\nOne run, its machine not recorded"
     figure.suptitle(title, x=0.01, ha="left", size=11, color=INK)
-    names = dict(zip(*reversed(panels[0][0].get_legend_handles_labels()), strict=True))
+    legends = [zip(*reversed(axes.get_legend_handles_labels()), strict=True) for axes in panels[0]]
+    names = {label: handle for legend in legends for label, handle in legend}
     figure.legend(names.values(), names.keys(), loc="outside lower center", ncols=min(4, len(names)), frameon=False)
     return figure
 
 
-def _draw(axes: Axes, metric: str, cells: Sequence[tuple[Row, float]], styles: Mapping[str, dict[str, Any]]) -> None:
-    """The points and the line of one bit-width, named at its end."""
+def _draw(
+    axes: Axes, metric: str, cells: Sequence[tuple[Row, float]], styles: Mapping[str, dict[str, Any]]
+) -> tuple[float, float]:
+    """The points and the line of one bit-width; where it ends."""
     best = front([(seconds, row[metric] if metric == "fid" else -row[metric]) for row, seconds in cells])
     for index, (row, seconds) in enumerate(cells):
         hollow = {} if index in best else {"markerfacecolor": "white"}
@@ -108,8 +118,7 @@ def _draw(axes: Axes, metric: str, cells: Sequence[tuple[Row, float]], styles: M
         axes.errorbar(seconds, row[metric], yerr=bar, markersize=7, capsize=3, label=label, **style)
     joined = [(cells[index][1], cells[index][0][metric]) for index in best]
     axes.plot(*zip(*joined, strict=True), color=INK, linewidth=1, alpha=0.5, zorder=0)
-    bits = cells[0][0]["bits"].upper()
-    axes.annotate(bits, joined[-1], (8, 0), textcoords="offset points", va="center", size=8, color=INK)
+    return joined[-1]
 
 
 def _jobs(file: Path) -> dict[str, Any]:

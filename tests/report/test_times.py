@@ -84,7 +84,7 @@ def test_a_line_joins_what_nothing_faster_of_its_bits_is_as_good_as() -> None:
     assert lines == [[[60, 9], [1000, 4]], [[900, 2]]]
     hollow = [line.get_label() for line in fid.lines if line.get_markerfacecolor() == "white"]
     assert len(hollow) == 1
-    assert [text.get_text() for text in fid.texts] == ["W4A4", "W8A8"]
+    assert [text.get_text() for text in fid.texts] == ["W4A4", "W8A8"], "the worse one above"
     assert next(np.asarray(line.get_ydata())[0] for line in fid.lines if line.get_label() == "Full precision") == 1
     assert len(psnr.containers) == 4
 
@@ -95,6 +95,9 @@ def test_machines_have_panels_of_their_own() -> None:
     assert [len(axes.containers) for axes in figure.axes] == [1, 1, 1, 1]
     assert [axes.get_title(loc="left").split("\n")[0] for axes in figure.axes[:2]] == ["A", "B"]
     assert "cannot be compared" in figure.get_suptitle()
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["Nearest", "QuEST"]
+    _, unknown, *_ = chart("digits", [cells[0], (cells[1][0], Made(10, None))]).axes
+    assert unknown.get_title(loc="left") == "machine not recorded\nFID ↓"
 
 
 def test_without_times_there_is_no_picture() -> None:

@@ -94,8 +94,8 @@ rule analyses:
 
 
 onsuccess:
-    records.collect(Path.cwd())
+    records.collect(Path.cwd(), machine_of_jobs())
 
 
 onerror:
-    records.collect(Path.cwd())
+    records.collect(Path.cwd(), machine_of_jobs())

@@ -13,8 +13,9 @@ from typing import Any, NamedTuple
 
 from quest.artifacts import load_json, write_bytes
 from quest.config.values import FULL_PRECISION
-from quest.report import paper, published, sheet, tables
-from quest.report.tracking import FIGURES, PAPER, TABLES, results_in
+from quest.report import drawing, paper, published, sheet, tables, times
+from quest.report.show import results
+from quest.report.tracking import FIGURES, METRICS, PAPER, TABLES, results_in
 
 FOLDER = Path("report")
 FIRST_PAGE = FOLDER / "first-page.rst"
@@ -44,14 +45,20 @@ class Item(NamedTuple):
 
 
 def items() -> list[Item]:
-    """What is there: tables and pictures of suites, tables of the papers in the papers' order, studies."""
-    return [*_suites(), *_papers(), *_studies()]
+    """What is there: tables and pictures of suites, quality against time, tables of the papers in the papers' order,
+    studies."""
+    return [*_suites(), *_times(), *_papers(), *_studies()]
 
 
 def write(found: Sequence[Item]) -> None:
     """Every page, picture and caption, and the first page. Raises ValueError where there is no table."""
     known = published.load()
     for item in found:
+        if item.source == times.RECORDS[0]:
+            pictures, _ = results.quality_against_time(results.groups((item.file.parent.name,)))
+            drawing.save(next(iter(pictures.values())), item.file, small=True)
+            write_bytes(item.caption, _words_of_picture(item).encode())
+            continue
         if item.source.suffix == ".png":
             data, caption = item.source.read_bytes(), _words_of_picture(item)
         elif item.source.is_relative_to(PAPER):
@@ -111,6 +118,14 @@ def _suites() -> Iterator[Item]:
             yield Item(picture, where / f"2-{picture.name}", category, part, _title(picture))
 
 
+def _times() -> Iterator[Item]:
+    """A picture of each dataset with a cell whose time is on record, drawn for the report alone."""
+    for dataset in sorted({name.partition("/")[0] for name in times.made(Path())}):
+        if (METRICS / dataset).is_dir():
+            file = FOLDER / "times" / dataset / "times.png"
+            yield Item(times.RECORDS[0], file, "1 Runs", f"{dataset}, all", "Quality against time")
+
+
 def _papers() -> Iterator[Item]:
     if not published.PUBLISHED_FILE.exists():
         return
@@ -139,7 +154,8 @@ def _words_of_picture(item: Item) -> str:
     """The caption of a picture, its template filled in."""
     from jinja2 import Template
 
-    template = _HERE / ("analysis.rst" if item.source.is_relative_to(ANALYSIS) else f"{item.source.stem}.rst")
+    stem = item.file.stem if item.source == times.RECORDS[0] else item.source.stem
+    template = _HERE / ("analysis.rst" if item.source.is_relative_to(ANALYSIS) else f"{stem}.rst")
     if not template.exists():
         return f"{item.name} of {item.subcategory}."
     wildcards = {"dataset": item.subcategory.partition(",")[0], "study": item.source.stem}

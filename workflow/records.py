@@ -5,7 +5,8 @@ results that were fetched could not be told from results of something else. So w
 ``results/<stage>/records.json`` (and ``data/models/records.json``), which DVC keeps and fetches with the results; when
 a run is planned, records that came since are put back where Snakemake looks. A record comes with the sha256 of its
 result and is put back only where that is what lies there, or nothing does: of a result that is not shared, too, the
-record says that what was made from it is current.
+record says that what was made from it is current. Beside a record stands the machine that its job ran on, where that is
+known, so that times of different machines are told apart (`quest.report.times`).
 """
 
 from __future__ import annotations
@@ -28,9 +29,13 @@ FOLDERS = ("results/*", "data/models")
 _UNSHARED = "digits-quick"  # a trial run whose results are nothing to keep
 
 
-def collect(root: Path) -> None:
-    """Write the collections: the records of results that are there, and of all that those were made from."""
+def collect(root: Path, machine: str | None = None) -> None:
+    """Write the collections: the records of results that are there, and of all that those were made from.
+
+    machine: that the jobs ran on whose records came since the last call; None where that is not known.
+    """
     records = dict(_recorded(root))
+    before = {entry["file"]: entry for file in _collections(root) for entry in _readable(file)}
     kept: set[str] = set()
     waiting = [name for name in records if (root / name).exists() and _UNSHARED not in name]
     while waiting:
@@ -43,6 +48,7 @@ def collect(root: Path) -> None:
         collections.setdefault(Path(*Path(name).parts[:2]) / NAME, {})[name] = {
             "sha256": sha256(root / name),
             "record": records[name],
+            **_where(records[name], before.get(name), machine),
         }
     synced = _read_json(root / SYNCED)
     for file, content in collections.items():
@@ -53,6 +59,22 @@ def collect(root: Path) -> None:
             write_bytes(root / file, data)
         synced[str(file)] = hashlib.sha256(data).hexdigest()
     write_bytes(root / SYNCED, json.dumps(synced, indent=1, sort_keys=True).encode())
+
+
+def _where(record: dict[str, Any], before: dict[str, Any] | None, machine: str | None) -> dict[str, str]:
+    """The machine of a record: of a job that was collected before, what was said of it then, be it nothing."""
+    times = [record.get(key) for key in ("starttime", "endtime")]
+    if before is not None and times == [before["record"].get(key) for key in ("starttime", "endtime")]:
+        machine = before.get("machine")
+    return {} if machine is None else {"machine": machine}
+
+
+def _readable(file: Path) -> list[dict[str, Any]]:
+    """The entries of a collection that is about to be written anew; none of a damaged one."""
+    try:
+        return list(_entries(file))
+    except ArtifactError:
+        return []
 
 
 def restore(root: Path) -> None:

@@ -32,6 +32,8 @@ _OTHERS = {
     "compare": "results",
     "ui": "results",
     "show": "show",
+    "times": "show",
+    "spread": "spread",
     "tune": "tools",
     "prompts": "tools",
     "config": "tools",

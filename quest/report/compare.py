@@ -5,7 +5,6 @@ Never imports torch.
 
 from __future__ import annotations
 
-import difflib
 import re
 import shutil
 import statistics
@@ -13,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import textwrap
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,6 +21,7 @@ from tabulate import tabulate
 
 from quest.artifacts import JsonArtifact, listed, load_json
 from quest.report import tables
+from quest.report.nearest import unknown
 from quest.report.paired import Difference, Values, difference
 from quest.report.tables import MISSING, Column
 
@@ -29,7 +29,7 @@ METRICS = Path("results/metrics")
 WORKSPACE = "workspace"
 WIDTH, HEADER_WIDTH = 100, 14  # characters
 _OF_ONE = "Of one seed there is neither."
-_FEW = _NEAREST = 3
+_FEW = 3
 _CELL = re.compile(r"(?P<cell>.+-w\d+a\d+)-seed\d+")
 
 
@@ -44,19 +44,19 @@ def cells(names: Sequence[str], folder: Path = METRICS, every: bool = False) -> 
     """A text table: a row a metric, a column a cell, and each one's difference from the first.
 
     names: metrics files, or ``<dataset>/<method>-<bits>`` for all seeds of a cell that are in ``folder``, or one with
-    ``-seed<n>``. Files of one cell count as its seeds. every: all metrics instead of those of `tables.HEADLINE`.
+    ``-seed<n>``. Files of one cell count as its seeds; where they were not all measured alike, those count that were
+    measured like the first, and the text names the others. every: all metrics instead of those of
+    `tables.HEADLINE`.
     Raises ValueError for an unknown name, for fewer than two cells, or for cells that were not measured alike.
     """
-    sides = _sides(names, folder)
-    _require_alike(sides)
-    return "\n".join([*_tables(sides, _columns(every)), _seeds(sides)])
+    named = _sides(names, folder)
+    sides = _alike(named)
+    return "\n".join([*_tables(sides, _columns(every)), _seeds(sides), *_left_out(named, sides)])
 
 
 def cells_json(names: Sequence[str], folder: Path = METRICS) -> dict[str, Any]:
     """The same for programs: {"cells": {label: {metric: mean}}, "differences": {label: {metric: [value, error]}}}."""
-    sides = _sides(names, folder)
-    _require_alike(sides)
-    return _plain(sides)
+    return _plain(_alike(_sides(names, folder)))
 
 
 def revisions(old: str, new: str, names: Sequence[str], folder: Path = METRICS, every: bool = False) -> str:
@@ -68,7 +68,10 @@ def revisions(old: str, new: str, names: Sequence[str], folder: Path = METRICS, 
     """
     with _at_both(old, new, names, folder) as found:
         changed, apart, same = _sorted_out(found)
-        parts = [f"{cell}\n" + "\n".join(_tables(sides, _columns(every))) for cell, sides in changed.items()]
+        parts = [
+            "\n".join([cell, *_tables(sides, _columns(every)), *_left_out(found.common[cell], sides)])
+            for cell, sides in changed.items()
+        ]
         if changed:
             parts.append(f"A cell ± its standard deviation over seeds, a difference ± its standard error. {_OF_ONE}")
         parts += [f"{cell}: measured otherwise, so not compared: {why}" for cell, why in apart.items()]
@@ -88,10 +91,11 @@ def revisions_json(old: str, new: str, names: Sequence[str], folder: Path = METR
 
 
 class _Found(NamedTuple):
-    """Cells at two revisions, and those that only one of them has."""
+    """Cells at two revisions, those that only one of them has, and the scratch folders by what they hold."""
 
     common: dict[str, list[Side]]
     alone: dict[str, list[str]]
+    scratch: dict[str, Path]
 
 
 @contextmanager
@@ -114,6 +118,7 @@ def _at_both(old: str, new: str, names: Sequence[str], folder: Path) -> Iterator
                 for cell in common
             },
             {old: sorted(set(first) - set(second)), new: sorted(set(second) - set(first))},
+            {f"{revision}:{folder}": where for revision, where in folders.items() if where != folder},
         )
 
 
@@ -124,15 +129,15 @@ def _sorted_out(found: _Found) -> tuple[dict[str, list[Side]], dict[str, str], l
     same: list[str] = []
     for cell, sides in found.common.items():
         numbers = [[_values(side.files.values(), column.key) for column in tables.COLUMNS] for side in sides]
-        try:
-            _require_alike(sides)
-        except ValueError as error:
-            apart[cell] = str(error)
-            continue
         if all(each == numbers[0] for each in numbers):
             same.append(cell)
-        else:
-            changed[cell] = sides
+            continue
+        try:
+            changed[cell] = _alike(sides)
+        except ValueError as error:
+            apart[cell] = str(error)
+            for label, folder in found.scratch.items():
+                apart[cell] = apart[cell].replace(str(folder), label)
     return changed, apart, same
 
 
@@ -148,12 +153,47 @@ def _sides(names: Sequence[str], folder: Path) -> list[Side]:
     return list(sides.values())
 
 
-def _require_alike(sides: Sequence[Side]) -> None:
-    """Raise ValueError unless all were measured alike."""
+def _alike(sides: Sequence[Side]) -> list[Side]:
+    """``sides`` with the seeds that were measured alike: of the protocols that all sides have, that of the first seed.
+
+    Raises ValueError where there is none."""
     dataset = next(iter(sides[0].files.values())).content["dataset"]
-    for side in sides:
+    protocols: list[dict[Path, JsonArtifact]] = []
+    for file, artifact in (item for side in sides for item in side.files.items()):
+        for group in protocols:
+            first = next(iter(group.items()))
+            if _measured_alike(dataset, dict([first, (file, artifact)])):
+                group[file] = artifact
+                break
+        else:
+            protocols.append({file: artifact})
+    shared = [group for group in protocols if all(group.keys() & side.files.keys() for side in sides)]
+    chosen = shared[0] if shared else {file: each for side in sides for file, each in side.files.items()}
+    kept = [Side(side.label, {f: each for f, each in side.files.items() if f in chosen}) for side in sides]
+    for side in kept:
         tables.require_one_protocol(dataset, side.files)
-    tables.require_alike(dataset, dict(next(iter(side.files.items())) for side in sides))
+    tables.require_alike(dataset, dict(next(iter(side.files.items())) for side in kept))
+    return kept
+
+
+def _measured_alike(dataset: str, artifacts: Mapping[Path, JsonArtifact]) -> bool:
+    try:
+        tables.require_alike(dataset, artifacts)
+    except ValueError:
+        return False
+    return True
+
+
+def _left_out(named: Sequence[Side], kept: Sequence[Side]) -> list[str]:
+    """Which seeds were measured otherwise."""
+    lost = {
+        side.label: [str(each.content["seed"]) for file, each in side.files.items() if file not in own.files]
+        for side, own in zip(named, kept, strict=True)
+    }
+    texts = [
+        f"{label}, seed{'s' if len(seeds) > 1 else ''} {', '.join(seeds)}" for label, seeds in lost.items() if seeds
+    ]
+    return [textwrap.fill(f"Measured otherwise, so left out: {'; '.join(texts)}.", WIDTH)] if texts else []
 
 
 def _columns(every: bool) -> list[Column]:
@@ -266,8 +306,7 @@ def _unknown(name: str, known: Sequence[str], folder: Path) -> str:
     """The sentence for a name that is no cell, with the nearest that are."""
     if not known:
         return f"{folder}: no metrics; `dvc pull` fetches the shared ones, `snakemake` makes them"
-    near = difflib.get_close_matches(name, known, n=_NEAREST, cutoff=0)
-    return f"{folder}: no cell {name!r} among {len(known)}; the nearest are {', '.join(near)}"
+    return f"{folder}: {unknown('cell', name, known)}"
 
 
 def _cell_name(file: Path) -> str:
@@ -284,8 +323,12 @@ def _checkout(revision: str, folder: Path, target: Path) -> Path:
     program = shutil.which("dvc", path=str(Path(sys.executable).parent)) or shutil.which("dvc")
     if program is None:
         raise ValueError("comparing revisions needs the command dvc; install it, or compare files")
+    known = subprocess.run(["git", "rev-parse", "--verify", "--quiet", f"{revision}^{{commit}}"], capture_output=True)
+    if known.returncode:
+        raise ValueError(f"--revision: {revision!r} is no commit of this repository; `git log --oneline` lists them")
     command = [program, "get", ".", str(folder), "--rev", revision, "--out", str(target), "--quiet"]
     result = subprocess.run(command, capture_output=True, text=True)
     if result.returncode:
-        raise ValueError(f"{revision}: DVC has no {folder} of it: {result.stderr.strip().removeprefix('ERROR: ')}")
+        why = result.stderr.strip().removeprefix("ERROR: ") or "it was not shared, or `dvc fetch` has not brought it"
+        raise ValueError(f"{revision}: DVC has no {folder} of it: {why}")
     return target

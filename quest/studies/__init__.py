@@ -23,12 +23,14 @@ Row = dict[str, Any]
 class Study(NamedTuple):
     """title: one line for the command's help. files: what it reads, by the names of its options; the files of
     ``reconstructions``, ``checkpoints`` and ``previews`` are many. sections: the settings that it depends on.
-    weight_bits: of its reconstruction, where they are not those that the protocol studies."""
+    weight_bits: of its reconstruction, where they are not those that the protocol studies. spared: what it reads of
+    these files where they are given, and shows less without."""
 
     title: str
     files: tuple[str, ...]
     sections: tuple[str, ...]
     weight_bits: int | None = None
+    spared: tuple[str, ...] = ()
 
 
 STUDIES = {
@@ -36,10 +38,17 @@ STUDIES = {
         "Spread of every layer's output before and after finetuning.",
         ("model", "reconstruction", "checkpoint"),
         ("sampler", "condition", "quantizer", "analysis"),
+        spared=("reconstruction",),
     ),
     "histograms": Study(
         "Histograms of the layer outputs with the largest range, before and after finetuning.",
         ("model", "reconstruction", "checkpoint"),
+        ("sampler", "condition", "quantizer", "analysis"),
+        spared=("reconstruction",),
+    ),
+    "ranges": Study(
+        "Ranges of every layer's output over the sampling steps, in full precision.",
+        ("model",),
         ("sampler", "condition", "quantizer", "analysis"),
     ),
     "sensitivity": Study(
@@ -81,6 +90,8 @@ def files(study: str, given: Mapping[str, Sequence[Path]]) -> dict[str, Sequence
     expected = {name.removesuffix("s"): name for name in STUDIES[study].files}
     found = {name: paths for name, paths in given.items() if paths}
     for option, name in expected.items():
+        if name in STUDIES[study].spared and not found.get(option):
+            continue
         if not found.get(option) or (name == option and len(found[option]) > 1):
             raise ValueError(
                 f"--{option}: found {len(found.get(option, ()))} files, the study {study} reads "
@@ -88,7 +99,7 @@ def files(study: str, given: Mapping[str, Sequence[Path]]) -> dict[str, Sequence
             )
     if strange := sorted(set(found) - set(expected)):
         raise ValueError(f"--{strange[0]}: the study {study} reads {', '.join(expected)} only")
-    return {name: found[option] for option, name in expected.items()}
+    return {name: found[option] for option, name in expected.items() if option in found}
 
 
 def measure(study: str, dataset: str, subject: Subject) -> tuple[list[Row], Figure]:

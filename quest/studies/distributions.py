@@ -43,10 +43,11 @@ def measure(subject: Subject) -> list[Row]:
 
 def versions(subject: Subject) -> Iterator[tuple[str, QuantizedNetwork]]:
     """The network with each version of the weights in turn, activations in full precision until the next is taken."""
-    before = subject.reconstructed(subject.bits, calibrated=False)
+    rounded = bool(subject.files.get("reconstruction"))
+    before = (subject.reconstructed if rounded else subject.quantized)(subject.bits, calibrated=False)
     for version, network, on_grid in (
         (FULL, before, False),
-        (RECONSTRUCTED, before, True),
+        *([(RECONSTRUCTED, before, True)] if rounded else []),
         (FINETUNED, subject.checkpoint().network, True),
     ):
         with network.quantizing(weights=on_grid, activations=False), network.frozen():

@@ -124,6 +124,16 @@ def test_mixed_protocols_are_refused(folder: Path, changes: dict, message: str):
         compare.cells(["digits/quest-w4a4", "digits/nearest-w4a4"], folder)
 
 
+def test_seeds_that_were_measured_otherwise_are_left_out(folder: Path):
+    for seed in (0, 1):
+        write_metrics(folder / "digits", row("ptqd", seed=seed, images=500 if seed else 1000, fid=50.0))
+    text = compare.cells(["digits/quest-w4a4", "digits/ptqd-w4a4"], folder)
+    assert lines(text)["FID ↓"] == ["41.33 ± 1.53", "50.00", "+8.67"]
+    assert "Measured otherwise, so left out: PTQD W4A4, seed 1." in text
+    plain = compare.cells_json(["digits/quest-w4a4", "digits/ptqd-w4a4"], folder)
+    assert plain["cells"]["PTQD W4A4"]["fid"] == 50
+
+
 def run(folder: Path, *command: str) -> None:
     identity = ("-c", "user.name=test", "-c", "user.email=test@localhost")
     command = ("git", *identity, *command[1:]) if command[0] == "git" else (sys.executable, "-m", *command)
@@ -162,9 +172,14 @@ def test_two_revisions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
     write_metrics(metrics, row("quest", seed=1, images=500))
     text = compare.revisions("HEAD", compare.WORKSPACE, [])
+    assert lines(text)["FID ↓"][:2] == ["38.50 ± 0.71", "30.00"]
+    assert "Measured otherwise, so left out: workspace, seed 1." in text
+    write_metrics(metrics, row("quest", seed=0, images=500))
+    text = compare.revisions("HEAD", compare.WORKSPACE, [])
     assert re.search("digits/quest-w4a4: measured otherwise, so not compared: .* images is 500", text)
     assert "FID" not in text
-    with pytest.raises(ValueError, match="nonsense: DVC has no results/metrics of it"):
+    assert "HEAD:results/metrics/digits/quest-w4a4-seed0.json" in text, "and no folder that is gone by now"
+    with pytest.raises(ValueError, match="--revision: 'nonsense' is no commit of this repository"):
         compare.revisions("nonsense", "HEAD", [])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -76,6 +77,25 @@ def test_tables_are_pages_with_title_and_caption(results: Path):
     assert "seeds 0, 1, one whole chain each" in caption
     study = (gallery.FOLDER / "studies" / "digits" / "errors.rst").read_text()
     assert "of every layer's output on digits" in study
+
+
+def test_quality_against_time_is_drawn_where_times_are_on_record(results: Path):
+    for name, seconds in (("digits/quest-w4a4-seed0", 60), ("shapes/quest-w4a4-seed0", 60), ("digits/nearest-w4a4", 0)):
+        write_time(results, name, seconds)
+    write_metrics(results / "results/metrics/digits", row())
+    (item,) = [item for item in gallery.items() if item.name == "Quality against time"]
+    assert (item.category, item.subcategory) == ("1 Runs", "digits, all"), "of shapes there are no metrics"
+    gallery.write([item])
+    assert item.file.read_bytes().startswith(b"\x89PNG")
+    assert "in which time on digits" in item.caption.read_text()
+
+
+def write_time(root: Path, cell: str, seconds: int) -> None:
+    entry = {"file": f"results/finetune/{cell}.safetensors", "record": {"starttime": 1, "endtime": 1 + seconds}}
+    file = root / "results/finetune/records.json"
+    file.parent.mkdir(exist_ok=True)
+    with file.open("a") as lines:
+        lines.write(json.dumps(entry) + "\n")
 
 
 def test_without_a_table_it_says_how_to_get_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

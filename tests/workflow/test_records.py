@@ -107,6 +107,26 @@ def test_collecting_again_writes_the_same_bytes_and_touches_nothing(run: Path) -
     assert file.stat().st_mtime_ns == before
 
 
+def test_a_record_says_the_machine_of_its_job_and_keeps_it(run: Path, tmp_path: Path) -> None:
+    def machines(root: Path) -> list[str | None]:
+        return [
+            json.loads((root / f"results/{folder}/records.json").read_text().splitlines()[0]).get("machine")
+            for folder in ("tables", "metrics")
+        ]
+
+    note(run, METRICS, [], starttime=1, endtime=2)
+    records.collect(run)
+    assert machines(run) == [None, None]
+    note(run, TABLE, [METRICS], starttime=3, endtime=4)
+    records.collect(run, "a laptop")
+    assert machines(run) == ["a laptop", None], "of what came before nobody knows"
+    other = clone(run, tmp_path / "clone")
+    records.restore(other)
+    note(other, METRICS, [], starttime=5, endtime=6)
+    records.collect(other, "a server")
+    assert machines(other) == ["a laptop", "a server"]
+
+
 def test_incomplete_and_damaged_records_are_left_out(run: Path) -> None:
     note(run, TABLE, [METRICS], incomplete=True)
     place(run, METRICS).write_text("{half")

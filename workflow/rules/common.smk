@@ -18,7 +18,7 @@ from quest.config.run import load
 from quest.config.values import FULL_PRECISION, ConfigError
 from quest.report import published
 from quest.studies import STUDIES
-from workflow import damage, lock, models, records
+from workflow import damage, lock, machine, models, records
 from workflow.cells import (
     CLIP,
     EXTRACTOR,
@@ -62,6 +62,11 @@ for sentence in models.not_retrained(CELLS.datasets, Path(workflow.basedir)):
 TARGETS = CELLS.targets()
 # GPUs that a job asks for; profiles/default says how many jobs with one there are at once.
 GPU = int(shutil.which("nvidia-smi") is not None) if CELLS.run.gpus is None else CELLS.run.gpus
+
+
+def machine_of_jobs():
+    """This machine, where the jobs run on it; of a cluster's it is not known."""
+    return None if workflow.non_local_exec else machine.name()
 
 
 def memory(mib):

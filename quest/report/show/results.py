@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from quest import paths
-from quest.artifacts import ArtifactError, JsonArtifact, listed, load_json
-from quest.config.reading import unknown
-from quest.report import costs, tables
+from quest.artifacts import JsonArtifact, listed, load_json
+from quest.config.values import FULL_PRECISION
+from quest.report import tables, times
+from quest.report.nearest import unknown
+from quest.report.rows import chain
 from quest.report.tables import Row
+from quest.report.times import Made
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 METRICS, PREVIEWS = Path("results/metrics"), Path("results/previews")
-_RECORDS, _BENCHMARKS = Path("results/finetune/records.json"), Path("benchmarks/finetune")
 
 
 class Cell(NamedTuple):
     """A method at a bit-width. rows: its metrics by seed. summary: their means. settings: those of its first seed, by
     dotted keys. previews: files of its images by seed, where they are here. samples: sha256 of what those should be of.
-    seconds: that quantizing it took, where known."""
+    made: what its chains took, on average, where known."""
 
     name: str
     rows: dict[int, Row]
@@ -28,7 +32,7 @@ class Cell(NamedTuple):
     settings: dict[str, Any]
     previews: dict[int, Path]
     samples: dict[int, str]
-    seconds: float | None
+    made: Made | None
 
 
 class Group(NamedTuple):
@@ -63,23 +67,43 @@ def groups(wanted: Sequence[str] = (), root: Path = Path()) -> list[Group]:
         or names[file] in wanted
         or (artifact.content["method"] == "fp" and any(each.startswith(f"{file.parent.name}/") for each in wanted))
     }
-    seconds = _seconds(root)
+    made = times.made(root)
     found = []
     for dataset in sorted(datasets):
         mine = {file: artifact for file, artifact in chosen.items() if file.parent.name == dataset}
-        for alike, apart in _measured_alike(dataset, mine):
-            found.append(Group(dataset, _cells(dataset, alike, seconds, root), apart))
+        for alike, apart in _measured_alike(dataset, mine, root):
+            found.append(Group(dataset, _cells(dataset, alike, made, root), apart))
     return found
+
+
+def quality_against_time(found: Sequence[Group]) -> tuple[dict[str, Figure], list[str]]:
+    """A picture (`quest.report.times.chart`) of each dataset with a cell whose time is known, and the datasets without.
+    What was measured apart from a dataset's others has a picture of its own, <dataset>.2 and so on."""
+    drawn: dict[str, Figure] = {}
+    count: dict[str, int] = {}
+    for group in found:
+        count.setdefault(group.dataset, 0)
+        cells = [(cell.summary, cell.made) for cell in group.cells if cell.made is not None]
+        if cells:
+            count[group.dataset] += 1
+            full = next((cell.summary for cell in group.cells if cell.summary["method"] == FULL_PRECISION), None)
+            number = count[group.dataset]
+            name = group.dataset if number == 1 else f"{group.dataset}.{number}"
+            drawn[name] = times.chart(group.dataset, cells, full)
+    return drawn, [dataset for dataset, pictures in count.items() if not pictures]
 
 
 def _require_known(wanted: Iterable[str], known: set[str]) -> None:
     for name in wanted:
         if name not in known:
-            raise ValueError(unknown(name, sorted(known)))
+            raise ValueError(f"{METRICS}: {unknown('dataset or cell', name, sorted(known))}")
 
 
-def _measured_alike(dataset: str, artifacts: Mapping[Path, JsonArtifact]) -> list[tuple[dict[Path, JsonArtifact], str]]:
-    """``artifacts`` in groups of one protocol each, the largest first, and what tells each other from that."""
+def _measured_alike(
+    dataset: str, artifacts: Mapping[Path, JsonArtifact], root: Path
+) -> list[tuple[dict[Path, JsonArtifact], str]]:
+    """``artifacts`` in groups of one protocol each, and what tells each other from the first: the one with images of
+    most rows, or else with most rows."""
     alike: list[dict[Path, JsonArtifact]] = []
     for file, artifact in artifacts.items():
         for group in alike:
@@ -88,7 +112,9 @@ def _measured_alike(dataset: str, artifacts: Mapping[Path, JsonArtifact]) -> lis
                 break
         else:
             alike.append({file: artifact})
-    alike.sort(key=len, reverse=True)
+    seen = [sum(_preview(dataset, each.content, root).is_file() for each in group.values()) for group in alike]
+    order = sorted(range(len(alike)), key=lambda place: (-seen[place], -len(alike[place])))
+    alike = [alike[place] for place in order]
     return [(group, _difference(dataset, alike[0], group)) for group in alike]
 
 
@@ -101,23 +127,18 @@ def _difference(dataset: str, first: Mapping[Path, JsonArtifact], other: Mapping
     return ""
 
 
-def _cells(
-    dataset: str, artifacts: Mapping[Path, JsonArtifact], seconds: Mapping[str, float], root: Path
-) -> list[Cell]:
+def _cells(dataset: str, artifacts: Mapping[Path, JsonArtifact], made: Mapping[str, Made], root: Path) -> list[Cell]:
     rows: dict[str, dict[int, JsonArtifact]] = {}
     for artifact in sorted(artifacts.values(), key=lambda each: tables.order(each.content)):
         rows.setdefault(_name(artifact.content), {})[artifact.content["seed"]] = artifact
-    return [_cell(dataset, name, by_seed, seconds, root) for name, by_seed in rows.items()]
+    return [_cell(dataset, name, by_seed, made, root) for name, by_seed in rows.items()]
 
 
-def _cell(
-    dataset: str, name: str, artifacts: Mapping[int, JsonArtifact], seconds: Mapping[str, float], root: Path
-) -> Cell:
+def _cell(dataset: str, name: str, artifacts: Mapping[int, JsonArtifact], made: Mapping[str, Made], root: Path) -> Cell:
     rows = {seed: artifact.content for seed, artifact in artifacts.items()}
     first = next(iter(artifacts.values()))
-    place = {"dataset": dataset, "method": first.content["method"], "bits": first.content["bits"]}
-    previews = {seed: root / paths.fill(paths.PREVIEW, **place, seed=seed) for seed in rows}
-    times = [seconds[f"{dataset}/{name}-seed{seed}"] for seed in rows if f"{dataset}/{name}-seed{seed}" in seconds]
+    previews = {seed: _preview(dataset, row, root) for seed, row in rows.items()}
+    chains = dict.fromkeys(f"{dataset}/{name}-seed{chain(row)}" for row in rows.values())
     return Cell(
         name,
         rows,
@@ -125,8 +146,14 @@ def _cell(
         dict(_flat(first.manifest.settings)),
         {seed: file for seed, file in previews.items() if file.is_file()},
         {seed: artifact.manifest.inputs.get("samples.0", "") for seed, artifact in artifacts.items()},
-        sum(times) / len(times) if times else None,
+        times.mean([made[each] for each in chains if each in made]),
     )
+
+
+def _preview(dataset: str, row: Row, root: Path) -> Path:
+    """Where the images of a row lie, if they are here."""
+    place = {"dataset": dataset, "method": row["method"], "bits": row["bits"], "seed": row["seed"]}
+    return root / paths.fill(paths.PREVIEW, **place)
 
 
 def _name(row: Row) -> str:
@@ -139,22 +166,3 @@ def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, 
             yield from _flat(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
-
-
-def _seconds(root: Path) -> dict[str, float]:
-    """Wall-clock seconds of quantizing by ``<dataset>/<cell>``: of the last run here, else as recorded when it ran."""
-    found = {}
-    records = root / _RECORDS
-    for line in records.read_text(encoding="utf-8").splitlines() if records.is_file() else ():
-        try:
-            entry = json.loads(line)
-            record = entry["record"]
-            file = Path(entry["file"])
-            found[f"{file.parent.name}/{file.stem}"] = record["endtime"] - record["starttime"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise ArtifactError(
-                f"{records}: not Snakemake's records; `dvc pull {_RECORDS.parent}` restores it"
-            ) from error
-    for file in sorted((root / _BENCHMARKS).rglob("*.tsv")):
-        found[f"{file.parent.name}/{file.stem}"] = costs.cost(file).seconds
-    return found

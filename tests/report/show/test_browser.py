@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from quest.report.show import page
+from quest.report.show import images, page
 from quest.report.show.results import groups
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -118,6 +118,15 @@ def test_dataset_zoom_difference_and_seed(results: Path, tmp_path: Path):
     assert found["tables"] == [True, False]
     assert len(found["zoomed"]) == 2
     assert all("no images of seed 1 here" in row["text"] for row in found["second"])
+
+
+def test_compressed_images_are_shown(results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    sprite = images.sprite
+    monkeypatch.setattr(images, "sprite", lambda pixels, exact: sprite(pixels, exact=False))
+    found = outcome(page.html(groups((), results)), "found.rows = rows();", tmp_path)
+    assert found["faults"] == []
+    left = {row["cell"]: row["left"] for row in found["rows"]}
+    assert left["nearest-w4a4"] == pytest.approx([10, 10, 10], abs=3)
 
 
 def test_cells_are_chosen_and_their_settings_compared(results: Path, tmp_path: Path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import logging
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -12,10 +13,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner
 from PIL import Image
-from show_files import write_cell, write_images
+from show_files import SHARD, write_cell, write_images
 
+from quest.artifacts import Manifest, save_tensors
 from quest.cli import main
 from quest.report.show import images, page
 from quest.report.show.results import groups
@@ -100,16 +103,57 @@ def test_the_numbers_beside_a_row(results: Path):
     assert cells["fp-w32a32"] == ["FID 2.50\xa0±\xa00.71", "4.00 MiB · 100.00 GBOPs"]
 
 
-def test_a_page_stays_below_its_limit_with_fewer_images(results: Path, monkeypatch: pytest.MonkeyPatch):
-    noise = np.random.default_rng(0)
-    sprite = images.sprite
-    monkeypatch.setattr(images, "sprite", lambda x: sprite(noise.integers(0, 256, x.shape, np.uint8)))
+@pytest.fixture
+def noisy(results: Path) -> Path:
+    """The same, with images of noise, which nothing makes small; those of the second cell are full precision's but
+    for the last."""
+    noise = np.random.default_rng(0).integers(0, 256, (64, 3, 16, 16), np.uint8)
+    for number, (method, bits) in enumerate([("fp", "w32a32"), ("quest", "w4a4")]):
+        images = torch.from_numpy(noise.copy())
+        images[63] = images[63] // 2 if number else images[63]
+        manifest = Manifest(kind="preview", settings={"condition": None}, inputs={"samples": SHARD})
+        file = results / f"results/previews/shapes-text/{method}-{bits}-seed0.safetensors"
+        save_tensors(file, {"images": images}, manifest)
+    return results
+
+
+def test_a_page_stays_below_its_limit_by_compressed_then_by_fewer_images(
+    noisy: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
     monkeypatch.setattr(page, "_TEXT", 60_000)
-    text = page.html(groups((), results), 130_000)
-    assert len(text.encode()) < 130_000
-    assert 1 < data_of(text)[0]["images"] < 64
+    caplog.set_level(logging.INFO)
+    found = groups(("shapes-text",), noisy)
+    (whole,) = data_of(page.html(found))
+    assert (whole["images"], whole["exact"]) == (64, True)
+    for limit, count in ((150_000, {64}), (100_000, set(range(10, 60)))):
+        text = page.html(found, limit)
+        (shown,) = data_of(text)
+        assert len(text.encode()) < limit
+        assert shown["images"] in count
+        assert not shown["exact"]
+        assert shown["cells"][0]["sprites"]["0"].startswith("data:image/avif;base64,")
+        assert shown["cells"][1]["psnr"] == whole["cells"][1]["psnr"], "of the images themselves"
+    assert "compressed images, and the first" in caplog.text
     with pytest.raises(ValueError, match="no room for an image of each cell; name fewer cells"):
-        page.html(groups((), results), 61_000)
+        page.html(found, 60_500)
+
+
+def test_closeness_is_that_of_each_image(noisy: Path):
+    (shown,) = data_of(page.html(groups(("shapes-text",), noisy)))
+    full, quest = shown["cells"]
+    assert full["psnr"] == {}
+    *equal, last = quest["psnr"]["0"]
+    assert equal == [None] * 63
+    assert 8 < last < 12
+
+
+def test_compressed_images_are_close():
+    ramp = np.linspace(0, 255, 32).astype(np.uint8)
+    image = np.stack([ramp[:, None] + 0 * ramp, ramp[None] + 0 * ramp[:, None], 255 - ramp[:, None] + 0 * ramp])[None]
+    for channels in (1, 3):
+        exact, small = (pixels(images.sprite(image[:, :channels], each)) for each in (True, False))
+        error = exact.astype(float) - np.asarray(small, float).reshape(32, 32, -1)[..., :channels].reshape(exact.shape)
+        assert np.square(error).mean() < 10  # 38 dB
 
 
 def test_images_of_other_samples_than_the_numbers_are_left_out(results: Path, caplog: pytest.LogCaptureFixture):

@@ -45,16 +45,6 @@ function cut(sprite, index, full) {
   return new ImageData(values, width, height);
 }
 
-/* PSNR of image `index` to that of full precision, in dB. */
-function psnr(sprite, full, index) {
-  const length = 4 * state.group.width * state.group.height;
-  let squares = 0;
-  for (let place = index * length; place < (index + 1) * length; place++) {
-    squares += (sprite.data[place] - full.data[place]) ** 2; // alpha adds nothing: it is the same
-  }
-  return squares ? 10 * Math.log10((255 ** 2 * 0.75 * length) / squares) : Infinity;
-}
-
 function shownCells() {
   return state.group.cells.filter((cell) => cell.full || state.chosen.has(cell.name));
 }
@@ -112,12 +102,8 @@ async function drawn(cell, uri, indices, place) {
     context.drawImage(small, column * (width * zoom + GAP), 0, width * zoom, height * zoom);
   });
   place.append(canvas);
-  if (target && !cell.full) {
-    place.append(line(indices.map((index) => {
-      const value = psnr(sprite, target, index);
-      return Number.isFinite(value) ? value.toFixed(1) : "equal";
-    })));
-  }
+  const closeness = cell.psnr[seed];
+  if (closeness) place.append(line(indices.map((index) => closeness[index]?.toFixed(1) ?? "equal")));
 }
 
 /* Everything that depends on the choice; resolves when the images stand. Of several calls the last one counts. */
@@ -136,6 +122,7 @@ async function render() {
   const without = !group.images;
   $("absent").hidden = !without;
   for (const id of ["mover", "pictures", "below"]) $(id).hidden = without;
+  $("compressed").hidden = without || group.exact;
   $("zoom").disabled = $("difference").disabled = without;
   $("absent").textContent = `The images of ${group.dataset} are not here. "dvc pull results/previews" brings shared ones; ` +
     `"snakemake results/previews/${group.dataset}/CELL-seed0.safetensors" makes those of a cell.`;

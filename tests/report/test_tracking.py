@@ -18,6 +18,7 @@ import pytest
 import torch
 from result_files import row, write_all, write_metrics
 
+from quest import paths
 from quest.artifacts import ArtifactError, Manifest, load_json, save_json, save_tensors
 from quest.config.reading import validate
 from quest.report import paper, tracking
@@ -234,6 +235,21 @@ def test_cells_of_other_protocols_are_shown_apart(store: MlflowClient, folder: P
     views = [view.title for view in cells.views_of(cells.grouped([*tracking._measured(metrics.parent)]))]
     assert views[:3] == ["digits", "digits W8A8", "digits W4A4"]
     assert re.fullmatch(r"digits, protocol [0-9a-f]{6}", views[3])
+
+
+def test_the_protocol_whose_images_are_here_comes_first(folder: Path):
+    metrics = folder / "results" / "metrics" / "digits"
+    write_all(metrics)
+    few = row(seed=1, images=50)
+    write_metrics(metrics, few)
+    groups = cells.grouped([*tracking._measured(metrics.parent)])
+    most = next(iter(cells.views_of(groups).values()))
+    assert {seed["images"] for cell in most for seed in cell.rows} == {row()["images"]}
+    preview = Path(paths.fill(paths.PREVIEW, **few))
+    preview.parent.mkdir(parents=True)
+    preview.touch()
+    first = next(iter(cells.views_of(groups).values()))
+    assert {seed["images"] for cell in first for seed in cell.rows} == {50}
 
 
 def test_a_rerun_changes_nothing_and_is_quick(store: MlflowClient, folder: Path, monkeypatch: pytest.MonkeyPatch):

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -106,14 +105,19 @@ def entries(cells: Sequence[Cell]) -> Iterator[Entry]:
 def views_of(cells: Sequence[Cell]) -> dict[View, list[Cell]]:
     """The saved views with the cells in each: of a dataset, of its bit-widths, and of these with variants.
 
-    A dataset that was measured by several protocols has views of each, named by it; full precision stands in all.
+    A dataset that was measured by several protocols has views of each, named by it but for the first: that with images
+    of most rows, or else with most cells. Full precision stands in all.
     """
     found: dict[View, list[Cell]] = {}
     for dataset in dict.fromkeys(cell.name[0] for cell in cells):
-        protocols = Counter(cell.protocol for cell in cells if cell.name[0] == dataset)
-        for number, (protocol, _) in enumerate(protocols.most_common()):
+        protocols: dict[str, list[Cell]] = {}
+        for cell in cells:
+            if cell.name[0] == dataset:
+                protocols.setdefault(cell.protocol, []).append(cell)
+        shown = sorted(protocols, key=lambda protocol: (-_seen(protocols[protocol]), -len(protocols[protocol])))
+        for number, protocol in enumerate(shown):
             suffix, words = (f"-{protocol}", f", protocol {protocol}") if number else ("", "")
-            own = [cell for cell in cells if (cell.name[0], cell.protocol) == (dataset, protocol)]
+            own = protocols[protocol]
             plain = [cell for cell in own if "+" not in cell.name[1]]
             found[View(f"{dataset}{suffix}", f"{dataset}{words}")] = plain
             for bits in dict.fromkeys(cell.name[2] for cell in own if cell.name[1] != FULL_PRECISION):
@@ -225,6 +229,11 @@ def _sentence(summary: Row, full: Cell | None) -> str:
     seeds = summary["seeds"]
     over = f"mean ± standard deviation of {seeds} seeds" if seeds > 1 else "one seed"
     return f"{what} on {summary['dataset']}: {', '.join(parts)}; {over}."
+
+
+def _seen(cells: Sequence[Cell]) -> int:
+    """Of how many rows images are here."""
+    return sum(_preview(row).exists() for cell in cells for row in cell.rows)
 
 
 def _preview(row: Row) -> Path:

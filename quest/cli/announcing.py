@@ -16,14 +16,15 @@ from typing import Any
 
 import click
 
-# What is said where a module is the innermost of these that the main thread is in.
+# What is said where a module, or a function of one, is the innermost of these that the main thread is in.
 PHASES = {
     "quest.learning.calibration": "calibration data",
     "quest.learning.reconstruction": "learned rounding",
     "quest.learning.finetuning": "finetuning",
     "quest.learning.scales": "learned scales",
     "quest.learning.sensitivity": "how much each layer matters",
-    "quest.quantization.network": "scales of the weights",
+    "quest.methods": "quantizing and finetuning",
+    "quest.quantization.network:_quantize_layer": "scales of the weights",
     "quest.diffusion.sampling": "sampling",
     "quest.metrics.measure": "metrics",
     "quest.metrics.evaluation": "metrics",
@@ -80,9 +81,9 @@ class Announcer:
         frame = sys._current_frames().get(self._main or 0)
         while frame is not None:
             name = frame.f_globals.get("__name__", "")
-            for module in (name, name.rpartition(".")[0]):
-                if module in PHASES:
-                    return PHASES[module]
+            for place in (f"{name}:{frame.f_code.co_name}", name, name.rpartition(".")[0]):
+                if place in PHASES:
+                    return PHASES[place]
             frame = frame.f_back
         return "at work"
 
@@ -100,14 +101,15 @@ def announced(quiet: bool) -> Iterator[Announcer]:
 
 
 def _watch(announcer: Announcer, done: threading.Event) -> None:
-    said, when, wait = None, 0.0, _FIRST
+    said: dict[Any, float] = {}  # when each state was last told: work that goes to and fro is told once a minute, too
+    last, wait = None, _FIRST
     while not done.wait(wait):
         wait, now = _LOOK, time.monotonic()
         state = announcer.device, announcer.phase()
-        calm = 0 if said is None or said[1] == _LOADING else _CALM
-        if said is None or now - when > (calm if state != said else _STILL):
+        calm = 0 if last is None or last[1] == _LOADING or last == state else _CALM
+        if last is None or (now - said[last] > calm and now - said.get(state, -_STILL) > _STILL):
             _say(announcer.line())
-            said, when = state, now
+            said[state], last = now, state
 
 
 def _say(line: str) -> None:

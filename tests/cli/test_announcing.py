@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import re
 import subprocess
 import sys
@@ -115,8 +116,39 @@ def _asked() -> str:
     return answers[0]
 
 
-@pytest.mark.parametrize("module", announcing.PHASES)
-def test_every_phase_is_of_a_module_that_is_there(module: str):
+def test_a_function_may_have_a_phase_of_its_own():
+    found: list[str] = []
+    network: dict[str, Any] = {"__name__": "quest.quantization.network", "ask": lambda: found.append(_asked())}
+    exec("def _quantize_layer(): ask()\ndef forward(): ask()", network)
+    method: dict[str, Any] = {"__name__": "quest.methods.efficientdm"}
+    exec("def quantize(call): call()", method)
+    method["quantize"](network["_quantize_layer"])
+    method["quantize"](network["forward"])
+    assert found == ["scales of the weights", "quantizing and finetuning"]
+
+
+def test_what_goes_to_and_fro_is_said_once_a_minute(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]):
+    for name in ("_FIRST", "_LOOK", "_CALM"):
+        monkeypatch.setattr(announcing, name, 0.01)
+    phases = itertools.cycle(["finetuning", "sampling"])
+    asked: list[str] = []
+    announcer = announcing.Announcer()
+    monkeypatch.setattr(announcer, "phase", lambda: asked.append(next(phases)) or asked[-1])
+    done = threading.Event()
+    thread = threading.Thread(target=announcing._watch, args=(announcer, done))
+    thread.start()
+    deadline = time.monotonic() + 30
+    while len(asked) < 20 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    done.set()
+    thread.join()
+    assert len(capfd.readouterr().err.splitlines()) == 2
+
+
+@pytest.mark.parametrize("place", announcing.PHASES)
+def test_every_phase_is_of_a_module_that_is_there(place: str):
+    module, _, function = place.partition(":")
     root = Path(__file__).parents[2].joinpath(*module.split("."))
     assert root.with_suffix(".py").exists() or (root / "__init__.py").exists()
+    assert not function or f"def {function}(" in root.with_suffix(".py").read_text(encoding="utf-8")
     assert importlib.util.find_spec("quest") is not None

@@ -131,14 +131,14 @@ def markdown(done: Sequence[Trial]) -> str:
 
     keys = list(done[0].changes)
     rows = [
-        [*(str(trial.changes[key]) for key in keys), f"{trial.loss:.6f}", f"{trial.seconds:.0f}"]
+        [*(str(trial.changes[key]) for key in keys), f"{trial.loss:.4g}", f"{trial.seconds:.0f}"]
         for trial in sorted(done, key=lambda trial: trial.loss)
     ]
     return tabulate(rows, [*keys, "held-out error of the noise, weighted", "seconds"], "github", disable_numparse=True)
 
 
 def _changed(settings: DatasetSettings, changes: Mapping[str, Any]) -> DatasetSettings:
-    content = settings.model_dump(mode="json")
+    content = settings.model_dump(mode="json", exclude_unset=True)  # what nobody set has to fit nothing
     for key, value in changes.items():
         for name in reversed(key.split(".")):
             value = {name: value}

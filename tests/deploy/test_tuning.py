@@ -67,3 +67,19 @@ def test_the_loss_is_that_of_the_predicted_noise(
 def test_a_key_that_is_not_there_is_named_before_anything_runs(settings: DatasetSettings, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"--vary: methods\.nearest\.set: unknown 'set' \(did you mean 'sets'\?\)"):
         run(settings, tmp_path / "none", tmp_path / "none", {"methods.nearest.set": [1]})
+
+
+def test_only_what_was_set_has_to_fit_the_steps(settings: DatasetSettings) -> None:
+    content = settings.model_dump(mode="json", exclude_unset=True)
+    content |= {"methods": {"nearest": {"sets": 1}}}
+    for section in ("sampler", "calibration"):
+        content[section] = content[section] | {"steps": 7}
+    few = DatasetSettings.model_validate(content)
+    assert tuning._changed(few, {"quantizer.activation_search": "max"}).quantizer.activation_search == "max"
+    with pytest.raises(ConfigError, match=r"methods\.nearest\.sets is 2, which does not divide sampler\.steps = 7"):
+        tuning._changed(few, {"methods.nearest.sets": 2})
+
+
+def test_small_losses_keep_their_digits() -> None:
+    done = [tuning.Trial({"sets": 1}, 4.0123e-5, 1.0), tuning.Trial({"sets": 2}, 3.9876e-5, 1.0)]
+    assert [line.split("|")[2].strip() for line in tuning.markdown(done).splitlines()[2:]] == ["3.988e-05", "4.012e-05"]

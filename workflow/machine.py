@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import os
-import platform
 import shutil
 import subprocess
 from collections import Counter
-from pathlib import Path
+
+from quest import processor
 
 
 def name() -> str:
     """Like "2 × NVIDIA H200" or "2 × Intel(R) Xeon(R) Processor @ 2.60GHz" (threads that it runs at once)."""
-    found = _gpus() or [_processor()] * (os.cpu_count() or 1)
+    found = _gpus() or [processor.name()] * (os.cpu_count() or 1)
     return ", ".join(f"{count} × {each}" for each, count in Counter(found).items())
 
 
@@ -22,10 +22,3 @@ def _gpus() -> list[str]:
     asked = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
     told = subprocess.run(asked, capture_output=True, text=True, timeout=60)
     return [line.strip() for line in told.stdout.splitlines() if line.strip()] if told.returncode == 0 else []
-
-
-def _processor() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import platform
 import subprocess
 import sys
 from collections.abc import Iterable
@@ -18,7 +17,7 @@ from typing import Any
 
 import torch
 
-from quest import artifacts
+from quest import artifacts, processor
 from quest.bench import testkit
 from quest.config.dataset import DatasetSettings
 from quest.estimate import methods, networks, work
@@ -216,12 +215,5 @@ def reference(settings: DatasetSettings) -> Network:
 
 
 def _machine(device: torch.device) -> str:
-    where = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
+    where = torch.cuda.get_device_name(device) if device.type == "cuda" else processor.name()
     return f"{where}; torch {torch.__version__}; {THREADS} threads"
-
-
-def _processor() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()

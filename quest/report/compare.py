@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import textwrap
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 from tabulate import tabulate
 
 from quest.artifacts import JsonArtifact, listed, load_json
-from quest.report import tables
+from quest.report import protocols, tables
 from quest.report.nearest import unknown
 from quest.report.paired import Difference, Values, difference
 from quest.report.tables import MISSING, Column
@@ -158,30 +158,16 @@ def _alike(sides: Sequence[Side]) -> list[Side]:
 
     Raises ValueError where there is none."""
     dataset = next(iter(sides[0].files.values())).content["dataset"]
-    protocols: list[dict[Path, JsonArtifact]] = []
-    for file, artifact in (item for side in sides for item in side.files.items()):
-        for group in protocols:
-            first = next(iter(group.items()))
-            if _measured_alike(dataset, dict([first, (file, artifact)])):
-                group[file] = artifact
-                break
-        else:
-            protocols.append({file: artifact})
-    shared = [group for group in protocols if all(group.keys() & side.files.keys() for side in sides)]
-    chosen = shared[0] if shared else {file: each for side in sides for file, each in side.files.items()}
+    every = {file: artifact for side in sides for file, artifact in side.files.items()}
+    shared = (
+        group for group in protocols.groups(dataset, every) if all(group.keys() & side.files.keys() for side in sides)
+    )
+    chosen = next(shared, every)
     kept = [Side(side.label, {f: each for f, each in side.files.items() if f in chosen}) for side in sides]
     for side in kept:
         tables.require_one_protocol(dataset, side.files)
     tables.require_alike(dataset, dict(next(iter(side.files.items())) for side in kept))
     return kept
-
-
-def _measured_alike(dataset: str, artifacts: Mapping[Path, JsonArtifact]) -> bool:
-    try:
-        tables.require_alike(dataset, artifacts)
-    except ValueError:
-        return False
-    return True
 
 
 def _left_out(named: Sequence[Side], kept: Sequence[Side]) -> list[str]:

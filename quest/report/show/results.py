@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from quest import paths
 from quest.artifacts import JsonArtifact, listed, load_json
 from quest.config.values import FULL_PRECISION
-from quest.report import tables, times
+from quest.report import protocols, tables, times
 from quest.report.nearest import unknown
 from quest.report.rows import chain
 from quest.report.tables import Row
@@ -104,27 +104,11 @@ def _measured_alike(
 ) -> list[tuple[dict[Path, JsonArtifact], str]]:
     """``artifacts`` in groups of one protocol each, and what tells each other from the first: the one with images of
     most rows, or else with most rows."""
-    alike: list[dict[Path, JsonArtifact]] = []
-    for file, artifact in artifacts.items():
-        for group in alike:
-            if not _difference(dataset, group, {file: artifact}):
-                group[file] = artifact
-                break
-        else:
-            alike.append({file: artifact})
+    alike = protocols.groups(dataset, artifacts)
     seen = [sum(_preview(dataset, each.content, root).is_file() for each in group.values()) for group in alike]
     order = sorted(range(len(alike)), key=lambda place: (-seen[place], -len(alike[place])))
     alike = [alike[place] for place in order]
-    return [(group, _difference(dataset, alike[0], group)) for group in alike]
-
-
-def _difference(dataset: str, first: Mapping[Path, JsonArtifact], other: Mapping[Path, JsonArtifact]) -> str:
-    """What keeps two groups from standing in one table; "" where nothing does."""
-    try:
-        tables.require_alike(dataset, dict([next(iter(first.items())), next(iter(other.items()))]))
-    except ValueError as error:
-        return str(error).partition(";")[0]
-    return ""
+    return [(group, protocols.difference(dataset, alike[0], group)) for group in alike]
 
 
 def _cells(dataset: str, artifacts: Mapping[Path, JsonArtifact], made: Mapping[str, Made], root: Path) -> list[Cell]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 
 import pytest
-from project import Plan, Project
+from project import MODEL_BYTES, Plan, Project
 
 from quest.config.values import ConfigError
 from quest.estimate import plan
@@ -29,6 +30,13 @@ def test_every_job_is_planned_though_all_is_there_but_no_model_that_is(finished:
     rules = Counter(job["rule"] for job in jobs(finished.root, {}, every=True))
     assert rules["finetune"] == 6
     assert "pretrain" not in rules
+
+
+def test_a_model_that_was_fetched_again_is_no_other_model(finished: Project) -> None:
+    for model in (finished.root / "data/models/digits").glob("*.safetensors"):
+        assert model.stat().st_size == MODEL_BYTES
+        os.utime(model)
+    assert jobs(finished.root, {}, every=False) == []
 
 
 def test_a_suite_and_a_dataset_are_named_alike(project: Project) -> None:

@@ -8,6 +8,8 @@ from pydantic import Field, field_validator, model_validator
 
 from quest.config.values import Positive, Settings
 
+ActivationGranularity = Literal["per_tensor", "offsets", "multiples", "per_token", "per_channel"]
+
 OF_WEIGHTS = ("weight_search", "weight_group", "split_shortcuts", "roles")
 """The keys that the grids of the weights depend on, and so all cells that share a reconstruction."""
 
@@ -28,12 +30,11 @@ class QuantizerSettings(Settings):
         default="percentile",
         description="range of an activation: its extremes, the best of 80 shrinks, or the best of three percentiles",
     )
-    activation_granularity: dict[Literal["4", "8"], Literal["per_tensor", "offsets", "per_token", "per_channel"]] = (
-        Field(
-            default={"8": "per_tensor", "4": "per_channel"},
-            description="what shares an activation scale, up to 4 bits and up to 8 (per channel at 4: the released "
-            "code); offsets: a scale for a whole tensor, and a zero point for each channel of a layer's input",
-        )
+    activation_granularity: dict[Literal["4", "8"], ActivationGranularity] = Field(
+        default={"8": "per_tensor", "4": "per_channel"},
+        description="what shares an activation scale, up to 4 bits and up to 8 (per channel at 4: the released "
+        "code); offsets: a scale for a whole tensor, and a zero point for each channel of a layer's input; multiples: "
+        "these, and a whole number for each channel, 1 to 8, that its codes are multiplied by (up to 4 bits)",
     )
     softmax_bits: Annotated[int, Field(ge=2, le=16)] = Field(default=8, description="bits of attention probabilities")
     edge_activation_bits: Annotated[int, Field(ge=2, le=8)] = Field(
@@ -61,6 +62,13 @@ class QuantizerSettings(Settings):
             return given
         default = cls.model_fields["activation_granularity"].default
         return default | {str(bits): granularity for bits, granularity in given.items()}
+
+    @field_validator("activation_granularity")
+    @classmethod
+    def _multiples_are_of_few_bits(cls, given: dict[str, str]) -> dict[str, str]:
+        if given["8"] == "multiples":
+            raise ValueError("8: multiples: times a whole number, codes of 8 bits fit no byte; multiples are for key 4")
+        return given
 
     @model_validator(mode="after")
     def _legacy_is_symmetric(self) -> QuantizerSettings:

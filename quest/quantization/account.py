@@ -1,9 +1,9 @@
 """The bit account: what a quantized network really stores and multiplies, counted from its modules.
 
-Sizes count every parameter: b bits for a quantized weight, 32 for each scale, zero point, bias, norm and whatever
-else stays full precision. Bit operations (BOPs) of one call are multiply-accumulates × weight bits × input bits
-(Uhlich et al. 2020), for layers and attention products alike: whatever a module multiplies that is no layer counts as
-the two products of an attention. A grid of n codes has log2(n) bits, whatever it is called.
+Sizes count every parameter: b bits for a quantized weight, 8 for each multiple of a scale, 32 for each scale, zero
+point, bias, norm and whatever else stays full precision. Bit operations (BOPs) of one call are multiply-accumulates ×
+weight bits × input bits (Uhlich et al. 2020), for layers and attention products alike: whatever a module multiplies
+that is no layer counts as the two products of an attention. A grid of n codes has log2(n) bits, whatever it is called.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from quest.quantization.quantizers import ActivationQuantizer, Split, WeightQuan
 from quest.quantization.roles import is_layer
 
 FULL_BITS = 32
+MULTIPLE_BITS = 8
 
 
 def account(network: nn.Module, example: tuple[Any, ...]) -> dict[str, Any]:
@@ -57,8 +58,8 @@ def account(network: nn.Module, example: tuple[Any, ...]) -> dict[str, Any]:
         bops += macs[name] * weight_bits * input_bits
         activation_bits += macs[name] * input_bits
     parameters = sum(p.numel() for n, p in network.named_parameters() if not _is_quantizer_state(n))
-    state = sum(_state_numbers(module) for module in network.modules())
-    bits_stored = (parameters - weights) * FULL_BITS + bits_of_weights + state * FULL_BITS
+    state = sum(_state_bits(module) for module in network.modules())
+    bits_stored = (parameters - weights) * FULL_BITS + bits_of_weights + state
     return {
         "weight_mib": bits_stored / 8 / 2**20,
         "full_precision_mib": parameters * FULL_BITS / 8 / 2**20,
@@ -107,11 +108,13 @@ def _is_quantizer_state(name: str) -> bool:
     return name.endswith(".scale")
 
 
-def _state_numbers(module: nn.Module) -> int:
-    """Scales and zero points that a quantizer stores."""
-    if isinstance(module, WeightQuantizer | ActivationQuantizer):
-        return module.scale.numel() + (0 if module.grid.kind != "asymmetric" else module.zero_point.numel())
-    return 0
+def _state_bits(module: nn.Module) -> int:
+    """Of the scales, zero points and multiples that a quantizer stores."""
+    if not isinstance(module, WeightQuantizer | ActivationQuantizer):
+        return 0
+    numbers = module.scale.numel() + (0 if module.grid.kind != "asymmetric" else module.zero_point.numel())
+    multiple = getattr(module, "multiple", None)
+    return numbers * FULL_BITS + (0 if multiple is None else multiple.numel() * MULTIPLE_BITS)
 
 
 def _multiply_accumulates(network: nn.Module, example: tuple[Any, ...]) -> dict[str, int]:

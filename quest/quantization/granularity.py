@@ -4,6 +4,7 @@
 |---|---|---|---|---|
 | PerTensor | one scale | one scale | one scale | one scale |
 | Offsets(axis) | one scale, C zero points (axis 1) | one scale, C zero points (2) | – | – |
+| Multiples(axis) | one scale, C zero points and multiples (1) | the same (2) | the same (1) | – |
 | PerAxis(axis) | C scales (axis 1) | one a token (1) or a channel (2) | C scales (axis 1) | out scales (axis 0) |
 | PerGroup(size) | – | – | – | out × in/size scales |
 """
@@ -51,6 +52,13 @@ class Offsets:
 
 
 @dataclass(frozen=True)
+class Multiples(Offsets):
+    """`Offsets` where each index of ``axis`` has a small whole number m as well, and m times the scale. Codes of few
+    bits times m fit a byte and have one scale, so that their sums are as cheap as with `PerTensor`. (FQ-ViT, IJCAI
+    2022, has powers of two for m, which are coarser.)"""
+
+
+@dataclass(frozen=True)
 class PerAxis:
     """One scale for each index of ``axis``."""
 
@@ -94,7 +102,7 @@ class PerGroup:
         return self.view(x).reshape(-1, self.size)
 
 
-Granularity = PerTensor | Offsets | PerAxis | PerGroup
+Granularity = PerTensor | Offsets | Multiples | PerAxis | PerGroup
 
 
 def of_zero_points(granularity: Granularity) -> Granularity:
@@ -107,7 +115,8 @@ def for_activation(name: str, ndim: int) -> Granularity:
 
     "per_channel": axis 1 of images (N, C, H, W) and of vectors (N, C), the last axis of token sequences
     (N, tokens, C); "offsets": one scale, and zero points of those, but for vectors one (those of the time embedding are
-    the same for every sample of a step: a channel has no range); "per_token": axis 1 of token sequences, one scale
+    the same for every sample of a step: a channel has no range); "multiples": a multiple beside each zero point;
+    "per_token": axis 1 of token sequences, one scale
     elsewhere (images have no token axis).
     """
     if name == "per_tensor" or (name == "per_token" and ndim != 3) or (name == "offsets" and ndim == 2):
@@ -119,4 +128,8 @@ def for_activation(name: str, ndim: int) -> Granularity:
         return PerAxis(channels)
     if name == "offsets":
         return Offsets(channels)
-    raise ValueError(f"activation granularity {name!r}; expected per_tensor, offsets, per_token or per_channel")
+    if name == "multiples":
+        return Multiples(channels)
+    raise ValueError(
+        f"activation granularity {name!r}; expected per_tensor, offsets, multiples, per_token or per_channel"
+    )

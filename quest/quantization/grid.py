@@ -23,6 +23,11 @@ _PERCENTILES = (0.999, 0.9999, 0.99999)
 _OFFSET_PERCENTILES = (0.998, 0.99)  # of a channel, which is narrower than its tensor
 _OFFSET_STRIDE = 6  # of the shrinks
 _OFFSET_SAMPLE = 2**17  # elements whose errors are compared
+# Wider than those of offsets: what is clipped shrinks in every layer alike, and these errors add up through a network.
+_MULTIPLE_PERCENTILES = (0.9999, 0.999)
+_MULTIPLE_SHRINKS = _SHRINKS[:48:_OFFSET_STRIDE]
+_MULTIPLE_SAMPLE = 2**15
+_SIGNED_BYTE = (-128, 127)
 # Elements worked on at once, so that the search adds a bounded amount of memory: on a CPU what its caches hold, on
 # other devices what keeps them busy.
 _CHUNK = {"cpu": 2**18}
@@ -98,6 +103,44 @@ def search_offsets(x: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
     errors, scales, zero_points = (torch.cat(part) for part in zip(*tried, strict=True))
     best = errors.argmin()
     return scales[best].view(1), zero_points[best]
+
+
+def largest_multiple(grid: Grid) -> int:
+    """The largest whole number times which codes fit a signed byte. Raises ValueError where that is 1."""
+    largest = _SIGNED_BYTE[1] // (grid.levels - 1)
+    if largest < 2:
+        raise ValueError(f"multiples at {grid.bits} bits: no multiple of a code fits a byte; expected at most 6 bits")
+    return largest
+
+
+def search_multiples(x: Tensor, grid: Grid) -> tuple[Tensor, Tensor, Tensor]:
+    """One scale for all of x, (1,); zero point and multiple of each row, (rows,): those of the least squared error.
+
+    x: (rows, elements) float. The scale is tried from that with which the largest multiple spans the widest row
+    downwards; a row takes, of ranges of three percentiles, that which errs least, and the multiple that spans it. Zero
+    points are such that (code - zero point) · multiple fits a signed byte. Errors are those of elements evenly chosen.
+    Raises ValueError as `search` does.
+    """
+    _require_finite(x)
+    few = x[:, :: x.numel() // _MULTIPLE_SAMPLE | 1]  # an odd stride meets every column of an image
+    ranges = [(x.amin(1), x.amax(1)), *_percentiles(x, _MULTIPLE_PERCENTILES)]
+    low, high = (torch.stack(bounds) for bounds in zip(*ranges, strict=True))  # (ranges, rows)
+    least, most = _SIGNED_BYTE
+    largest, span = largest_multiple(grid), grid.levels - 1
+    # A row that is far from zero for its width has its distance in the zero point.
+    widest = torch.maximum((high - low).amax() / span / largest, x.abs().amax() / most)
+    tried = []
+    for scale in (widest * x.new_tensor(_MULTIPLE_SHRINKS)).clamp(min=MIN_SCALE):
+        multiple = torch.ceil((high - low) / span / scale).clamp(1, largest)
+        zero_point = torch.round((grid.low + grid.high) / 2 - (low + high) / (2 * scale * multiple))
+        bounds = torch.ceil(grid.high - most / multiple), torch.floor(grid.low - least / multiple)
+        zero_point = torch.minimum(torch.maximum(zero_point, bounds[0]), bounds[1])
+        quantized = fake_quantize(few, (scale * multiple).unsqueeze(2), zero_point.unsqueeze(2), grid)
+        error, best = (quantized - few).square_().mean(2).min(0, keepdim=True)
+        tried.append((error.sum().view(1), scale.view(1), zero_point.gather(0, best)[0], multiple.gather(0, best)[0]))
+    errors, *found = (torch.stack(part) for part in zip(*tried, strict=True))
+    scale, zero_point, multiple = (part[errors.argmin()] for part in found)
+    return scale, zero_point, multiple
 
 
 def from_range(low: Tensor, high: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:

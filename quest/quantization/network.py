@@ -237,8 +237,10 @@ class QuantizedNetwork(nn.Module):
 
         def site(grid: Grid) -> ActivationQuantizer:
             name = "per_tensor" if grid.kind == "positive" else self.recipe.activation_granularity(grid.bits)
-            if name == "offsets" and (operand or grid.kind != "asymmetric"):
+            if name == "offsets" and operand:
                 name = "per_tensor"  # two operands that are both shifted do not part into a sum and a constant
+            if name in ("offsets", "multiples") and grid.kind != "asymmetric":
+                name = "per_tensor"
             layout = granularity.for_activation(name, len(shape) + 1)
             return ActivationQuantizer(shape, grid, layout, quantizer.activation_search, self.step)
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from quest.quantization import grid as grids
-from quest.quantization.granularity import Granularity, Offsets, of_zero_points
+from quest.quantization.granularity import Granularity, Multiples, Offsets, of_zero_points
 from quest.quantization.grid import Grid
 from quest.quantization.rounding import Nearest, round_ste
 from quest.quantization.steps import Step
@@ -70,10 +70,12 @@ class ActivationQuantizer(nn.Module):
     """Activations on a grid, with one set of scales for each group of sampling steps.
 
     scale: Parameter (sets, *parameter shape), trainable; zero_point: buffer of the same shape, or larger where a scale
-    is shared by several; calibrated: (sets,) bool buffer. shape: of one activation without the batch, e.g. (C, H, W).
+    is shared by several; multiple: uint8 buffer of the shape of zero_point, or None where there are none; calibrated:
+    (sets,) bool buffer. shape: of one activation without the batch, e.g. (C, H, W).
     """
 
     zero_point: Tensor
+    multiple: Tensor | None
     calibrated: Tensor
 
     def __init__(self, shape: tuple[int, ...], grid: Grid, granularity: Granularity, search: grids.Search, step: Step):
@@ -84,6 +86,8 @@ class ActivationQuantizer(nn.Module):
         whole = (1, *shape)
         self.scale = nn.Parameter(torch.ones(step.sets, *granularity.shape(whole)))
         self.register_buffer("zero_point", torch.zeros(step.sets, *of_zero_points(granularity).shape(whole)))
+        multiples = isinstance(granularity, Multiples)
+        self.register_buffer("multiple", torch.ones_like(self.zero_point, dtype=torch.uint8) if multiples else None)
         self.register_buffer("calibrated", torch.zeros(step.sets, dtype=torch.bool))
         self.name = ""  # where it is in a network, for messages
         self.calibrating = False
@@ -95,6 +99,8 @@ class ActivationQuantizer(nn.Module):
             self.choose(self.granularity.rows(x.detach()), index)
         # Looked up on the device, so that one recorded call serves all sets (`quest.graphs`).
         scale = self._of_set(self.scale, x) if self._trained is None else self._trained[index]
+        if self.multiple is not None:
+            scale = scale * self._of_set(self.multiple, x)
         # A zero point is whole; where a method learns it, its gradient passes straight through.
         return grids.fake_quantize(x, scale, round_ste(self._of_set(self.zero_point, x)), self.grid)
 
@@ -120,20 +126,25 @@ class ActivationQuantizer(nn.Module):
     def choose(self, rows: Tensor, index: int, search: grids.Search | None = None) -> None:
         """Choose scale and zero point of the set ``index`` from rows of the granularity, as ``search`` says, by default
         as the quantizer was told to. Raises ValueError, naming the quantizer, for numbers that are not finite."""
+        multiple = None
         try:
-            if isinstance(self.granularity, Offsets):
+            if isinstance(self.granularity, Multiples):
+                scale, zero_point, multiple = grids.search_multiples(rows, self.grid)
+            elif isinstance(self.granularity, Offsets):
                 scale, zero_point = grids.search_offsets(rows, self.grid)
             else:
                 scale, zero_point = grids.search(rows, self.grid, search or self.search)
         except ValueError as error:
             raise ValueError(f"activation {self.name}: {error}") from error
-        self.put(index, scale, zero_point)
+        self.put(index, scale, zero_point, multiple)
 
     @torch.no_grad()
-    def put(self, index: int, scale: Tensor, zero_point: Tensor) -> None:
-        """Take scales and zero points, as many as the granularity has, for the set ``index``."""
+    def put(self, index: int, scale: Tensor, zero_point: Tensor, multiple: Tensor | None = None) -> None:
+        """Take scales, zero points and multiples, as many as the granularity has, for the set ``index``."""
         self.scale[index] = scale.view_as(self.scale[index])
         self.zero_point[index] = zero_point.view_as(self.zero_point[index])
+        if self.multiple is not None and multiple is not None:
+            self.multiple[index] = multiple.view_as(self.multiple[index])
         self.calibrated[index] = True
 
     def extra_repr(self) -> str:

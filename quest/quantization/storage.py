@@ -33,6 +33,8 @@ def export(network: QuantizedNetwork) -> dict[str, Tensor]:
             raise ValueError(f"{name}: activation scales of sets {missing} were never calibrated")
         tensors[f"{name}.scale"] = site.scale
         tensors[f"{name}.zero_point"] = site.zero_point.round().to(torch.int32)
+        if site.multiple is not None:
+            tensors[f"{name}.multiple"] = site.multiple
     if network.recipe.lower:
         tensors[_USED] = torch.tensor(network.used(), dtype=torch.uint8)
     return tensors | _full_precision(network)
@@ -47,6 +49,9 @@ def restore(network: QuantizedNetwork, tensors: Mapping[str, Tensor]) -> None:
         expected |= {f"{name}.scale", f"{name}.zero_point"}
         _assign(site.scale, tensors, f"{name}.scale")
         _assign(site.zero_point, tensors, f"{name}.zero_point")
+        if site.multiple is not None:
+            expected.add(f"{name}.multiple")
+            _assign(site.multiple, tensors, f"{name}.multiple")
         site.calibrated.fill_(True)
     if network.recipe.lower:
         expected.add(_USED)

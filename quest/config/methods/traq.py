@@ -22,7 +22,7 @@ class TraqSettings(MethodSettings):
     sets: Positive = Field(
         default=20, description="learned activation scales: one for each sampling step; divides sampler.steps"
     )
-    granularity: dict[Literal["4", "8"], Literal["per_tensor", "offsets", "per_channel"]] = Field(
+    granularity: dict[Literal["4", "8"], Literal["per_tensor", "offsets", "multiples", "per_channel"]] = Field(
         default={"8": "per_tensor", "4": "offsets"},
         description="what shares an activation scale, as quantizer.activation_granularity has it: a tensor at any "
         "bits, so that integers can be multiplied, at 4 with a zero point for each channel",

@@ -8,6 +8,8 @@ the error of the predicted noise against the full-precision network in the same 
 does to the finished sample (`quest.learning.trajectories.influence`). States come from the network's own trajectories,
 which are drawn anew while it learns: that is where it will be when it samples.
 Weights are folded onto their codes first, so that small steps change no code by accident, and rates fall to zero.
+At the end the mean of what is left of the error, of each channel at each step, is measured beside full precision on
+trajectories of its own, and the sampler takes it off.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ import copy
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -24,11 +26,13 @@ from torch import Tensor, nn
 from quest import architectures
 from quest.config.methods.traq import TraqSettings
 from quest.config.quantizer import QuantizerSettings
+from quest.diffusion.correction import Correction
 from quest.diffusion.denoiser import Outputs
 from quest.graphs import Replayed
 from quest.learning import optimizers, trajectories
 from quest.learning.calibration import Calibration, Samples
 from quest.learning.finetuning import calibrate_activations, keep_positive
+from quest.learning.moments import measure
 from quest.learning.progress import NOT_KEPT, Progress, Training
 from quest.methods import Outcome
 from quest.quantization.network import QuantizedNetwork
@@ -49,33 +53,67 @@ def quantize(
     seed: int,
     progress: Progress = NOT_KEPT,
 ) -> Outcome:
-    """Calibrate, then train. Notes: the mean loss between two draws of states, optimizer steps, influence of steps,
-    samples that passed the network."""
+    """Calibrate, train, correct. Notes: samples that passed the network beside full precision for the correction, and
+    those of `finetune`."""
     calibrate_activations(network, calibration)
+    notes: dict[str, Any] = {"passes": {}}
+    teacher = network
+    if settings.passes[width(network)]:
+        teacher = copy.deepcopy(network)  # before any weight moves
+        notes = finetune(network, teacher, calibration, settings, seed, progress)
+    beside = settings.correction * calibration.halves * len(calibration.sampler.calls())
+    notes["passes"]["beside"] = 2 * beside
+    return Outcome(notes, correction(network, teacher, calibration, settings, seed))
+
+
+def finetune(
+    network: QuantizedNetwork,
+    teacher: QuantizedNetwork,
+    calibration: Calibration,
+    settings: TraqSettings,
+    seed: int,
+    progress: Progress,
+) -> dict[str, Any]:
+    """Train everything in place. Notes: the mean loss between two draws of states, optimizer steps, influence of steps,
+    samples that passed the network."""
     weights = torch.ones(network.step.steps)
     if settings.influence:
         found = trajectories.influence(network, calibration, seed) ** settings.influence
         weights = (found / found.mean()).cpu()
-    teacher = copy.deepcopy(network)  # before any weight moves
     for layer in network.layers().values():
         layer.fold()
     groups = trained(network, settings)
     history = train(network, teacher, calibration, settings, groups, weights, seed, progress)
     drawn = settings.draws * settings.trajectories * calibration.halves * len(calibration.sampler.calls())
-    steps = _steps(settings)
-    notes = {
+    steps = _steps(network, settings)
+    return {
         "loss": history,
         "optimizer_steps": {"traq": steps},
         "trained_share": 1.0,
         "step_weights": weights.tolist(),
         "passes": {"trained": steps * settings.batch_size, "drawn": 2 * drawn},
     }
-    return Outcome(notes)
+
+
+def width(network: QuantizedNetwork) -> Literal["4", "8"]:
+    """The key of what depends on activation bits."""
+    return "4" if network.recipe.bits.activation <= 4 else "8"
+
+
+def correction(
+    network: QuantizedNetwork, teacher: QuantizedNetwork, calibration: Calibration, settings: TraqSettings, seed: int
+) -> Correction | None:
+    """The mean error of the predicted noise, of each channel at each step; None where the sampler is left as it is."""
+    if not settings.correction:
+        return None
+    _, bias = measure(network, calibration, seed, range(settings.correction), teacher).means()
+    none = bias.new_zeros(len(bias)).float()
+    return Correction(none, bias.float(), none)
 
 
 def trained(network: QuantizedNetwork, settings: TraqSettings) -> list[dict[str, Any]]:
     """All that is trained, as groups of parameters with their rates."""
-    weight_lr = settings.weight_lr["4" if network.recipe.bits.activation <= 4 else "8"]
+    weight_lr = settings.weight_lr[width(network)]
     groups: list[dict[str, Any]] = []
     biases: list[nn.Parameter] = []
     for layer in network.layers().values():
@@ -104,7 +142,7 @@ def train(
 ) -> list[float]:
     """Train ``groups`` in place; returns the mean loss between two draws of states. What ``progress`` has is done."""
     device = calibration.x.device
-    rates, total = [group["lr"] for group in groups], _steps(settings)
+    rates, total = [group["lr"] for group in groups], _steps(network, settings)
     parameters = [parameter for group in groups for parameter in group["params"]]
     optimizer = optimizers.adamw(groups, 0.0)
     scales = [site.scale for site in network.sites().values()]
@@ -149,8 +187,8 @@ def train(
     return history
 
 
-def _steps(settings: TraqSettings) -> int:
-    return max(1, settings.passes // settings.batch_size)
+def _steps(network: QuantizedNetwork, settings: TraqSettings) -> int:
+    return max(1, settings.passes[width(network)] // settings.batch_size)
 
 
 def _states(

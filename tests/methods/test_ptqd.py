@@ -19,9 +19,10 @@ from quest.deploy.start import recipe as make_recipe
 from quest.diffusion import denoiser as denoisers
 from quest.diffusion.correction import Correction
 from quest.diffusion.denoiser import Denoiser
+from quest.learning import moments as moments_module
 from quest.learning.calibration import Calibration
+from quest.learning.moments import Moments, measure
 from quest.methods import ptqd
-from quest.methods.ptqd import Moments
 from quest.noise import SampleNoise
 from quest.quantization.network import QuantizedNetwork
 from quest.quantization.policy import Policy
@@ -76,8 +77,8 @@ def test_estimators_recover_a_known_noise() -> None:
 
 def test_bias_with_and_without_the_correlated_part(own: PtqdSettings) -> None:
     moments = Moments.of(*noise_and_error(0))
-    raw = moments.correction(own).bias[0]
-    centred = moments.correction(own.model_copy(update={"centred_bias": True})).bias[0]
+    raw = ptqd.correction(moments, own).bias[0]
+    centred = ptqd.correction(moments, own.model_copy(update={"centred_bias": True})).bias[0]
     torch.testing.assert_close(raw, torch.tensor(MEAN) + SLOPE * 0.1, atol=2e-3, rtol=0)
     torch.testing.assert_close(centred, torch.tensor(MEAN), atol=3e-3, rtol=0)
 
@@ -87,7 +88,7 @@ def test_held_out_error(own: PtqdSettings, slope: float) -> None:
     """As from the tensors themselves, and smaller than before; slope and bias each do their part where k > 0."""
     noise, error = noise_and_error(1, slope=slope)
     held_out = Moments.of(noise, error)
-    correction = Moments.of(*noise_and_error(0, slope=slope)).correction(own)
+    correction = ptqd.correction(Moments.of(*noise_and_error(0, slope=slope)), own)
     nothing = torch.zeros(1)
     found = {
         "none": held_out.error().item(),
@@ -101,7 +102,7 @@ def test_held_out_error(own: PtqdSettings, slope: float) -> None:
     assert found["both"] <= min(found.values())
     if slope > 0:
         assert found["both"] < min(found["slope"], found["bias"]) < max(found["slope"], found["bias"]) < found["none"]
-        centred = Moments.of(*noise_and_error(0)).correction(own.model_copy(update={"centred_bias": True}))
+        centred = ptqd.correction(Moments.of(*noise_and_error(0)), own.model_copy(update={"centred_bias": True}))
         assert held_out.error(centred).item() == pytest.approx((DEVIATION / (1 + SLOPE)) ** 2, rel=0.02)
     else:
         assert found["slope"] == found["none"]
@@ -154,8 +155,8 @@ def test_measured_on_the_full_precision_trajectory(
     monkeypatch: pytest.MonkeyPatch, make_quantized: Make, calibration: Calibration, denoiser: Denoiser
 ) -> None:
     network = make_quantized(sets=2)
-    monkeypatch.setattr(ptqd, "_BATCH", 3)
-    measured = ptqd.measure(network, calibration, 0, range(2, 7))
+    monkeypatch.setattr(moments_module, "_BATCH", 3)
+    measured = measure(network, calibration, 0, range(2, 7))
     assert measured.sums.shape == (5, 4, 5, 1)
     noise = SampleNoise("correction", 0, range(2, 7), denoiser.shape)
     with torch.no_grad():
@@ -255,7 +256,7 @@ def test_only_widths_below_the_runs_are_options(own: PtqdSettings) -> None:
 
 
 def test_saturated_steps_are_told(make_quantized: Make, calibration: Calibration, denoiser: Denoiser) -> None:
-    moments = Moments(ptqd.measure(make_quantized(sets=1), calibration, 0, range(2)).sums, 64)
+    moments = Moments(measure(make_quantized(sets=1), calibration, 0, range(2)).sums, 64)
     sampler = denoiser.sampler(SamplerSettings(steps=4, eta=1.0))
     correction = Correction(torch.zeros(4), torch.zeros(4, 1), torch.tensor([0.01, 0.01, 100.0, 0.01]))
     found = ptqd.statistics(moments, correction, sampler)
@@ -273,8 +274,8 @@ def test_correction_helps_a_quantized_network(
     network.layers()["conv_out"].register_forward_hook(
         lambda _m, _i, output: output * 1.1 + 0.05 if network.switches.activations else output
     )
-    correction = ptqd.measure(network, calibration, 0, range(8)).correction(own)
-    held_out = ptqd.measure(network, calibration, 0, range(8, 12))
+    correction = ptqd.correction(measure(network, calibration, 0, range(8)), own)
+    held_out = measure(network, calibration, 0, range(8, 12))
     left = held_out.error(correction) / held_out.error()
     # At the noisiest step, where one scale for all steps clips most, about half of the error is the grid's own.
     assert left[0] < 0.8

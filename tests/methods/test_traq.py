@@ -18,13 +18,13 @@ from quest.diffusion.denoiser import Denoiser, Outputs
 from quest.learning import trajectories
 from quest.learning.calibration import Calibration
 from quest.methods import traq
-from quest.quantization.granularity import Offsets
+from quest.quantization.granularity import Multiples
 from quest.quantization.network import QuantizedNetwork
 from quest.quantization.quantizers import ActivationQuantizer
 from quest.quantization.rounding import Nearest
 
 Make = Callable[..., QuantizedNetwork]
-SETTINGS = TraqSettings(sets=4, passes=80, batch_size=4, draws=2, trajectories=4)
+SETTINGS = TraqSettings(sets=4, passes={"8": 80, "4": 80}, batch_size=4, draws=2, trajectories=4, correction=3)
 
 
 def made(denoiser: Denoiser, settings: DatasetSettings, bits: str = "w4a4") -> QuantizedNetwork:
@@ -44,15 +44,57 @@ def error(network: QuantizedNetwork, teacher: torch.nn.Module, data: Calibration
     return torch.stack(found).mean().item()
 
 
-def test_its_scales_are_of_tensors_and_zero_points_of_channels(denoiser: Denoiser, settings: DatasetSettings) -> None:
+def test_a_tensor_has_one_scale_a_step_and_a_channel_a_multiple_of_it(
+    denoiser: Denoiser, settings: DatasetSettings
+) -> None:
     network = made(denoiser, settings)
-    inputs = [site for name, site in network.sites().items() if "input_quantizer" in name and site.grid.bits == 4]
-    assert inputs
-    assert all(site.scale.numel() == 4 for site in inputs)
-    assert all(isinstance(site.granularity, Offsets) or site.zero_point.numel() == 4 for site in inputs)
-    assert any(site.zero_point.numel() > 4 for site in inputs)
-    operands = [site for name, site in network.sites().items() if "input_quantizer" not in name]
-    assert all(site.zero_point.numel() == 4 for site in operands)
+    sites = [site for site in network.sites().values() if site.grid.bits == 4]
+    assert sites
+    for site in sites:
+        assert isinstance(site.granularity, Multiples)
+        assert site.scale.numel() == 4
+        assert site.multiple is not None
+        assert site.multiple.numel() == site.zero_point.numel() > 4
+
+
+def test_where_nothing_is_to_be_trained_no_weight_moves(
+    denoiser: Denoiser, settings: DatasetSettings, calibration: Calibration
+) -> None:
+    network = made(denoiser, settings, "w4a8")
+    before = {name: layer.weight.clone() for name, layer in network.layers().items()}
+    outcome = traq.quantize(network, calibration, SETTINGS.model_copy(update={"passes": {"8": 0, "4": 80}}), 0)
+    assert all(torch.equal(layer.weight, before[name]) for name, layer in network.layers().items())
+    assert outcome.notes == {"passes": {"beside": 2 * 3 * 4}}
+    assert outcome.correction is not None
+
+
+def test_the_mean_error_is_taken_off_beside_full_precision_as_it_was(
+    denoiser: Denoiser, settings: DatasetSettings, calibration: Calibration
+) -> None:
+    """The network with its switches off is no full precision any more once its weights were trained."""
+    network = made(denoiser, settings)
+    update = {"bias_lr": 5e-2, "correction": 64}
+    correction = traq.quantize(network, calibration, SETTINGS.model_copy(update=update), 0).correction
+    assert correction is not None
+    fresh = trajectories.states(Outputs(denoiser.network), calibration, 99, 64)
+    full, low = denoisers.predictor(denoiser.network), denoisers.predictor(network)
+    with torch.no_grad():
+        for step, call in enumerate(calibration.sampler.calls()):
+            wanted, found = full(fresh.x[step], call), low(fresh.x[step], call)
+            as_it_is = (found - wanted).mean((0, 2, 3))
+            left = (correction.noise(found, step) - wanted).mean((0, 2, 3))
+            assert left.square().sum() < 0.25 * as_it_is.square().sum()
+    assert torch.equal(correction.slope, torch.zeros(4))
+    assert torch.equal(correction.deviation, torch.zeros(4))
+
+
+def test_the_sampler_is_left_alone_where_nothing_is_to_be_taken_off(
+    denoiser: Denoiser, settings: DatasetSettings, calibration: Calibration
+) -> None:
+    outcome = traq.quantize(
+        made(denoiser, settings), calibration, SETTINGS.model_copy(update={"correction": 0, "passes": {"4": 0}}), 0
+    )
+    assert outcome.correction is None
 
 
 def test_the_error_falls_on_states_that_it_has_not_seen(
@@ -62,7 +104,7 @@ def test_the_error_falls_on_states_that_it_has_not_seen(
     traq.calibrate_activations(network, calibration)
     held_out = trajectories.states(Outputs(denoiser.network), calibration, 99, 8)
     before = error(network, denoiser.network, held_out)
-    update = {"passes": 400, "weight_lr": {"8": 2e-2}, "bias_lr": 5e-3, "influence": 0.0, "trajectories": 8}
+    update = {"passes": {"8": 400}, "weight_lr": {"8": 2e-2}, "bias_lr": 5e-3, "influence": 0.0, "trajectories": 8}
     outcome = methods.get("traq").quantize(network, calibration, SETTINGS.model_copy(update=update), 0)
     assert error(network, denoiser.network, held_out) < 0.85 * before  # 0.62 to 0.75, by seed and processor
     assert outcome.notes["optimizer_steps"] == {"traq": 100}
@@ -71,9 +113,9 @@ def test_the_error_falls_on_states_that_it_has_not_seen(
 def test_passes_of_drawn_states_are_counted(
     denoiser: Denoiser, settings: DatasetSettings, calibration: Calibration
 ) -> None:
-    """Two draws of four trajectories, four steps each: once by the network, once by its teacher."""
+    """Two draws of four trajectories, four steps each, and three for the correction: by the network and its teacher."""
     outcome = methods.get("traq").quantize(made(denoiser, settings), calibration, SETTINGS, 0)
-    assert outcome.notes["passes"] == {"trained": 80, "drawn": 2 * 2 * 4 * 4}
+    assert outcome.notes["passes"] == {"trained": 80, "drawn": 2 * 2 * 4 * 4, "beside": 2 * 3 * 4}
 
 
 def test_everything_but_the_grids_of_weights_is_trained(
@@ -86,7 +128,9 @@ def test_everything_but_the_grids_of_weights_is_trained(
     moved = {name for name, value in network.state_dict().items() if not torch.equal(value, before[name])}
     still = set(before) - moved
     still -= {"step.widths"}
-    assert all(".weight_quantizer." in name or name.endswith(("zero_point", "calibrated")) for name in still)
+    assert all(
+        ".weight_quantizer." in name or name.endswith(("zero_point", "multiple", "calibrated")) for name in still
+    )
     assert not [name for name in moved if ".weight_quantizer." in name]
     assert not any(parameter.requires_grad for parameter in network.parameters())
 
@@ -97,7 +141,7 @@ def test_weights_are_on_their_grids_and_rounded_to_nearest(
     network = made(denoiser, settings)
     traq.quantize(network, calibration, SETTINGS, 0)
     assert all(isinstance(q.rounding, Nearest) for layer in network.layers().values() for q, _ in layer.weight_parts())
-    assert network.account()["activation_granularity"] == "offsets"  # in which the levels of everything are counted
+    assert network.account()["activation_granularity"] == "multiples"  # in which the levels of everything are counted
 
 
 def test_samples_of_a_batch_have_their_own_steps(

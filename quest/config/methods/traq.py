@@ -23,11 +23,15 @@ class TraqSettings(MethodSettings):
         default=20, description="learned activation scales: one for each sampling step; divides sampler.steps"
     )
     granularity: dict[Literal["4", "8"], Literal["per_tensor", "offsets", "multiples", "per_channel"]] = Field(
-        default={"8": "per_tensor", "4": "offsets"},
+        default={"8": "per_tensor", "4": "multiples"},
         description="what shares an activation scale, as quantizer.activation_granularity has it: a tensor at any "
-        "bits, so that integers can be multiplied, at 4 with a zero point for each channel",
+        "bits, so that integers can be multiplied, at 4 with a zero point and a multiple for each channel",
     )
-    passes: Positive = Field(default=5_120, description="samples that go forward and back through the network")
+    passes: dict[Literal["4", "8"], Annotated[int, Field(ge=0)]] = Field(
+        default={"8": 0, "4": 5_120},
+        description="samples that go forward and back through the network, by activation bits, up to 4 and up to 8; 0: "
+        "nothing is trained",
+    )
     batch_size: Positive = Field(default=16, description="samples of one optimizer step, of any sampling steps")
     draws: Annotated[int, Field(ge=0)] = Field(
         default=3,
@@ -41,6 +45,10 @@ class TraqSettings(MethodSettings):
     )
     scale_lr: Rate = Field(default=5e-3, description="of activation scales, times their mean at first")
     bias_lr: Rate = Field(default=5e-4, description="of biases, and of weights and biases of norms")
+    correction: Annotated[int, Field(ge=0)] = Field(
+        default=96,
+        description="full-precision trajectories on which the mean error is measured that the sampler takes off",
+    )
     influence: Annotated[float, Field(ge=0, le=1)] = Field(
         default=0.5,
         description="exponent of the weight that a sampling step has in the loss: what an error there does to "

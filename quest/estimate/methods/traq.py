@@ -1,22 +1,32 @@
-"""TRAQ: states of its own trajectories with the teacher's predictions on them, and steps of training everything."""
+"""TRAQ: states of its own trajectories with the teacher's predictions on them, steps of training everything, and the
+mean error beside full precision."""
 
 from __future__ import annotations
 
 from quest.config.dataset import DatasetSettings
 from quest.config.methods.traq import TraqSettings
+from quest.config.values import Bits
 from quest.estimate import work
 from quest.estimate.work import CHUNK, FORWARD, FULL, QUANTIZED, Work
 
 
-def calls(settings: DatasetSettings, own: TraqSettings, _bits: str) -> Work:
-    """What an error at each step does to the image is measured first."""
+def calls(settings: DatasetSettings, own: TraqSettings, bits: str) -> Work:
+    """What an error at each step does to the image is measured first, where anything is trained."""
+    passes = own.passes["4" if Bits.parse(bits).activation <= 4 else "8"]
+    found = work.chosen(settings, own.sets)
+    if passes:
+        found += _trained(settings, own, passes)
+    beside = own.correction
+    return found + work.sampled(FORWARD, settings, beside, CHUNK) + work.sampled(QUANTIZED, settings, beside, CHUNK)
+
+
+def _trained(settings: DatasetSettings, own: TraqSettings, passes: int) -> Work:
     steps = settings.sampler.steps
     influence = work.sampled(FORWARD, settings, 32, 32)
     drawn = work.sampled(QUANTIZED, settings, own.trajectories, CHUNK)
     taught = work.calls(FORWARD, steps * own.trajectories * work.halves(settings), CHUNK)
     return (
-        work.chosen(settings, own.sets)
-        + work.times(influence, steps + 1)
+        work.times(influence, steps + 1)
         + work.times(drawn + taught, max(1, own.draws))
-        + work.calls(FULL, own.batch_size, own.batch_size, own.passes // own.batch_size)
+        + work.calls(FULL, own.batch_size, own.batch_size, passes // own.batch_size)
     )

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from quest.config.values import Positive, Settings
+from quest.config.values import Positive, Settings, Width, completed
 
 ActivationGranularity = Literal["per_tensor", "offsets", "multiples", "per_token", "per_channel"]
 
@@ -30,7 +30,7 @@ class QuantizerSettings(Settings):
         default="percentile",
         description="range of an activation: its extremes, the best of 80 shrinks, or the best of three percentiles",
     )
-    activation_granularity: dict[Literal["4", "8"], ActivationGranularity] = Field(
+    activation_granularity: dict[Width, ActivationGranularity] = Field(
         default={"8": "per_tensor", "4": "per_channel"},
         description="what shares an activation scale, up to 4 bits and up to 8 (per channel at 4: the released "
         "code); offsets: a scale for a whole tensor, and a zero point for each channel of a layer's input; multiples: "
@@ -57,11 +57,7 @@ class QuantizerSettings(Settings):
     @field_validator("activation_granularity", mode="before")
     @classmethod
     def _complete(cls, given: Any) -> Any:
-        """Keys may be YAML integers; a width that is left out keeps its default."""
-        if not isinstance(given, dict):
-            return given
-        default = cls.model_fields["activation_granularity"].default
-        return default | {str(bits): granularity for bits, granularity in given.items()}
+        return completed(given, cls.model_fields["activation_granularity"].default)
 
     @field_validator("activation_granularity")
     @classmethod

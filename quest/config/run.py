@@ -11,10 +11,10 @@ from pydantic import Field, model_validator
 from quest import paths
 from quest.config.dataset import DatasetSettings, load_dataset
 from quest.config.evaluation import FAKE
-from quest.config.methods import METHODS, base_method
+from quest.config.methods import METHODS, base_method, python_name
 from quest.config.policies import clash
 from quest.config.reading import named_files, read, unknown, validate
-from quest.config.values import FULL_PRECISION, UNQUANTIZED, Bits, Cell, ConfigError, Positive, Settings
+from quest.config.values import FULL_PRECISION, UNQUANTIZED, Bits, Cell, ConfigError, Positive, Settings, width
 from quest.config.variants import MethodVariant, load_variants, of_cell
 
 CONFIG_FILE = paths.CONFIG / "config.yaml"
@@ -150,18 +150,21 @@ def _require_integers(file: str, settings: DatasetSettings, cell: Cell) -> None:
     """Raise ConfigError where a cell is to be drawn by integer kernels, but its grids are none that these compute."""
     if settings.evaluation.backend == FAKE or cell.method == FULL_PRECISION:
         return
-    quantizer = settings.quantizer
-    width = "4" if Bits.parse(cell.bits).activation <= 4 else "8"
+    quantizer, of_bits = settings.quantizer, width(Bits.parse(cell.bits).activation)
+    own = getattr(settings.method(cell.method), "granularity", None)  # a method may have its own
+    granularity = quantizer.activation_granularity if own is None else own
+    key = "quantizer.activation_granularity" if own is None else f"methods.{python_name(cell.method)}.granularity"
     fine = {
-        f"activation_granularity.{width}": (quantizer.activation_granularity[width], "per_tensor"),
-        "weight_group": (quantizer.weight_group, None),
-        "split_shortcuts": (quantizer.split_shortcuts, False),
+        f"{key}.{of_bits}": (granularity[of_bits], ("per_tensor", "offsets", "multiples")),
+        "quantizer.weight_group": (quantizer.weight_group, (None,)),
+        "quantizer.split_shortcuts": (quantizer.split_shortcuts, (False,)),
     }
     for key, (found, expected) in fine.items():
-        if found != expected:
+        if found not in expected:
             raise ConfigError(
-                f"{file}: evaluation.backend is integer, but quantizer.{key} of {cell.method} {cell.bits} is {found}, "
-                f"whose scales do not factor out of a sum of integers; expected {expected}, or evaluation.backend fake"
+                f"{file}: evaluation.backend is integer, but {key} of {cell.method} {cell.bits} is {found}, "
+                "whose scales do not factor out of a sum of integers; expected "
+                f"{' or '.join(map(str, expected))}, or evaluation.backend fake"
             )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -27,6 +27,20 @@ class Settings(BaseModel):
     """Base of every settings class: unknown keys are errors, values do not change after validation."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+Width = Literal["4", "8"]
+"""Keys of a setting that depends on activation bits: up to 4, and up to 8."""
+
+
+def width(activation_bits: int) -> Width:
+    """Which of the two a number of activation bits falls under."""
+    return "4" if activation_bits <= 4 else "8"
+
+
+def completed(given: Any, default: dict[Width, Any]) -> Any:
+    """A setting by `Width` as it was given: keys may be YAML integers, and one that is left out keeps its default."""
+    return default | {str(bits): value for bits, value in given.items()} if isinstance(given, dict) else given
 
 
 class Bits(NamedTuple):

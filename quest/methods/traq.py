@@ -18,7 +18,7 @@ import copy
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from quest import architectures
 from quest.config.methods.traq import TraqSettings
 from quest.config.quantizer import QuantizerSettings
+from quest.config.values import width
 from quest.diffusion.correction import Correction
 from quest.diffusion.denoiser import Outputs
 from quest.graphs import Replayed
@@ -58,7 +59,7 @@ def quantize(
     calibrate_activations(network, calibration)
     notes: dict[str, Any] = {"passes": {}}
     teacher = network
-    if settings.passes[width(network)]:
+    if settings.passes[width(network.recipe.bits.activation)]:
         teacher = copy.deepcopy(network)  # before any weight moves
         notes = finetune(network, teacher, calibration, settings, seed, progress)
     beside = settings.correction * calibration.halves * len(calibration.sampler.calls())
@@ -95,11 +96,6 @@ def finetune(
     }
 
 
-def width(network: QuantizedNetwork) -> Literal["4", "8"]:
-    """The key of what depends on activation bits."""
-    return "4" if network.recipe.bits.activation <= 4 else "8"
-
-
 def correction(
     network: QuantizedNetwork, teacher: QuantizedNetwork, calibration: Calibration, settings: TraqSettings, seed: int
 ) -> Correction | None:
@@ -113,7 +109,7 @@ def correction(
 
 def trained(network: QuantizedNetwork, settings: TraqSettings) -> list[dict[str, Any]]:
     """All that is trained, as groups of parameters with their rates."""
-    weight_lr = settings.weight_lr[width(network)]
+    weight_lr = settings.weight_lr[width(network.recipe.bits.activation)]
     groups: list[dict[str, Any]] = []
     biases: list[nn.Parameter] = []
     for layer in network.layers().values():
@@ -188,7 +184,7 @@ def train(
 
 
 def _steps(network: QuantizedNetwork, settings: TraqSettings) -> int:
-    return max(1, settings.passes[width(network)] // settings.batch_size)
+    return max(1, settings.passes[width(network.recipe.bits.activation)] // settings.batch_size)
 
 
 def _states(

@@ -8,7 +8,7 @@ from typing import Any
 
 from quest.config.quantizer import QuantizerSettings
 from quest.config.reading import unknown
-from quest.config.values import Bits
+from quest.config.values import Bits, width
 from quest.quantization.granularity import Granularity, PerAxis, PerGroup
 from quest.quantization.grid import Grid
 from quest.quantization.policy import EVERYTHING, Policy
@@ -80,7 +80,7 @@ class Recipe:
 
     def activation_granularity(self, bits: int) -> str:
         """The name of what shares an activation scale at a bit-width."""
-        return self.quantizer.activation_granularity["4" if bits <= 4 else "8"]
+        return self.quantizer.activation_granularity[width(bits)]
 
     def activation_grid(self, bits: int) -> Grid:
         """Grid of layer inputs and attention operands."""

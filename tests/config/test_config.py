@@ -11,6 +11,7 @@ import yaml
 
 from quest.config.dataset import DatasetSettings, load_dataset
 from quest.config.methods import METHODS
+from quest.config.methods.traq import TraqSettings
 from quest.config.quantizer import QuantizerSettings
 from quest.config.reading import unknown, validate
 from quest.config.run import load
@@ -32,7 +33,7 @@ PROTOCOL = {
 
 def write(folder: Path, run: dict[str, Any] | str, **datasets: dict[str, Any] | str) -> Path:
     """A config folder; returns the run's file."""
-    (folder / "datasets").mkdir()
+    (folder / "datasets").mkdir(parents=True)
     for name, content in datasets.items() or [("digits", PROTOCOL)]:
         text = content if isinstance(content, str) else yaml.safe_dump(content)
         (folder / "datasets" / f"{name}.yaml").write_text(text)
@@ -180,7 +181,8 @@ def test_a_file_that_is_no_mapping_is_an_error_of_configuration(tmp_path: Path, 
         (
             {"evaluation": {"backend": "integer"}},
             "evaluation.backend is integer, but quantizer.activation_granularity.4 of quest w4a4 is per_channel, whose "
-            "scales do not factor out of a sum of integers; expected per_tensor, or evaluation.backend fake",
+            "scales do not factor out of a sum of integers; expected per_tensor or offsets or multiples, or "
+            "evaluation.backend fake",
         ),
         (
             {
@@ -195,6 +197,15 @@ def test_a_bad_protocol_is_named_with_its_file(tmp_path: Path, change: dict[str,
     file = write(tmp_path, RUN, digits=PROTOCOL | change)
     with pytest.raises(ConfigError, match=re.escape(f"{tmp_path}/datasets/digits.yaml: {message}")):
         load(file)
+
+
+def test_a_method_with_grids_of_its_own_is_asked_for_those(tmp_path: Path):
+    run = RUN | {"methods": ["traq"], "bits": ["w4a4"]}
+    drawn_by_integers = PROTOCOL | {"evaluation": {"backend": "integer"}}
+    assert load(write(tmp_path, run, digits=drawn_by_integers)).datasets["digits"].evaluation.backend == "integer"
+    own = {"methods": {**PROTOCOL.get("methods", {}), "traq": {"granularity": {"4": "per_channel"}}}}
+    with pytest.raises(ConfigError, match=r"methods\.traq\.granularity\.4 of traq w4a4 is per_channel"):
+        load(write(tmp_path / "own", run, digits=drawn_by_integers | own))
 
 
 def test_every_fault_of_a_file_is_in_one_message(tmp_path: Path):
@@ -254,6 +265,19 @@ def test_granularity_by_activation_bits_keeps_the_defaults_of_other_widths():
         "per_tensor",
         "per_tensor",
     ]
+
+
+def test_what_depends_on_activation_bits_may_be_given_in_part() -> None:
+    given = TraqSettings.model_validate({"passes": {4: 0}, "weight_lr": {8: 1e-3}, "granularity": {"4": "offsets"}})
+    default = TraqSettings()
+    assert given.passes == {"4": 0, "8": default.passes["8"]}
+    assert given.weight_lr == {"4": default.weight_lr["4"], "8": 1e-3}
+    assert given.granularity == {"4": "offsets", "8": "per_tensor"}
+
+
+def test_multiples_are_of_codes_that_leave_room_in_a_byte() -> None:
+    with pytest.raises(ValueError, match="multiples are for key 4"):
+        QuantizerSettings.model_validate({"activation_granularity": {8: "multiples"}})
 
 
 @pytest.mark.parametrize("text", ["w8a8", "w4a8", "w4a4", "w2a8", "w32a32"])

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, ValidationInfo, field_validator
 
 from quest.config.method import MethodSettings
-from quest.config.values import Positive, Rate
+from quest.config.values import Positive, Rate, Width, completed
 
 
 class TraqSettings(MethodSettings):
@@ -22,12 +22,12 @@ class TraqSettings(MethodSettings):
     sets: Positive = Field(
         default=20, description="learned activation scales: one for each sampling step; divides sampler.steps"
     )
-    granularity: dict[Literal["4", "8"], Literal["per_tensor", "offsets", "multiples", "per_channel"]] = Field(
+    granularity: dict[Width, Literal["per_tensor", "offsets", "multiples", "per_channel"]] = Field(
         default={"8": "per_tensor", "4": "multiples"},
         description="what shares an activation scale, as quantizer.activation_granularity has it: a tensor at any "
         "bits, so that integers can be multiplied, at 4 with a zero point and a multiple for each channel",
     )
-    passes: dict[Literal["4", "8"], Annotated[int, Field(ge=0)]] = Field(
+    passes: dict[Width, Annotated[int, Field(ge=0)]] = Field(
         default={"8": 0, "4": 5_120},
         description="samples that go forward and back through the network, by activation bits, up to 4 and up to 8; 0: "
         "nothing is trained",
@@ -39,7 +39,7 @@ class TraqSettings(MethodSettings):
         "then is; 0: calibration data, which are full precision's",
     )
     trajectories: Positive = Field(default=64, description="of each draw")
-    weight_lr: dict[Literal["4", "8"], Rate] = Field(
+    weight_lr: dict[Width, Rate] = Field(
         default={"8": 4e-3, "4": 2e-2},
         description="of weights, times the mean weight scale of their layer, by activation bits, up to 4 and up to 8",
     )
@@ -54,3 +54,8 @@ class TraqSettings(MethodSettings):
         description="exponent of the weight that a sampling step has in the loss: what an error there does to "
         "the image",
     )
+
+    @field_validator("granularity", "passes", "weight_lr", mode="before")
+    @classmethod
+    def _complete(cls, given: Any, info: ValidationInfo) -> Any:
+        return completed(given, cls.model_fields[str(info.field_name)].default)

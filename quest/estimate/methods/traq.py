@@ -5,14 +5,14 @@ from __future__ import annotations
 
 from quest.config.dataset import DatasetSettings
 from quest.config.methods.traq import TraqSettings
-from quest.config.values import Bits
+from quest.config.values import Bits, width
 from quest.estimate import work
 from quest.estimate.work import CHUNK, FORWARD, FULL, QUANTIZED, Work
 
 
 def calls(settings: DatasetSettings, own: TraqSettings, bits: str) -> Work:
     """What an error at each step does to the image is measured first, where anything is trained."""
-    passes = own.passes["4" if Bits.parse(bits).activation <= 4 else "8"]
+    passes = own.passes[width(Bits.parse(bits).activation)]
     found = work.chosen(settings, own.sets)
     if passes:
         found += _trained(settings, own, passes)

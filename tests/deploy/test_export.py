@@ -180,10 +180,19 @@ def test_models_of_prompts(tmp_path: Path) -> None:
 
 
 OFFSETS = {"activation_granularity": {"4": "offsets", "8": "per_tensor"}}
+MULTIPLES = {"activation_granularity": {"4": "multiples", "8": "per_tensor"}}
 
 
 @pytest.mark.parametrize(
-    "changed", [{"weight_group": 4}, {"split_shortcuts": True}, {"activation_symmetric": True}, OFFSETS]
+    "changed",
+    [
+        {"weight_group": 4},
+        {"split_shortcuts": True},
+        {"activation_symmetric": True},
+        OFFSETS,
+        MULTIPLES,
+        MULTIPLES | {"split_shortcuts": True, "weight_group": 4},
+    ],
 )
 def test_every_layout_of_scales(changed: dict[str, Any], make_quantized: Callable[..., Any], tmp_path: Path) -> None:
     network = make_quantized("w4a4", **changed)
@@ -370,7 +379,7 @@ def test_a_flipped_byte_anywhere_in_the_weights(folder: Path, tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"format": 3}, "quantization_config.format: found 3, this quest reads up to 2; install a newer quest"),
+        ({"format": 4}, "quantization_config.format: found 4, this quest reads up to 3; install a newer quest"),
         ({"tables": None}, "quantization_config.tables: Field required"),
         ({"layers": {}}, "sha256 is"),
         ({"strange": 1}, "quantization_config.strange: Extra inputs are not permitted"),

@@ -208,10 +208,12 @@ def packed(network: QuantizedNetwork) -> nn.Module:
 
 PER_TENSOR = {"activation_granularity": {"4": "per_tensor", "8": "per_tensor"}}
 OFFSETS = {"activation_granularity": {"4": "offsets", "8": "per_tensor"}}
+MULTIPLES = {"activation_granularity": {"4": "multiples", "8": "per_tensor"}}
 
 
 @pytest.mark.parametrize(
-    ("bits", "scales"), [("w4a4", PER_TENSOR), ("w4a8", PER_TENSOR), ("w8a8", PER_TENSOR), ("w4a4", OFFSETS)]
+    ("bits", "scales"),
+    [("w4a4", PER_TENSOR), ("w4a8", PER_TENSOR), ("w8a8", PER_TENSOR), ("w4a4", OFFSETS), ("w4a4", MULTIPLES)],
 )
 @pytest.mark.parametrize("kernel", ["reference", "cpu"])
 def test_a_whole_network(
@@ -296,7 +298,7 @@ def test_what_is_refused_says_why(make_quantized: Callable[..., QuantizedNetwork
     unet = packed(make_quantized("w4a4"))
     report = kernels.use_kernels(unet, "reference")
     assert RECIPE in report.values()
-    assert "per_tensor" in RECIPE
+    assert "'4': multiples" in RECIPE
     assert RECIPE in kernels.summary(report)
     reasons = {"weight_group": (4, "groups of its inputs"), "split_shortcuts": (True, "is split into")}
     for key, (value, reason) in reasons.items():

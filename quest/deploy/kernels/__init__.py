@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from quest.config.reading import unknown
-from quest.deploy.kernels.integers import MIDDLE, common_zero_point, of_layer, why_not
+from quest.deploy.kernels.integers import common_zero_point, middle_zero_points, of_layer, why_not
 from quest.deploy.packed.assembly import packed_layers
 from quest.deploy.packed.description import PARTS
 from quest.deploy.packed.layers import ActivationGrid, Packed, SplitGrid
@@ -118,10 +118,13 @@ def _give(name: str, layer: Packed) -> str:
 class _Fed(nn.Module):
     """A layer that quantizes its input and has a kernel multiply the codes; a module, so that it can be traced."""
 
+    middle: Tensor | None
+
     def __init__(self, grid: ActivationGrid, product: nn.Module):
         super().__init__()
         self.grid, self.product = grid, product
         self.common = common_zero_point(grid)
+        self.register_buffer("middle", middle_zero_points(grid), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         codes, scale, zero_point = self._codes(x)
@@ -132,8 +135,9 @@ class _Fed(nn.Module):
         scale, zero_point = self.grid.now(x.device)
         codes, offset = self.grid.codes(x), self.grid.grid.low
         shared, multiple = self.grid.scale_and_multiple(x.device)
-        if multiple is not None:
-            return codes.sub_(zero_point).mul_(multiple).add_(MIDDLE), shared, shared.new_full((1,), MIDDLE)
+        if multiple is not None and self.middle is not None:
+            middle = self.grid.present(self.middle).to(x.device)
+            return codes.sub_(zero_point).mul_(multiple).add_(middle), shared, middle
         if self.common is not None:
             codes, zero_point = codes + (self.common - zero_point), zero_point.new_full((1,), self.common)
         if offset:

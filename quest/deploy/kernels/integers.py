@@ -5,7 +5,7 @@ With q_x in 0 … 255 and w = q_w - z_w a whole number, a layer is
 where r[o] is zero unless w does not fit into a signed byte: then w = q_w - 128 and r[o] = z_w[o] - 128.
 Where each channel has a zero point of its own, q_x is shifted so that one is theirs all (`common_zero_point`), and no
 product has to know: of few bits, what is shifted still fits a byte. Where each has a multiple as well, the product has
-the codes (q_x - z_x)·m + 128 with the one scale and the zero point 128.
+the codes (q_x - z_x)·m + 128 with the one scale and the zero point 128 (`middle_zero_points`).
 """
 
 from __future__ import annotations
@@ -23,9 +23,7 @@ RECIPE = (
     "quantizer.activation_granularity {'4': multiples, '8': per_tensor} (a scale per tensor and step, times a whole "
     "number per channel up to 4 bits)"
 )
-
-MIDDLE = 128
-"""The code of zero where channels have multiples."""
+_MIDDLE = 128
 
 
 @dataclass(frozen=True)
@@ -60,9 +58,10 @@ def why_not(layer: Packed) -> str | None:
         return f"its input has {grid.grid.levels} levels, more than a byte holds"
     low, high = (int(bound) for bound in grid.all_zero_points().aminmax())
     if (products := grid.all_products()) is not None:
-        if products[0] < -MIDDLE or products[1] >= MIDDLE:
-            least, most = products
-            return f"codes times the multiples of their channels are {least} to {most}: they do not fit a signed byte"
+        least, most = (each.tolist() for each in products)
+        for row in zip(least, most, strict=True):
+            if max(row[1], 0) - min(row[0], 0) > 255:
+                return f"codes times the multiples of its channels are {row[0]} to {row[1]}: they do not fit a byte"
     elif common_zero_point(grid) is not None:
         if grid.grid.levels + max(high, 0) - min(low, 0) > 256:
             return f"zero points of its channels are {low} to {high}: codes with one for all do not fit a byte"
@@ -85,6 +84,16 @@ def common_zero_point(grid: ActivationGrid) -> int | None:
     if grid.site.multiple_at is not None:
         return None
     return max(int(grid.all_zero_points().max()), 0) if len(grid.site.zero_points) > 1 else None
+
+
+def middle_zero_points(grid: ActivationGrid) -> Tensor | None:
+    """The zero point of (q_x - z_x)·m at each timestep where channels have multiples, (rows,) float32: 128, or the
+    nearest to it with which those that do not fit a signed byte fit an unsigned one. None where there are none."""
+    products = grid.all_products()
+    if products is None:
+        return None
+    least, most = products
+    return torch.full_like(least, _MIDDLE).maximum(-least).minimum(255 - most).float()
 
 
 def of_layer(layer: Packed) -> Integers:

@@ -119,16 +119,20 @@ class ActivationGrid(nn.Module):
         """The zero points of every timestep, (rows, zero points of a row)."""
         return _part(self._shared.tables.zero_points, self.site.zero_points)
 
-    def all_products(self) -> tuple[int, int] | None:
-        """The least and the greatest of (code - zero point) · multiple at any timestep; None where there are no
-        multiples."""
+    def all_products(self) -> tuple[Tensor, Tensor] | None:
+        """The least and the greatest of (code - zero point) · multiple of every timestep, (rows,) int32; None where
+        there are no multiples."""
         multiples = self._shared.tables.multiples
         if multiples is None or self.site.multiple_at is None:
             return None
         multiples, zero_points = _part(multiples, self.site.multiples).int(), self.all_zero_points().int()
         bounds = zero_points.new_tensor([[self.grid.low, self.grid.high]]) if self.bounds is None else self.bounds
         low, high = bounds.to(zero_points.device).split(1, 1)  # (rows or 1, 1)
-        return int(((low - zero_points) * multiples).min()), int(((high - zero_points) * multiples).max())
+        return ((low - zero_points) * multiples).amin(1), ((high - zero_points) * multiples).amax(1)
+
+    def present(self, table: Tensor) -> Tensor:
+        """The row (1, …) of the present timestep in a table (rows, …)."""
+        return table.index_select(0, self._shared.tables.row.to(table.device))
 
     def codes(self, x: Tensor) -> Tensor:
         """Integer codes of x, as float32."""
@@ -147,8 +151,7 @@ class ActivationGrid(nn.Module):
         bounds = self.bounds
         if bounds is None:
             return self.grid.low, self.grid.high
-        row = self._shared.tables.row.to(bounds.device)
-        low, high = bounds.index_select(0, row)[0].to(device).unbind()
+        low, high = self.present(bounds)[0].to(device).unbind()
         return low, high
 
     def extra_repr(self) -> str:

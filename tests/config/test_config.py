@@ -256,6 +256,12 @@ def test_granularity_by_activation_bits_keeps_the_defaults_of_other_widths():
     ]
 
 
+def test_multiples_are_for_few_bits():
+    assert QuantizerSettings.model_validate({"activation_granularity": {4: "multiples"}})
+    with pytest.raises(ValueError, match="8: multiples: times a whole number, codes of 8 bits fit no byte"):
+        QuantizerSettings.model_validate({"activation_granularity": {8: "multiples"}})
+
+
 @pytest.mark.parametrize("text", ["w8a8", "w4a8", "w4a4", "w2a8", "w32a32"])
 def test_bits_are_written_as_they_are_read(text: str):
     assert str(Bits.parse(text)) == text

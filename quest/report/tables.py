@@ -193,7 +193,7 @@ def fewer(row: Row, rows: Sequence[Row]) -> list[str]:
 
 _OF_CHANNELS = {
     "offsets": "codes are shifted as they are made, so that all channels have one zero point",
-    "multiples": "codes times the whole number of their channel, up to 8, are bytes of one scale",
+    "multiples": "codes times the whole number of their channel are bytes of one scale",
 }
 """What a channel may have of its own where a scale is per tensor, and what becomes of it in a kernel."""
 

@@ -79,13 +79,13 @@ class _Network(nn.Module):
         row = _Row()
         tables = packed.get_submodule(TABLES)
         assert isinstance(tables, Tables)
-        if tables.zero_points.dtype != torch.uint8:
-            raise ValueError("zero points of activations do not fit into a byte; ONNX has no form for them")
         for name, layer in packed_layers(packed).items():
             _replace(packed, name, _Layer(name, layer))
         for name, module in list(packed.named_modules()):
             if isinstance(module, ActivationGrid):
                 _replace(packed, name, _Grid(name, module, row))
+        if tables.zero_points.dtype != torch.uint8:
+            raise ValueError("zero points of activations do not fit into a byte; ONNX has no form for them")
         packed._forward_pre_hooks.clear()
         packed._forward_pre_hooks_with_kwargs.clear()
         self.packed, self._row = packed, row

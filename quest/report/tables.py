@@ -191,6 +191,13 @@ def fewer(row: Row, rows: Sequence[Row]) -> list[str]:
     return []
 
 
+_OF_CHANNELS = {
+    "offsets": "codes are shifted as they are made, so that all channels have one zero point",
+    "multiples": "codes times the whole number of their channel are bytes of one scale",
+}
+"""What a channel may have of its own where a scale is per tensor, and what becomes of it in a kernel."""
+
+
 def _integers(row: Row) -> str:
     """Whether a product of a row's integers can be summed before it is scaled."""
     if row["method"] == FULL_PRECISION or row.get("activation_granularity") is None:
@@ -198,9 +205,10 @@ def _integers(row: Row) -> str:
     if row.get("weight_granularity", "per_channel") != "per_channel":
         return "no"
     kinds = set(row["activation_granularity"].split(" and "))
-    if not kinds <= {"per_tensor", "offsets"}:
+    if not kinds <= {"per_tensor", *_OF_CHANNELS}:
         return "no"
-    return "yes, offsets" if "offsets" in kinds else "yes"
+    further = [kind for kind in _OF_CHANNELS if kind in kinds]
+    return f"yes, {' and '.join(further)}" if further else "yes"
 
 
 def _notes(rows: Sequence[Row], summary: Sequence[Row]) -> list[str]:
@@ -223,10 +231,10 @@ def _of_integers(summary: Sequence[Row]) -> list[str]:
     found = {_integers(row) for row in summary} - {MISSING, "yes"}
     if not found:
         return []
-    offsets = "; offsets: a kernel adds what zero points per channel sum up to, a constant, to the bias"
+    further = "".join(f"; {kind}: {said}" for kind, said in _OF_CHANNELS.items() if any(kind in each for each in found))
     return [
         "Integer kernels can multiply where activation scales are per tensor, which factor out of a sum of integers"
-        f"{offsets if 'yes, offsets' in found else ''}."
+        f"{further}."
     ]
 
 
@@ -315,9 +323,8 @@ def _activation_scales(rows: Sequence[Row]) -> str:
 
 def _shared(row: Row) -> str:
     """What shares an activation scale, in words."""
-    return (
-        row["activation_granularity"].replace("offsets", "per tensor with a zero point per channel").replace("_", " ")
-    )
+    words = row["activation_granularity"].replace("offsets", "per tensor with a zero point per channel")
+    return words.replace("multiples", "per tensor with a zero point and a multiple per channel").replace("_", " ")
 
 
 def _too_many_levels(rows: Sequence[Row]) -> str:

@@ -275,8 +275,9 @@ def test_what_depends_on_activation_bits_may_be_given_in_part() -> None:
     assert given.granularity == {"4": "offsets", "8": "per_tensor"}
 
 
-def test_multiples_are_of_codes_that_leave_room_in_a_byte() -> None:
-    with pytest.raises(ValueError, match="multiples are for key 4"):
+def test_multiples_are_for_few_bits():
+    assert QuantizerSettings.model_validate({"activation_granularity": {4: "multiples"}})
+    with pytest.raises(ValueError, match="8: multiples: times a whole number, codes of 8 bits fit no byte"):
         QuantizerSettings.model_validate({"activation_granularity": {8: "multiples"}})
 
 

@@ -30,6 +30,7 @@ from quest.stages import sample
 CPU = torch.device("cpu")
 PER_TENSOR = {"activation_granularity": {"4": "per_tensor", "8": "per_tensor"}}
 OFFSETS = {"activation_granularity": {"4": "offsets", "8": "per_tensor"}}
+MULTIPLES = {"activation_granularity": {"4": "multiples", "8": "per_tensor"}}
 MEAN, MOST = 0.25, 16
 """Grey levels of 255 that the images may differ by (docs/deploy.md has those of trained models)."""
 
@@ -56,7 +57,8 @@ def assert_close(images: Tensor, expected: Tensor) -> None:
 
 
 @pytest.mark.parametrize(
-    ("bits", "scales"), [("w8a8", PER_TENSOR), ("w4a8", PER_TENSOR), ("w4a4", PER_TENSOR), ("w4a4", OFFSETS)]
+    ("bits", "scales"),
+    [("w8a8", PER_TENSOR), ("w4a8", PER_TENSOR), ("w4a4", PER_TENSOR), ("w4a4", OFFSETS), ("w4a4", MULTIPLES)],
 )
 def test_images_of_integers_are_those_of_fake_quantization(
     bits: str,
@@ -156,7 +158,7 @@ def test_a_corrected_sampler_and_bits_of_steps(
 @pytest.mark.parametrize(
     ("quantizer", "reason"),
     [
-        ({}, r"activation scales per channel do not factor out .* {'4': per_tensor, '8': per_tensor}"),
+        ({}, r"activation scales per channel do not factor out .* {'4': multiples, '8': per_tensor}"),
         (PER_TENSOR | {"weight_group": 4}, "groups of its inputs have weight scales of their own"),
         (PER_TENSOR | {"split_shortcuts": True}, "its input is split into two parts of scales of their own"),
     ],

@@ -180,10 +180,19 @@ def test_models_of_prompts(tmp_path: Path) -> None:
 
 
 OFFSETS = {"activation_granularity": {"4": "offsets", "8": "per_tensor"}}
+MULTIPLES = {"activation_granularity": {"4": "multiples", "8": "per_tensor"}}
 
 
 @pytest.mark.parametrize(
-    "changed", [{"weight_group": 4}, {"split_shortcuts": True}, {"activation_symmetric": True}, OFFSETS]
+    "changed",
+    [
+        {"weight_group": 4},
+        {"split_shortcuts": True},
+        {"activation_symmetric": True},
+        OFFSETS,
+        MULTIPLES,
+        MULTIPLES | {"split_shortcuts": True, "weight_group": 4},
+    ],
 )
 def test_every_layout_of_scales(changed: dict[str, Any], make_quantized: Callable[..., Any], tmp_path: Path) -> None:
     network = make_quantized("w4a4", **changed)
@@ -252,6 +261,98 @@ def test_a_scale_of_many_zero_points_is_stored_once(make_quantized: Callable[...
     stored = load_file(folder / "unet/diffusion_pytorch_model.safetensors")
     assert stored[f"{TABLES}.scales"].shape == (4, len(sites))
     assert stored[f"{TABLES}.zero_points"].shape == (4, sum(site.zero_point[0].numel() for site in sites))
+
+
+@pytest.fixture(scope="module")
+def multiplied(make_quantized: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> QuantizedModel:
+    return of_network(make_quantized("w4a4", **MULTIPLES, sets=4), tmp_path_factory.mktemp("multiplied"))
+
+
+def test_multiples_are_stored_beside_zero_points(multiplied: QuantizedModel, tmp_path: Path) -> None:
+    """A byte for each, in a folder of the third format, which diffusers saves again as it is."""
+    folder = quest.export(multiplied, tmp_path / "out")
+    described = json.loads((folder / "unet/config.json").read_text())["quantization_config"]
+    stored = load_file(folder / "unet/diffusion_pytorch_model.safetensors")
+    sites = [site for site in multiplied.network.sites().values() if site.multiple is not None]
+    places = sum(site.multiple[0].numel() for site in sites if site.multiple is not None)
+    assert described["format"] == 3
+    assert described["tables"]["multiple_places"] == places
+    assert stored[f"{TABLES}.scales"].shape == (4, len(multiplied.network.sites()))
+    assert stored[f"{TABLES}.multiples"].dtype == torch.uint8
+    assert stored[f"{TABLES}.multiples"].shape == (4, places)
+    assert stored[f"{TABLES}.multiples"].unique().tolist() == list(range(1, 9))
+    edges = {name: described["layers"][name]["input"][0] for name in ("conv_in", "conv_out")}
+    assert all("multiple_at" not in site for site in edges.values())
+    pipeline = opened(folder)
+    assert_same_network(multiplied, pipeline.unet)
+    pipeline.save_pretrained(tmp_path / "again")
+    again = json.loads((tmp_path / "again/unet/config.json").read_text())["quantization_config"]
+    assert again == described
+    assert_same_network(multiplied, opened(tmp_path / "again").unet)
+
+
+def test_folders_without_multiples_are_as_they_were(folder: Path) -> None:
+    described = json.loads((folder / "unet/config.json").read_text())["quantization_config"]
+    assert described["format"] == 1
+    assert "multiple" not in json.dumps(described)
+    assert f"{TABLES}.multiples" not in load_file(folder / "unet/diffusion_pytorch_model.safetensors")
+
+
+@pytest.mark.parametrize("name", ["bedrooms_ldm4", "imagenet_ldm4"])
+def test_multiples_of_the_operands_of_attention(name: str, tmp_path: Path) -> None:
+    """Channels of a head, in networks whose heads the config says and does not say, among them of a context."""
+    how = FEW | {"quantizer": FEW["quantizer"] | MULTIPLES}
+    model = quest.quantize(
+        GOLDEN / f"{name}.ckpt", "w4a4", "nearest", architecture=GOLDEN / f"{name}.json", **how, classes=None
+    )
+    unet = opened(quest.export(model, tmp_path / name)).unet
+    assert_same_network(model, unet)
+    operands = [sites for sites in unet.config.quantization_config.description.attention.values() if sites]
+    assert operands
+    for sites in operands:
+        for operand in ("q", "k", "v"):
+            assert sites[operand].layout == (1, 1, 1)
+            assert sites[operand].zero_layout == (1, 1, len(sites[operand].multiples))
+        assert sites["probabilities"].multiple_at is None
+
+
+def resealed(folder: Path, tensors: dict[str, torch.Tensor], **tables: Any) -> Path:
+    """``folder`` with other tensors and another description of its tables, sealed as if they were its own."""
+    from safetensors.torch import save_file
+
+    from quest.deploy.packed import seal
+
+    file = folder / "unet/config.json"
+    config = json.loads(file.read_text())
+    config["quantization_config"]["tables"] |= tables
+    file.write_text(json.dumps(config))
+    digest = seal.digest(tensors, config["quantization_config"])
+    save_file(tensors, folder / "unet/diffusion_pytorch_model.safetensors", {"format": "pt", seal.KEY: digest})
+    return folder
+
+
+def test_multiples_that_are_missing_or_misshapen(multiplied: QuantizedModel, tmp_path: Path) -> None:
+    folder, name = quest.export(multiplied, tmp_path / "x"), f"{TABLES}.multiples"
+    tensors = load_file(folder / "unet/diffusion_pytorch_model.safetensors")
+    table = tensors[name]
+    places = table.shape[1]
+    with pytest.raises(ArtifactError, match=r"quest_tables\.multiples: missing from the weights, with 0 more"):
+        opened(resealed(folder, {key: tensor for key, tensor in tensors.items() if key != name}))
+    with pytest.raises(ArtifactError, match=rf"{name}: found shape \(4, {places - 1}\), expected \(4, {places}\)"):
+        opened(resealed(folder, tensors | {name: table[:, 1:].clone()}))
+    with pytest.raises(ArtifactError, match=rf"{name}: found torch.int32, expected torch.uint8"):
+        opened(resealed(folder, tensors | {name: table.int()}))
+    for wrong in (0, places - 1):
+        said = rf"quantization_config: .*multiple_places: found {wrong}, expected the {places} that are in use"
+        with pytest.raises(ArtifactError, match=said):
+            opened(resealed(folder, tensors, multiple_places=wrong))
+    opened(resealed(folder, tensors, multiple_places=places))
+    file = folder / "unet/config.json"
+    file.write_text(file.read_text().replace('"format": 3', '"format": 2'))
+    with pytest.raises(
+        ArtifactError, match=r"quantization_config: .*format: found 2, expected 3 of a network with mult"
+    ):
+        opened(folder)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -370,7 +471,7 @@ def test_a_flipped_byte_anywhere_in_the_weights(folder: Path, tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"format": 3}, "quantization_config.format: found 3, this quest reads up to 2; install a newer quest"),
+        ({"format": 4}, "quantization_config.format: found 4, this quest reads up to 3; install a newer quest"),
         ({"tables": None}, "quantization_config.tables: Field required"),
         ({"layers": {}}, "sha256 is"),
         ({"strange": 1}, "quantization_config.strange: Extra inputs are not permitted"),

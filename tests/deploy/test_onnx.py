@@ -89,6 +89,16 @@ def test_what_has_no_such_form(model: QuantizedModel, tmp_path: Path) -> None:
     )
     with pytest.raises(ValueError, match=r"found activations of \(4,\) bits.*ONNX takes 8 bits"):
         export_onnx(other, tmp_path / "x.onnx")
+    of_multiples = {"quantizer": FEW["quantizer"] | {"activation_granularity": {"4": "multiples"}}}
+    other = quest.quantize(
+        *(golden / "bedrooms_ldm4.ckpt", "w4a4", "nearest"),
+        architecture=golden / "bedrooms_ldm4.json",
+        **FEW | of_multiples,
+    )
+    with pytest.raises(
+        ValueError, match=r"found activations of \(4,\) bits, .* 1 scales and \d+ zero points; ONNX takes 8"
+    ):
+        export_onnx(other, tmp_path / "x.onnx")
     assert not list(tmp_path.iterdir())
     (tmp_path / "x.onnx").touch()
     with pytest.raises(ArtifactError, match="is there already; choose another, or --force"):

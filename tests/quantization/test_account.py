@@ -96,6 +96,17 @@ def test_by_hand() -> None:
     assert found["mean_activation_bits"] == pytest.approx((CONV_MACS * 8 + LINEAR_MACS * 4) / (CONV_MACS + LINEAR_MACS))
 
 
+def test_multiples_count_as_a_byte_each() -> None:
+    settings = QuantizerSettings(edge_activation_bits=8, activation_granularity={"8": "per_tensor", "4": "multiples"})
+    found = QuantizedNetwork(TwoLayers(), Recipe(Bits(4, 4), settings, 5, 20), IMAGE).account()
+    # Beside the scale and zero point of each weight channel and of the input of 8 bits: of 5 sets each a scale, 3 zero
+    # points and 3 multiples.
+    state = (2 * (3 + 5) + 2 * 5 + 5 * (1 + 3)) * 32 + 5 * 3 * 8
+    assert found["weight_mib"] == pytest.approx((69 * 4 + 13 * 32 + state) / MIB)
+    assert found["activation_granularity"] == "multiples"
+    assert found["gbops"] == pytest.approx((CONV_MACS * 4 * 8 + LINEAR_MACS * 4 * 4) / 1e9)
+
+
 def test_symmetric_grids_store_no_zero_points() -> None:
     recipe = Recipe(Bits(4, 8), QuantizerSettings(activation_symmetric=True), 5, 20)
     found = QuantizedNetwork(TwoLayers(), recipe, IMAGE).account()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from quest.quantization.granularity import Granularity, Offsets, PerAxis, PerGroup, PerTensor, for_activation
+from quest.quantization.granularity import Granularity, Multiples, Offsets, PerAxis, PerGroup, PerTensor, for_activation
 
 WEIGHT = torch.arange(2 * 6 * 2).float().view(2, 6, 2)
 
@@ -68,6 +68,9 @@ def test_missing_axis(axis: int) -> None:
         ("offsets", 4, Offsets(1)),
         ("offsets", 3, Offsets(2)),
         ("offsets", 2, PerTensor()),
+        ("multiples", 4, Multiples(1)),
+        ("multiples", 3, Multiples(2)),
+        ("multiples", 2, Multiples(1)),
         ("per_token", 4, PerTensor()),
         ("per_token", 3, PerAxis(1)),
         ("per_token", 2, PerTensor()),
@@ -78,5 +81,7 @@ def test_names_of_the_configuration(name: str, ndim: int, expected: Granularity)
 
 
 def test_unknown_name() -> None:
-    with pytest.raises(ValueError, match="'per_row'; expected per_tensor, offsets, per_token or per_channel"):
+    with pytest.raises(
+        ValueError, match="'per_row'; expected per_tensor, offsets, multiples, per_token or per_channel"
+    ):
         for_activation("per_row", 3)

@@ -254,3 +254,94 @@ def test_a_scale_shared_by_rows_has_the_sum_of_their_gradients() -> None:
     assert each.grad is not None
     assert shared.grad.shape == (1, 1)
     assert shared.grad.item() == pytest.approx(each.grad.sum().item())
+
+
+ROWS = {
+    "usual": lambda x: x,
+    "widths up to 1000": lambda x: x * torch.logspace(-2, 1, 12).view(-1, 1),
+    "far from zero": lambda x: 0.01 * x + torch.linspace(-900, 1000, 12).view(-1, 1),
+    "one far away": lambda x: x + 1e4 * torch.eye(12)[:, :1],
+    "one-sided": lambda x: x.abs(),
+    "constant": lambda x: torch.linspace(-5, 80, 12).view(-1, 1).expand_as(x),
+    "some zero": lambda x: x * (torch.arange(12) % 2).view(-1, 1),
+    "zeros": torch.zeros_like,
+    "tiny": lambda x: 1e-12 * x,
+    "huge": lambda x: 1e30 * x,
+    "an outlier": lambda x: torch.cat([x[:, 1:], 500 * x[:, :1]], 1),
+    "one element": lambda x: x[:, :1],
+}
+
+
+def by_multiples(x: Tensor, grid: Grid) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Scale, zero points, multiples, and x on their grid."""
+    scale, zero_point, multiple = grids.search_multiples(x, grid)
+    assert (scale.shape, zero_point.shape, multiple.shape) == ((1,), (len(x),), (len(x),))
+    return scale, zero_point, multiple, fake_quantize(x, (scale * multiple)[:, None], zero_point[:, None], grid)
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 5, 6])
+@pytest.mark.parametrize("rows", ROWS)
+def test_codes_times_multiples_fit_a_signed_byte(rows: str, bits: int) -> None:
+    """Every code of the grid does, so that it does not matter what comes."""
+    grid = Grid(bits)
+    x = ROWS[rows](torch.randn(12, 300, generator=torch.Generator().manual_seed(0)))
+    scale, zero_point, multiple, found = by_multiples(x, grid)
+    assert scale.item() > 0
+    assert torch.equal(multiple, multiple.round())
+    assert torch.equal(zero_point, zero_point.round())
+    assert 1 <= multiple.min() <= multiple.max() <= grids.largest_multiple(grid)
+    assert ((grid.low - zero_point) * multiple).min() >= -128
+    assert ((grid.high - zero_point) * multiple).max() <= 127
+    assert bool(torch.isfinite(found).all())
+    if rows in ("far from zero", "constant", "one element"):
+        assert (found - x).abs().max() <= x.abs().max() / 127
+
+
+@pytest.mark.parametrize("constant", [-3.0, 0.0, 70.0])
+def test_channels_of_one_value_keep_it(constant: float) -> None:
+    x = torch.full((3, 50), constant)
+    *_, found = by_multiples(x, Grid(4))
+    assert (found - x).abs().max() <= abs(constant) / 127
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(
+    ("rows", "most"),
+    [("widths up to 1000", 0.7), ("an outlier", 1.0), ("usual", 1.05), ("some zero", 1.05)],
+)
+def test_multiples_err_no_more_than_one_scale(rows: str, most: float, seed: int) -> None:
+    """Nor much more where channels are alike, of which fewer scales are tried."""
+    grid = Grid(4)
+    x = ROWS[rows](torch.randn(12, 300, generator=torch.Generator().manual_seed(seed)))
+    scale, zero_point = grids.search_offsets(x, grid)
+    alike = (fake_quantize(x, scale, zero_point[:, None], grid) - x).square().mean()
+    *_, found = by_multiples(x, grid)
+    assert (found - x).square().mean() <= most * alike
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_multiples_err_little_more_than_scales_per_channel(seed: int) -> None:
+    """Where channels are at most 8 times as wide as others; channel by channel and all together."""
+    grid, generator = Grid(4), torch.Generator().manual_seed(seed)
+    widths = torch.logspace(-3, 0, 32, base=2)[:, None]
+    x = widths * (torch.randn(32, 2048, generator=generator) + torch.randn(32, 1, generator=generator))
+    scale, zero_point = search(x, grid, "percentile")
+    expected = (fake_quantize(x, scale[:, None], zero_point[:, None], grid) - x).square().mean(1)
+    *_, multiple, found = by_multiples(x, grid)
+    errors = (found - x).square().mean(1)
+    assert errors.mean() <= 1.3 * expected.mean()
+    assert bool((errors <= 4 * expected).all()), "a channel has less than twice the scale that it needs"
+    assert len(multiple.unique()) > 4
+
+
+def test_the_largest_multiple() -> None:
+    assert [grids.largest_multiple(Grid(bits)) for bits in range(2, 7)] == [42, 18, 8, 4, 2]
+    for bits in (7, 8):
+        with pytest.raises(ValueError, match=rf"multiples at {bits} bits: no multiple .* expected at most 6 bits"):
+            grids.search_multiples(torch.randn(2, 8), Grid(bits))
+
+
+@pytest.mark.parametrize("x", [torch.tensor([[0.0, torch.nan]]), torch.zeros(3, 0)])
+def test_multiples_of_nothing_finite_are_refused(x: Tensor) -> None:
+    with pytest.raises(ValueError, match=r"cannot choose a scale: found .* values"):
+        grids.search_multiples(x, Grid(4))

@@ -158,6 +158,30 @@ def test_groups_of_another_recipe_do_not_restore(make_quantized: Make) -> None:
         storage.restore(make_quantized("w4a4", weight_group=8), exported)
 
 
+MULTIPLES: dict[str, Any] = {"activation_granularity": {"4": "multiples"}}
+
+
+def test_multiples_are_of_layers_and_of_operands(make_quantized: Make) -> None:
+    """Not of attention's probabilities, whose zero is fixed, nor of the 8 bits of the edges."""
+    network = make_quantized("w4a4", **MULTIPLES)
+    assert network.account()["activation_granularity"] == "multiples"  # the levels of each channel are counted in it
+    with_multiples = {name for name, site in network.sites().items() if site.multiple is not None}
+    without = set(network.sites()) - with_multiples
+    assert all(name.startswith(("conv_in.", "conv_out.")) or name.endswith("probabilities") for name in without)
+    for name in with_multiples:
+        site = network.sites()[name]
+        assert site.scale.numel() == 2, "one for each set"
+        assert site.zero_point.shape[1:].numel() == max(site.zero_point.shape[1:]) > 1
+        assert site.multiple is not None
+        assert site.multiple.shape == site.zero_point.shape
+        assert site.multiple.dtype == torch.uint8
+    assert any(name.endswith(".q") for name in with_multiples)
+    used = torch.cat([network.sites()[name].multiple.flatten() for name in with_multiples])  # type: ignore[union-attr]
+    assert set(used.tolist()) == set(range(1, 9))
+    network = make_quantized("w4a4", activation_symmetric=True, **MULTIPLES)
+    assert all(site.multiple is None for site in network.sites().values())
+
+
 @pytest.mark.parametrize(
     ("bits", "expected"), [("w4a8", "per_tensor"), ("w4a4", "per_channel"), ("w4a3", "per_channel")]
 )
@@ -221,6 +245,8 @@ def decided(network: QuantizedNetwork, seed: int) -> QuantizedNetwork:
         ("w2a2", {"split_shortcuts": True}),
         ("w4a8", {"weight_group": 8, "split_shortcuts": True}),
         ("w3a4", {"weight_group": 4}),
+        ("w4a4", MULTIPLES),
+        ("w4a3", MULTIPLES | {"split_shortcuts": True}),
     ],
 )
 def test_export_and_restore_give_the_same_network(
@@ -272,6 +298,18 @@ def test_restore_names_a_missing_or_misshapen_tensor(make_quantized: Make, name:
     longer = torch.cat([tensors[name], tensors[name]])
     with pytest.raises(ValueError, match=f"^{name}: found .*{len(longer)}.*, expected .*{len(tensors[name])}"):
         storage.restore(network, changed(tensors, name, longer))
+
+
+def test_restore_names_multiples_that_are_missing_or_misshapen(make_quantized: Make) -> None:
+    network = make_quantized(**MULTIPLES)
+    tensors = dict(storage.export(network))
+    name = "mid_block.resnets.0.conv1.input_quantizer.multiple"
+    with pytest.raises(ValueError, match=rf"^{name}: missing"):
+        storage.restore(network, changed(tensors, name, None))
+    with pytest.raises(ValueError, match=rf"^{name}: found shape .*, expected"):
+        storage.restore(network, changed(tensors, name, tensors[name][:, :, 1:]))
+    with pytest.raises(ValueError, match=rf"{name}: not part of this network|scale: found shape"):
+        storage.restore(make_quantized(), tensors)
 
 
 def test_restore_names_a_strange_tensor(make_quantized: Make) -> None:

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from quest.quantization.granularity import Granularity, PerAxis, PerGroup, PerTensor
-from quest.quantization.grid import Grid, fake_quantize, search
+from quest.quantization.granularity import Granularity, Multiples, PerAxis, PerGroup, PerTensor
+from quest.quantization.grid import Grid, fake_quantize, search, search_multiples
 from quest.quantization.quantizers import ActivationQuantizer, Split, WeightQuantizer, calibrating
 from quest.quantization.rounding import Fixed
 from quest.quantization.steps import Step
@@ -206,3 +206,70 @@ def test_rounding_to_nearest_has_the_derivatives_of_its_definition() -> None:
         found, torch.autograd.grad((plain * probe).sum(), [weight, quantizer.scale]), strict=True
     ):
         torch.testing.assert_close(ours, expected)
+
+
+WIDTHS = torch.tensor([1.0, 0.3, 0.13]).view(3, 1, 1)
+
+
+def with_multiples(step: Step) -> tuple[ActivationQuantizer, torch.Tensor]:
+    """A quantizer whose two sets are calibrated on an input and on another, wider one, and that input."""
+    torch.manual_seed(0)
+    x = (torch.randn(6, 3, 4, 4) + 1) * WIDTHS
+    quantizer = make_activation(step, Multiples(1))
+    with calibrating(quantizer):
+        for index in range(2):
+            step.set(index)
+            quantizer(x * (1 + index) + index)
+    return quantizer, x
+
+
+def test_multiples_are_state_of_every_set() -> None:
+    step = Step(2, 2)
+    quantizer, x = with_multiples(step)
+    state = {name: tuple(tensor.shape) for name, tensor in quantizer.state_dict().items()}
+    channels = (2, 1, 3, 1, 1)
+    assert state == {"scale": (2, 1, 1, 1, 1), "zero_point": channels, "multiple": channels, "calibrated": (2,)}
+    assert [name for name, _ in quantizer.named_parameters()] == ["scale"]
+    target = make_activation(step, Multiples(1))
+    target.load_state_dict(quantizer.state_dict())
+    for index in range(2):
+        step.set(index)
+        rows = Multiples(1).rows(x * (1 + index) + index)
+        scale, zero_point, multiple = (each.view(-1, 1, 1) for each in search_multiples(rows, Grid(4)))
+        expected = fake_quantize(x, scale * multiple, zero_point, Grid(4))
+        assert torch.equal(quantizer(x), expected)
+        assert torch.equal(target(x), expected)
+    assert quantizer.multiple is not None
+    assert quantizer.multiple[0].flatten().tolist() == sorted(quantizer.multiple[0].flatten().tolist(), reverse=True)
+    assert len(quantizer.multiple[0].unique()) == 3
+
+
+def test_each_sample_has_the_multiples_of_its_step() -> None:
+    step = Step(2, 2)
+    quantizer, x = with_multiples(step)
+    apart = []
+    for index in range(2):
+        step.set(index)
+        apart.append(quantizer(x[index : index + 1]))
+    with step.each(torch.tensor([0, 1])):
+        assert torch.equal(quantizer(x[:2]), torch.cat(apart))
+
+
+def test_the_gradient_of_a_shared_scale_is_that_of_its_channels_times_their_multiples() -> None:
+    step = Step(2, 2)
+    quantizer, x = with_multiples(step)
+    step.set(1)
+    weight = torch.randn_like(x)
+    (quantizer(3 * x) * weight).sum().backward()
+    assert quantizer.scale.grad is not None
+    assert quantizer.multiple is not None
+    multiple = quantizer.multiple[1, 0].float()
+    each = (quantizer.scale[1, 0] * multiple).detach().requires_grad_()
+    (fake_quantize(3 * x, each, quantizer.zero_point[1, 0], Grid(4)) * weight).sum().backward()
+    assert each.grad is not None
+    assert quantizer.scale.grad[1].item() == pytest.approx((each.grad * multiple).sum().item(), rel=1e-5)
+    assert quantizer.scale.grad[0].item() == 0, "the other set was not used"
+    with quantizer.training_sets() as trained:
+        (quantizer(3 * x) * weight).sum().backward()
+        assert trained[1].grad is not None
+        assert trained[1].grad.item() == pytest.approx(quantizer.scale.grad[1].item())

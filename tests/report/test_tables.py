@@ -341,9 +341,11 @@ def test_caption_says_what_shares_a_scale_and_which_layers_are_quantized(tmp_pat
 
 
 def test_activation_scales_of_methods_that_differ_are_told_apart(tmp_path: Path):
-    rows = [row("quest"), row("nearest"), row("traq", activation_granularity="offsets")]
+    rows = [row("quest"), row("nearest", activation_granularity="multiples")]
+    rows += [row("traq", activation_granularity="offsets")]
     _, _, markdown = make(tmp_path, [write_metrics(tmp_path, each) for each in rows])
-    said = "per channel at W4A4 of Nearest and QuEST, per tensor with a zero point per channel at W4A4 of TRAQ (ours);"
+    said = "per tensor with a zero point and a multiple per channel at W4A4 of Nearest, per channel at W4A4 of QuEST, "
+    said += "per tensor with a zero point per channel at W4A4 of TRAQ (ours);"
     assert f"Activation scales: {said}" in markdown
 
 
@@ -352,6 +354,9 @@ def test_activation_scales_of_methods_that_differ_are_told_apart(tmp_path: Path)
     [
         ({"activation_granularity": "per_tensor"}, "yes"),
         ({"activation_granularity": "offsets"}, "yes, offsets"),
+        ({"activation_granularity": "multiples"}, "yes, multiples"),
+        ({"activation_granularity": "per_tensor and multiples"}, "yes, multiples"),
+        ({"activation_granularity": "multiples and per_channel"}, "no"),
         ({"activation_granularity": "per_channel"}, "no"),
         ({"activation_granularity": "per_token"}, "no"),
         ({"activation_granularity": "per_tensor and per_channel"}, "no"),
@@ -364,8 +369,9 @@ def test_rows_say_whether_integer_kernels_can_multiply(tmp_path: Path, grids: di
     _, _, markdown = make(tmp_path, files)
     header, full_precision, quest = cells(markdown)
     assert (header[-1], full_precision[-1], quest[-1]) == ("Integer kernels", "–", expected)
-    assert ("Integer kernels can multiply where" in markdown) == (expected in ("no", "yes, offsets"))
-    assert ("to the bias" in markdown) == (expected == "yes, offsets")
+    assert ("Integer kernels can multiply where" in markdown) == (expected not in ("yes", "–"))
+    assert ("; offsets: codes are shifted as they are made" in markdown) == (expected == "yes, offsets")
+    assert ("; multiples: codes times the whole number" in markdown) == (expected == "yes, multiples")
 
 
 def test_missing_chains_are_named_in_their_row(tmp_path: Path):

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from quest.config.reading import unknown
-from quest.deploy.kernels.integers import common_zero_point, of_layer, why_not
+from quest.deploy.kernels.integers import common_zero_point, middle_zero_points, of_layer, why_not
 from quest.deploy.packed.assembly import packed_layers
 from quest.deploy.packed.description import PARTS
 from quest.deploy.packed.layers import ActivationGrid, Packed, SplitGrid
@@ -118,19 +118,31 @@ def _give(name: str, layer: Packed) -> str:
 class _Fed(nn.Module):
     """A layer that quantizes its input and has a kernel multiply the codes; a module, so that it can be traced."""
 
+    middle: Tensor | None
+
     def __init__(self, grid: ActivationGrid, product: nn.Module):
         super().__init__()
         self.grid, self.product = grid, product
         self.common = common_zero_point(grid)
+        self.register_buffer("middle", middle_zero_points(grid), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
+        codes, scale, zero_point = self._codes(x)
+        return self.product(codes.to(torch.uint8), scale.view(1), zero_point.view(1), x.dtype)
+
+    def _codes(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Codes that fit a byte, their scale and their zero point, one of each."""
         scale, zero_point = self.grid.now(x.device)
         codes, offset = self.grid.codes(x), self.grid.grid.low
+        shared, multiple = self.grid.scale_and_multiple(x.device)
+        if multiple is not None and self.middle is not None:
+            middle = self.grid.present(self.middle).to(x.device)
+            return codes.sub_(zero_point).mul_(multiple).add_(middle), shared, middle
         if self.common is not None:
             codes, zero_point = codes + (self.common - zero_point), zero_point.new_full((1,), self.common)
         if offset:
             codes, zero_point = codes - offset, zero_point - offset
-        return self.product(codes.to(torch.uint8), scale.view(1), zero_point.view(1), x.dtype)
+        return codes, scale, zero_point
 
 
 def _module(name: str) -> Any:

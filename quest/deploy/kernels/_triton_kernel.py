@@ -30,10 +30,10 @@ def _inputs(codes, base, inside, channel, limit, zero):
 
 @triton.jit
 def convolution(
-    codes, scale, zero_point, weight, sums, weight_scale, bias, rest, residual, y,
+    codes, scale, zero_point, weight, shift, sums, weight_scale, bias, rest, residual, y,
     rows, outputs, channels, height, width, out_height, out_width,
     stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w,
-    R: tl.constexpr, S: tl.constexpr, FILLED: tl.constexpr, NARROW: tl.constexpr, SHIFT: tl.constexpr,
+    R: tl.constexpr, S: tl.constexpr, FILLED: tl.constexpr, NARROW: tl.constexpr,
     REST: tl.constexpr, BIAS: tl.constexpr, RESIDUAL: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):  # fmt: skip
@@ -47,6 +47,7 @@ def convolution(
     zero = tl.load(zero_point).to(tl.int32) - 128
     zero_byte = zero.to(tl.int8)
 
+    smallest = tl.load(shift + n, n < outputs, other=0).to(tl.int16)[None, :]
     total = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.int32)
     seen = tl.zeros((BLOCK_M,), dtype=tl.int32)
     blocks: tl.constexpr = (FILLED + BLOCK_K - 1) // BLOCK_K
@@ -63,8 +64,8 @@ def convolution(
             pair = tl.load(row[None, :] + k[:, None], known, other=0)
             first = _inputs(codes, base, inside, k, tl.minimum(channels, FILLED), zero_byte)
             second = _inputs(codes, base + FILLED, inside, k, tl.minimum(FILLED, channels - FILLED), zero_byte)
-            low = ((pair & 15).to(tl.int16) + SHIFT).to(tl.int8)
-            high = ((pair >> 4).to(tl.int16) + SHIFT).to(tl.int8)
+            low = ((pair & 15).to(tl.int16) + smallest).to(tl.int8)
+            high = ((pair >> 4).to(tl.int16) + smallest).to(tl.int8)
             total = tl.dot(first, low, total, out_dtype=tl.int32)
             total = tl.dot(second, high, total, out_dtype=tl.int32)
         else:

@@ -4,7 +4,8 @@ With q_x in 0 … 255 and w = q_w - z_w a whole number, a layer is
     y[o] = D_x · D_w[o] · (Σ (q_x - z_x)·(w - r[o])) + bias[o],
 where r[o] is zero unless w does not fit into a signed byte: then w = q_w - 128 and r[o] = z_w[o] - 128.
 Where each channel has a zero point of its own, q_x is shifted so that one is theirs all (`common_zero_point`), and no
-product has to know: of few bits, what is shifted still fits a byte.
+product has to know: of few bits, what is shifted still fits a byte. Where each has a multiple as well, the product has
+the codes (q_x - z_x)·m + 128 with the one scale and the zero point 128 (`middle_zero_points`).
 """
 
 from __future__ import annotations
@@ -19,8 +20,10 @@ from quest.deploy.packed.layers import ActivationGrid, Packed, PackedConv2d, Pac
 
 RECIPE = (
     "activation scales per channel do not factor out of an integer product; quantize with "
-    "quantizer.activation_granularity {'4': per_tensor, '8': per_tensor} and more sets (a scale per tensor and step)"
+    "quantizer.activation_granularity {'4': multiples, '8': per_tensor} (a scale per tensor and step, times a whole "
+    "number per channel up to 4 bits)"
 )
+_MIDDLE = 128
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,12 @@ def why_not(layer: Packed) -> str | None:
     if grid.grid.high - grid.grid.low > 255:
         return f"its input has {grid.grid.levels} levels, more than a byte holds"
     low, high = (int(bound) for bound in grid.all_zero_points().aminmax())
-    if common_zero_point(grid) is not None:
+    if (products := grid.all_products()) is not None:
+        least, most = (each.tolist() for each in products)
+        for row in zip(least, most, strict=True):
+            if max(row[1], 0) - min(row[0], 0) > 255:
+                return f"codes times the multiples of its channels are {row[0]} to {row[1]}: they do not fit a byte"
+    elif common_zero_point(grid) is not None:
         if grid.grid.levels + max(high, 0) - min(low, 0) > 256:
             return f"zero points of its channels are {low} to {high}: codes with one for all do not fit a byte"
     elif low < grid.grid.low or high > grid.grid.high:
@@ -72,8 +80,20 @@ def why_not(layer: Packed) -> str | None:
 
 def common_zero_point(grid: ActivationGrid) -> int | None:
     """The zero point that codes are shifted to where each channel has its own: the largest of any timestep, from which
-    all others are below. None where there is one anyway."""
+    all others are below. None where there is one anyway, or where there are multiples."""
+    if grid.site.multiple_at is not None:
+        return None
     return max(int(grid.all_zero_points().max()), 0) if len(grid.site.zero_points) > 1 else None
+
+
+def middle_zero_points(grid: ActivationGrid) -> Tensor | None:
+    """The zero point of (q_x - z_x)·m at each timestep where channels have multiples, (rows,) float32: 128, or the
+    nearest to it with which those that do not fit a signed byte fit an unsigned one. None where there are none."""
+    products = grid.all_products()
+    if products is None:
+        return None
+    least, most = products
+    return torch.full_like(least, _MIDDLE).maximum(-least).minimum(255 - most).float()
 
 
 def of_layer(layer: Packed) -> Integers:

@@ -50,6 +50,7 @@ class Product(nn.Module):
     residual to add to it."""
 
     weight: Tensor
+    shift: Tensor
     sums: Tensor
     scale: Tensor
     bias: Tensor
@@ -61,18 +62,21 @@ class Product(nn.Module):
         self._outputs, self._channels = weight.shape[:2]
         self._linear = integers.linear
         self._geometry = [*integers.geometry[0], *integers.geometry[1], *integers.geometry[2]]
-        self._narrow, self._shift = integers.bits <= 4 and integers.rest is None, 0
+        self._narrow = integers.bits <= 4 and integers.rest is None
+        shift, sums = weight.int().amin((1, 2, 3)), weight.sum((1, 2, 3), dtype=torch.int32)
         filled = -(-self._channels // _ALIGN) * _ALIGN
+        if self._narrow:
+            # Less the smallest of their output channel, for channels of different zero points have more than 16 weights
+            # together. What is filled up meets inputs that are zero.
+            weight = (weight.int() - shift.view(-1, 1, 1, 1)).to(torch.uint8)
         rows = nn.functional.pad(weight.permute(0, 2, 3, 1), (0, filled - self._channels))  # (O, R, S, filled C)
         if self._narrow:
-            # A byte holds two weights less the smallest of all, so that what is filled up is a zero.
-            self._shift = int(weight.min())
-            codes = (rows.int() - self._shift).to(torch.uint8)
-            rows = codes[..., : filled // 2] | codes[..., filled // 2 :] << 4
+            rows = rows[..., : filled // 2] | rows[..., filled // 2 :] << 4
         none = torch.zeros(0, device=weight.device)
         tensors = {
             "weight": rows.contiguous(),
-            "sums": weight.sum((1, 2, 3), dtype=torch.int32),
+            "shift": shift,
+            "sums": sums,
             "scale": integers.scale,
             "bias": none if integers.bias is None else integers.bias,
             "rest": none.to(torch.int32) if integers.rest is None else integers.rest,
@@ -93,8 +97,8 @@ class Product(nn.Module):
             x = codes.reshape(-1, self._channels, 1, 1)
             added = None if residual is None else residual.reshape(-1, self._outputs, 1, 1)
         y = integer_convolution(
-            x, scale, zero_point, self.weight, self.sums, self.scale, self.bias, self.rest, added, self._channels,
-            self._geometry, self._narrow, self._shift, dtype,
+            x, scale, zero_point, self.weight, self.shift, self.sums, self.scale, self.bias, self.rest, added,
+            self._channels, self._geometry, self._narrow, dtype,
         )  # fmt: skip
         return y.reshape(*codes.shape[:-1], self._outputs) if self._linear else y
 
@@ -108,6 +112,7 @@ def integer_convolution(
     scale: Tensor,
     zero_point: Tensor,
     weight: Tensor,
+    shift: Tensor,
     sums: Tensor,
     weight_scale: Tensor,
     bias: Tensor,
@@ -116,14 +121,13 @@ def integer_convolution(
     channels: int,
     geometry: list[int],
     narrow: bool,
-    shift: int,
     dtype: torch.dtype,
 ) -> Tensor:
     """A convolution of codes (N, C, H, W) uint8 with packed weights; (N, O, P, Q) ``dtype`` in channels-last layout.
 
     scale, zero_point: (1,) float32, of the codes. weight: (O, R, S, filled C) int8, or half as many bytes of two.
     sums, weight_scale: (O,); bias, rest: (O,), or empty. geometry: stride, padding, dilation, each twice.
-    narrow: two weights to a byte, each less ``shift``.
+    narrow: two weights to a byte, each less ``shift`` (O,) int32 of its output channel.
     """
     kernels: Any = importlib.import_module("quest.deploy.kernels._triton_kernel")
     codes = codes.contiguous(memory_format=torch.channels_last)
@@ -138,9 +142,10 @@ def integer_convolution(
     grid = (-(-rows // block["BLOCK_M"]) * -(-outputs // block["BLOCK_N"]),)
     with torch.cuda.device_of(codes):
         kernels.convolution[grid](
-            codes, scale, zero_point, weight, sums, weight_scale, bias, rest, codes if residual is None else residual,
-            y, rows, outputs, channels, codes.shape[2], codes.shape[3], height, width, *geometry,
-            R=weight.shape[1], S=weight.shape[2], FILLED=weight.shape[-1], NARROW=narrow, SHIFT=shift,
+            codes, scale, zero_point, weight, shift, sums, weight_scale, bias, rest,
+            codes if residual is None else residual, y, rows, outputs, channels, codes.shape[2], codes.shape[3],
+            height, width, *geometry,
+            R=weight.shape[1], S=weight.shape[2], FILLED=weight.shape[-1], NARROW=narrow,
             REST=rest.numel() > 0, BIAS=bias.numel() > 0, RESIDUAL=residual is not None, **block,
         )  # fmt: skip
     return y
@@ -152,6 +157,7 @@ def _(
     scale: Tensor,
     zero_point: Tensor,
     weight: Tensor,
+    shift: Tensor,
     sums: Tensor,
     weight_scale: Tensor,
     bias: Tensor,
@@ -160,7 +166,6 @@ def _(
     channels: int,
     geometry: list[int],
     narrow: bool,
-    shift: int,
     dtype: torch.dtype,
 ) -> Tensor:
     return _empty(codes, weight, geometry, dtype)

@@ -14,7 +14,8 @@ from quest import architectures
 from quest.artifacts import ArtifactError
 from quest.deploy.packed import bitstream
 from quest.deploy.packed.description import (
-    FORMAT,
+    DENSE,
+    MULTIPLES,
     Description,
     LayerDescription,
     SiteDescription,
@@ -28,7 +29,7 @@ from quest.quantization.attention import QuantizedAttention
 from quest.quantization.granularity import PerGroup
 from quest.quantization.layers import QuantizedLayer, Switches
 from quest.quantization.network import QuantizedNetwork
-from quest.quantization.quantizers import Split, Widths
+from quest.quantization.quantizers import ActivationQuantizer, Split, Widths
 from quest.quantization.steps import Step
 
 TABLES, CORRECTION = "quest_tables", "quest_correction"
@@ -41,7 +42,8 @@ class _Columns:
     def __init__(self) -> None:
         self._scales: list[Tensor] = []
         self._zero_points: list[Tensor] = []
-        self._places = self._zero_places = 0
+        self._multiples: list[Tensor] = []
+        self._places = self._zero_places = self._multiple_places = 0
 
     def add(self, name: str, site: nn.Module) -> SiteDescription:
         """Take the scales of one activation quantizer, or of one for each width, whose rows follow one another.
@@ -53,6 +55,12 @@ class _Columns:
                 raise ValueError(f"{name}: activation scales of sets {missing} were never calibrated")
         layout, scales = _gathered([each.scale.detach() for each in quantizers])
         zero_layout, zero_points = _gathered([each.zero_point for each in quantizers])
+        multiple_at = None
+        if any(each.multiple is not None for each in quantizers):
+            _, multiples = _gathered([_multiples(each) for each in quantizers])
+            self._multiples.append(multiples)
+            multiple_at = self._multiple_places
+            self._multiple_places += multiples.shape[1]
         described = SiteDescription(
             bits=tuple(each.grid.bits for each in quantizers),
             kind=quantizers[0].grid.kind,
@@ -60,6 +68,7 @@ class _Columns:
             at=self._places,
             zero_layout=None if zero_layout == layout else zero_layout,
             zero_at=None if self._zero_places == self._places else self._zero_places,
+            multiple_at=multiple_at,
         )
         self._scales.append(scales)
         self._zero_points.append(zero_points)
@@ -73,12 +82,15 @@ class _Columns:
         scales, zero_points = (torch.cat(each, 1) for each in (self._scales, self._zero_points))
         zero_points = _smallest(zero_points)
         tensors = {"timesteps": torch.tensor(list(timesteps)), "rows": rows, "scales": scales}
+        if self._multiples:
+            tensors["multiples"] = torch.cat(self._multiples, 1)
         described = TablesDescription(
             steps=step.steps,
             rows=len(scales),
             places=self._places,
             zero_point=_name(zero_points),
             zero_places=None if self._zero_places == self._places else self._zero_places,
+            multiple_places=self._multiple_places,
         )
         return described, tensors | {"zero_points": zero_points}
 
@@ -101,8 +113,10 @@ def take_apart(
     tables, own = columns.done(network.step, timesteps)
     tensors |= {f"{TABLES}.{key}": tensor for key, tensor in own.items()}
     fields: dict[str, Any] = {"tables": tables, "layers": layers, "attention": attention}
-    if any(layer.dense for layer in layers.values()):
-        fields["format"] = FORMAT
+    if tables.multiple_places:
+        fields["format"] = MULTIPLES
+    elif any(layer.dense for layer in layers.values()):
+        fields["format"] = DENSE
     if correction is not None:
         tensors |= {f"{CORRECTION}.slope": correction.slope, f"{CORRECTION}.bias": correction.bias}
         fields["correction"] = correction.bias.shape[1]
@@ -226,6 +240,12 @@ def _gathered(tables: list[Tensor]) -> tuple[tuple[int, ...], Tensor]:
     """Scales or zero points of one site, (sets, …) for each width: the layout of a set, and all as (rows, places)."""
     shape = torch.broadcast_shapes(*(table.shape for table in tables))
     return tuple(shape[1:]), torch.cat([table.expand(shape).flatten(1) for table in tables])
+
+
+def _multiples(quantizer: ActivationQuantizer) -> Tensor:
+    """The multiples of one quantizer, all one where it has none, uint8 of the shape of its zero points."""
+    multiple = quantizer.multiple
+    return torch.ones_like(quantizer.zero_point, dtype=torch.uint8) if multiple is None else multiple
 
 
 def _smallest(zero_point: Tensor) -> Tensor:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from quest.artifacts import ArtifactError
 
-FORMAT = 2
+DENSE, MULTIPLES = 2, 3
+FORMAT = MULTIPLES
 """Of the folder, the newest that is read; another number means that its tensors or its description are other ones. The
-first knows no `LayerDescription.dense`, and is still written where nothing is."""
+second added `LayerDescription.dense`, the third multiples; the oldest that is enough is written."""
 METHOD = "quest"
 """``quant_method``, by which diffusers finds who reads it."""
 PARTS = ("unet", "transformer")
@@ -27,7 +28,8 @@ class SiteDescription(_Part):
 
     bits: of each activation bit-width that a sampling step may use, each with as many rows of the tables. kind: of the
     grid. layout: of its scales, which broadcasts to an activation. at: their first place in the tables.
-    zero_layout, zero_at: the same of its zero points, where they are not those of its scales.
+    zero_layout, zero_at: the same of its zero points, where they are not those of its scales. multiple_at: the first
+    place of its multiples, where it has them, a whole number for each zero point that its scale is multiplied by.
     """
 
     bits: tuple[int, ...]
@@ -36,6 +38,7 @@ class SiteDescription(_Part):
     at: int
     zero_layout: tuple[int, ...] | None = None
     zero_at: int | None = None
+    multiple_at: int | None = None
 
     @property
     def scales(self) -> range:
@@ -48,16 +51,24 @@ class SiteDescription(_Part):
         first = self.at if self.zero_at is None else self.zero_at
         return range(first, first + math.prod(self.zero_layout or self.layout))
 
+    @property
+    def multiples(self) -> range:
+        """The places of its multiples in a row of the tables; none where it has no multiples."""
+        first = self.multiple_at
+        return range(0) if first is None else range(first, first + len(self.zero_points))
+
 
 class TablesDescription(_Part):
     """Activation scales of the whole network. steps: sampling steps that it was calibrated at. rows, places: the shape
-    of the table of scales. zero_point: dtype of the zero points, zero_places: how many a row has, where not as many."""
+    of the table of scales. zero_point: dtype of the zero points, zero_places: how many a row has, where not as many.
+    multiple_places: how many multiples a row has."""
 
     steps: int
     rows: int
     places: int
     zero_point: str = "uint8"
     zero_places: int | None = None
+    multiple_places: int = 0
 
 
 def is_dense(bits: int) -> bool:
@@ -119,7 +130,7 @@ class Description(_Part):
     """
 
     quant_method: Literal["quest"] = METHOD
-    format: Literal[1, 2] = 1
+    format: Literal[1, 2, 3] = 1
     bits: str
     method: str
     tables: TablesDescription
@@ -129,6 +140,17 @@ class Description(_Part):
     correction: int | None = None
     sampler: dict[str, Any] = {}
     made: dict[str, Any] = {}
+
+    @model_validator(mode="after")
+    def _multiples_are_in_the_tables(self) -> Description:
+        operands = [site for sites in self.attention.values() for site in sites.values()]
+        sites = [*(site for layer in self.layers.values() for site in layer.input), *operands]
+        last, there = max((site.multiples.stop for site in sites), default=0), self.tables.multiple_places
+        if last != there:
+            raise ValueError(f"tables.multiple_places: found {there}, expected the {last} that are in use")
+        if there and self.format < MULTIPLES:
+            raise ValueError(f"format: found {self.format}, expected {MULTIPLES} of a network with multiples")
+        return self
 
     def plain(self) -> dict[str, Any]:
         """As JSON, what is at its default left out; inverse of `read`."""
@@ -147,7 +169,5 @@ def read(content: dict[str, Any]) -> Description:
         return Description.model_validate(content)
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise ArtifactError(
-            f"quantization_config.{where}: {first['msg']}; the folder is damaged, fetch or export it again"
-        ) from error
+        where = ".".join(map(str, ("quantization_config", *first["loc"])))
+        raise ArtifactError(f"{where}: {first['msg']}; the folder is damaged, fetch or export it again") from error

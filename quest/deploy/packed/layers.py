@@ -25,31 +25,36 @@ class Tables(nn.Module):
 
     timesteps: (S,) int64, those that the network was calibrated at, noisiest first; rows: (S,) int64, the row of each.
     scales: (rows, places) float32, and zero_points: (rows, places of their own) integers: those of every activation
-    grid one after another. scale, zero_point: float32, the row in use; step: (1,) int64, the calibrated step that it is
-    of. A call at another timestep takes the row of the nearest calibrated one, the noisier of two that are as near.
+    grid one after another; multiples: (rows, places of their own) uint8, or None where no grid has them. scale,
+    zero_point, multiple: float32, the row in use; step: (1,) int64, the calibrated step that it is of. A call at
+    another timestep takes the row of the nearest calibrated one, the noisier of two that are as near.
     """
 
     timesteps: Tensor
     rows: Tensor
     scales: Tensor
     zero_points: Tensor
+    multiples: Tensor | None
     row: Tensor
     step: Tensor
     scale: Tensor
     zero_point: Tensor
+    multiple: Tensor | None
 
     def __init__(self, described: TablesDescription):
         super().__init__()
-        steps, rows, places = described.steps, described.rows, described.places
+        steps, rows, places, multiples = described.steps, described.rows, described.places, described.multiple_places
         zeros = places if described.zero_places is None else described.zero_places
         self.register_buffer("timesteps", torch.zeros(steps, dtype=torch.long))
         self.register_buffer("rows", torch.zeros(steps, dtype=torch.long))
         self.register_buffer("scales", torch.ones(rows, places))
         self.register_buffer("zero_points", torch.zeros(rows, zeros, dtype=getattr(torch, described.zero_point)))
+        self.register_buffer("multiples", torch.ones(rows, multiples, dtype=torch.uint8) if multiples else None)
         for name in ("row", "step"):
             self.register_buffer(name, torch.zeros(1, dtype=torch.long), persistent=False)
         self.register_buffer("scale", torch.zeros(places), persistent=False)
         self.register_buffer("zero_point", torch.zeros(zeros), persistent=False)
+        self.register_buffer("multiple", torch.ones(multiples) if multiples else None, persistent=False)
 
     def set(self, timestep: Tensor | float) -> None:
         """Take the row of ``timestep``, a number or a tensor of equal ones, of which the first is read.
@@ -66,6 +71,8 @@ class Tables(nn.Module):
         self.row.copy_(row)
         self.scale.copy_(self.scales.index_select(0, row)[0])
         self.zero_point.copy_(self.zero_points.index_select(0, row)[0])
+        if self.multiples is not None and self.multiple is not None:
+            self.multiple.copy_(self.multiples.index_select(0, row)[0])
 
     def extra_repr(self) -> str:
         return f"{len(self.timesteps)} calibrated timesteps, {tuple(self.scales.shape)} scales"
@@ -93,15 +100,39 @@ class ActivationGrid(nn.Module):
         self._shared = _Shared(tables)
 
     def now(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Scale and zero point of the present timestep, float32, in a layout that broadcasts to an activation."""
+        """Scale and zero point of the present timestep, float32, in a layout that broadcasts to an activation; where
+        there are multiples, the scale is times them."""
         tables, site = self._shared.tables, self.site
-        scale = _part(tables.scale, site.scales).view(site.layout)
+        scale, multiple = self.scale_and_multiple(device)
         zero_point = _part(tables.zero_point, site.zero_points).view(site.zero_layout or site.layout)
-        return scale.to(device), zero_point.to(device)
+        return scale if multiple is None else scale * multiple, zero_point.to(device)
+
+    def scale_and_multiple(self, device: torch.device) -> tuple[Tensor, Tensor | None]:
+        """Scale, and multiples if there are, of the present timestep; as `now` has them, but apart."""
+        tables, site = self._shared.tables, self.site
+        scale = _part(tables.scale, site.scales).view(site.layout).to(device)
+        if tables.multiple is None or site.multiple_at is None:
+            return scale, None
+        return scale, _part(tables.multiple, site.multiples).view(site.zero_layout or site.layout).to(device)
 
     def all_zero_points(self) -> Tensor:
         """The zero points of every timestep, (rows, zero points of a row)."""
         return _part(self._shared.tables.zero_points, self.site.zero_points)
+
+    def all_products(self) -> tuple[Tensor, Tensor] | None:
+        """The least and the greatest of (code - zero point) · multiple of every timestep, (rows,) int32; None where
+        there are no multiples."""
+        multiples = self._shared.tables.multiples
+        if multiples is None or self.site.multiple_at is None:
+            return None
+        multiples, zero_points = _part(multiples, self.site.multiples).int(), self.all_zero_points().int()
+        bounds = zero_points.new_tensor([[self.grid.low, self.grid.high]]) if self.bounds is None else self.bounds
+        low, high = bounds.to(zero_points.device).split(1, 1)  # (rows or 1, 1)
+        return ((low - zero_points) * multiples).amin(1), ((high - zero_points) * multiples).amax(1)
+
+    def present(self, table: Tensor) -> Tensor:
+        """The row (1, …) of the present timestep in a table (rows, …)."""
+        return table.index_select(0, self._shared.tables.row.to(table.device))
 
     def codes(self, x: Tensor) -> Tensor:
         """Integer codes of x, as float32."""
@@ -120,8 +151,7 @@ class ActivationGrid(nn.Module):
         bounds = self.bounds
         if bounds is None:
             return self.grid.low, self.grid.high
-        row = self._shared.tables.row.to(bounds.device)
-        low, high = bounds.index_select(0, row)[0].to(device).unbind()
+        low, high = self.present(bounds)[0].to(device).unbind()
         return low, high
 
     def extra_repr(self) -> str:

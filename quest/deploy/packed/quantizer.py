@@ -81,7 +81,8 @@ class QuestQuantizer(DiffusersQuantizer):
         return param_name in self._own
 
     def check_quantized_param_shape(self, param_name: str, current_param: Any, loaded_param: Any) -> bool:  # type: ignore[override]
-        raise ArtifactError(f"{param_name}: found shape {tuple(loaded_param.shape)}, expected {tuple(current_param)}")
+        found, expected = tuple(loaded_param.shape), tuple(current_param.shape)
+        raise ArtifactError(f"{param_name}: found shape {found}, expected {expected}")
 
     def create_quantized_param(  # type: ignore[override]
         self, model: nn.Module, param: Tensor, param_name: str, device: Any, *_more: Any, **_named: Any

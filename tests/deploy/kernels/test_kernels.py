@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 from collections.abc import Callable
 from typing import Any
@@ -12,14 +13,34 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import quest
+from quest.config.dataset import DatasetSettings
+from quest.config.values import Bits
 from quest.deploy import kernels
 from quest.deploy.kernels import cpu, reference
 from quest.deploy.kernels import triton as triton_kernels
-from quest.deploy.kernels.integers import RECIPE, Integers, common_zero_point, of_layer, why_not
+from quest.deploy.kernels.integers import (
+    RECIPE,
+    Integers,
+    common_zero_point,
+    middle_zero_points,
+    of_layer,
+    why_not,
+)
 from quest.deploy.packed.assembly import TABLES, assemble, packed_layers, take_apart
-from quest.deploy.packed.description import Description
-from quest.deploy.packed.layers import ActivationGrid, Packed, Tables
+from quest.deploy.packed.description import Description, LayerDescription, SiteDescription, TablesDescription
+from quest.deploy.packed.layers import ActivationGrid, Packed, Tables, pack_layer
+from quest.deploy.start import recipe as make_recipe
+from quest.diffusion.denoiser import Denoiser
+from quest.learning.calibration import Calibration
+from quest.learning.finetuning import calibrate_activations
+from quest.quantization import packing
+from quest.quantization.granularity import PerAxis, for_activation
+from quest.quantization.grid import Grid
+from quest.quantization.layers import QuantizedLayer, Switches
 from quest.quantization.network import QuantizedNetwork
+from quest.quantization.quantizers import ActivationQuantizer, WeightQuantizer
+from quest.quantization.roles import Role
+from quest.quantization.steps import Step
 
 SHAPES = {  # batch, channels, height, width, outputs, kernel, stride, padding, dilation
     "3x3": (2, 32, 8, 8, 32, 3, 1, 1, 1),
@@ -39,6 +60,8 @@ def layer(shape: tuple[int, ...], bits: int, rest: bool, device: str = "cpu", la
     size = (outputs, channels) if kernel == 0 else (outputs, channels, kernel, kernel)
     low, high = (-9, 6) if bits == 4 else (-largest - 1 if largest == 127 else -largest, largest)
     weight = torch.randint(low, high + 1, size, generator=generator, dtype=torch.int8)
+    if bits == 4:  # 16 of a channel, more of all: each has a zero point of its own
+        weight += torch.randint(-6, 7, (outputs, *(1,) * (weight.ndim - 1)), generator=generator, dtype=torch.int8)
     geometry: Any = ((stride or 1,) * 2, (padding, padding), (dilation or 1,) * 2)
     integers = Integers(
         weight,
@@ -180,6 +203,8 @@ def test_triton_in_its_interpreter() -> None:
         "one = torch.ones(1); product = t.triton_kernels.make(integers); plain = product(x, one, one)\n"
         "added = torch.randn_like(plain)\n"
         "torch.testing.assert_close(product(x, one, one, residual=added), plain + added)\n"
+        "for kind in t.MULTIPLIED:\n"
+        "    t.assert_multiples(kind, 'triton')\n"
         "print('as it should be')"
     )
     environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
@@ -188,6 +213,156 @@ def test_triton_in_its_interpreter() -> None:
         capture_output=True, text=True, env=environment, check=False,
     )  # fmt: skip
     assert done.stdout.strip() == "as it should be", done.stderr[-3000:]
+
+
+MULTIPLIED = {"images": (2, 5, 7, 6), "tokens": (2, 3, 33), "vectors": (4, 33)}
+
+
+def multiplied(kind: str) -> tuple[QuantizedLayer, Packed, Step, Tables, Tensor]:
+    """A layer whose input has multiples at two timesteps, its packed form, and an input whose channels are of widths
+    from 1/8 to 1 and far from zero. Scales are powers of two, so that sums of floats are exact."""
+    torch.manual_seed(0)
+    shape = MULTIPLIED[kind]
+    channel_axis = 1 if len(shape) != 3 else 2
+    count = shape[channel_axis]
+    along = [count if axis == channel_axis else 1 for axis in range(len(shape))]
+    x = torch.randn(shape) * torch.logspace(-3, 0, count, base=2).view(along) + torch.linspace(-3, 4, count).view(along)
+    layer: Any = nn.Linear(count, 7, bias=False)
+    if kind == "images":
+        layer = nn.Conv2d(count, 6, 3, stride=2, padding=1, bias=False)
+    step = Step(2, 2)
+    site = ActivationQuantizer(shape[1:], Grid(4), for_activation("multiples", len(shape)), "max", step)
+    for index in range(2):
+        site.choose(site.granularity.rows(x * (1 + index)), index)
+    weights = WeightQuantizer(layer.weight, Grid(4), PerAxis(0), "max")
+    for each in (site, weights):
+        each.scale.data = torch.exp2(each.scale.data.log2().round())
+    quantized = QuantizedLayer(layer, Role.CONVOLUTION, weights, site, Switches()).requires_grad_(False)
+    place = SiteDescription(
+        bits=(4,), layout=tuple(site.scale.shape[1:]), at=0, zero_layout=tuple(site.zero_point.shape[1:]), multiple_at=0
+    )
+    tables = Tables(
+        TablesDescription(steps=2, rows=2, places=1, zero_point="int16", zero_places=count, multiple_places=count)
+    )
+    codes = weights.codes(layer.weight)
+    described = LayerDescription(bits=4, shape=tuple(codes.shape), zero_point="int16", input=(place,))
+    packed = pack_layer(copy.deepcopy(layer), described, tables)
+    assert site.multiple is not None
+    assert len(site.multiple.unique()) > 3
+    stored = {
+        "codes": packing.pack(codes, Grid(4), "codes"),
+        "weight_scale": weights.scale.flatten(1)[:, :1],
+        "weight_zero_point": weights.zero_point.flatten(1)[:, :1],
+    }
+    packed.load_state_dict(stored)
+    steps = torch.arange(2)
+    own = {"scales": site.scale, "zero_points": site.zero_point, "multiples": site.multiple}
+    tables.load_state_dict(
+        {"timesteps": 1 - steps, "rows": steps} | {name: table.flatten(1) for name, table in own.items()}
+    )
+    return quantized, packed, step, tables, x
+
+
+@torch.no_grad()
+def assert_multiples(kind: str, kernel: str, device: str = "cpu") -> None:
+    """Of one of `MULTIPLIED`: a kernel gives what the quantized layer does, to the bit, at both timesteps."""
+    quantized, packed, step, tables, x = multiplied(kind)
+    x = x.to(device)
+    for module in (quantized, packed, step, tables):
+        module.to(device)
+    assert kernels.use_kernels(nn.ModuleList([packed, tables]), kernel) == {"0": kernel}
+    outputs = []
+    for index in range(2):
+        step.set(index)
+        tables.use(torch.tensor([index], device=device))
+        outputs.append(packed(x))
+        assert torch.equal(outputs[-1], quantized(x))
+    assert not torch.equal(*outputs)
+
+
+@pytest.mark.parametrize("kind", MULTIPLIED)
+@pytest.mark.parametrize("kernel", ["reference", "cpu"])
+def test_multiples(kind: str, kernel: str) -> None:
+    """Also beyond the border of an image, where an input is zero."""
+    if kernel == "cpu" and (why := cpu.lacking(torch.device("cpu"))) is not None:
+        pytest.skip(why)
+    assert_multiples(kind, kernel)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kind", MULTIPLIED)
+def test_multiples_on_a_gpu(kind: str) -> None:
+    assert_multiples(kind, "triton", "cuda")
+
+
+def test_a_kernel_gets_bytes_of_one_scale() -> None:
+    """Codes less their zero points, times their multiples, around 128."""
+    _, packed, _, tables, x = multiplied("images")
+    kernels.use_kernels(nn.ModuleList([packed, tables]), "reference")
+    seen: list[tuple[Tensor, Tensor, Tensor]] = []
+    assert packed.kernel is not None
+    packed.kernel.product.register_forward_pre_hook(lambda _module, given: seen.append(given[:3]))  # type: ignore[union-attr]
+    tables.use(torch.tensor([1]))
+    packed(x)
+    ((codes, scale, zero_point),) = seen
+    grid = packed.input
+    assert isinstance(grid, ActivationGrid)
+    assert codes.dtype == torch.uint8
+    assert zero_point.tolist() == [128]
+    assert torch.equal(scale, tables.scales[1])
+    assert torch.equal((codes.float() - 128) * scale, grid(x))
+
+
+def test_multiples_that_fit_no_signed_byte(make_quantized: Callable[..., QuantizedNetwork]) -> None:
+    """As trained zero points may not: codes are around another number then, and refused where no byte holds them."""
+    unet = packed(make_quantized("w4a4", **MULTIPLES, sets=4))
+    layer, tables = packed_layers(unet)["down_blocks.0.resnets.0.conv1"], unet.get_submodule(TABLES)
+    assert isinstance(tables, Tables)
+    assert isinstance(layer.input, ActivationGrid)
+    assert common_zero_point(layer.input) is None
+    middle = middle_zero_points(layer.input)
+    assert middle is not None
+    assert middle.tolist() == [128] * 4
+    site = layer.input.site
+    assert tables.multiples is not None
+    tables.zero_points = tables.zero_points.to(torch.int16)
+    tables.zero_points[2, site.zero_points.start : site.zero_points.stop] = 0
+    tables.multiples[2, site.multiples.start : site.multiples.stop] = 12
+    assert why_not(layer) is None  # 0 to 15 times 12
+    middle = middle_zero_points(layer.input)
+    assert middle is not None
+    assert middle.tolist() == [128, 128, 75, 128]
+    assert kernels.use_kernels(unet, "reference")["down_blocks.0.resnets.0.conv1"] == "reference"
+    x = torch.randn(2, layer.description.shape[1], 8, 8, generator=torch.Generator().manual_seed(0))
+    for step in range(4):
+        tables.use(torch.tensor([step]))
+        kernel, layer.kernel = layer.kernel, None
+        expected = layer(x)
+        layer.kernel = kernel
+        torch.testing.assert_close(layer(x), expected, rtol=1e-5, atol=1e-5)
+    tables.zero_points[2, site.zero_points.start] = 7
+    tables.multiples[2, site.multiples.start : site.multiples.stop] = 20
+    assert why_not(layer) == "codes times the multiples of its channels are -140 to 300: they do not fit a byte"
+
+
+def test_multiples_at_some_of_the_steps(
+    denoiser: Denoiser, calibration: Calibration, make_settings: Callable[..., DatasetSettings]
+) -> None:
+    """Steps of 8 bits, whose scales are per tensor, beside those of 4 bits: each has a zero point of its own."""
+    recipe = make_recipe(make_settings(quantizer=MULTIPLES), Bits.parse("w4a8"), 2, lower=(4,))
+    network = QuantizedNetwork(denoiser.network, recipe, denoiser.example())
+    for width in recipe.widths:
+        network.use([width] * 4)
+        calibrate_activations(network, calibration)
+    network.use([8, 4, 8, 4])
+    unet = packed(network)
+    assert set(kernels.use_kernels(unet, "reference").values()) == {"reference"}
+    x = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    for step, timestep in enumerate([750, 500, 250, 0]):
+        network.set_step(step)
+        with torch.no_grad():
+            found, expected = unet(x, timestep).sample, network(x, torch.full((2,), timestep)).sample
+        assert float((found - expected).norm() / expected.norm()) < 5e-2
 
 
 def test_triton_says_what_it_lacks() -> None:
@@ -208,10 +383,12 @@ def packed(network: QuantizedNetwork) -> nn.Module:
 
 PER_TENSOR = {"activation_granularity": {"4": "per_tensor", "8": "per_tensor"}}
 OFFSETS = {"activation_granularity": {"4": "offsets", "8": "per_tensor"}}
+MULTIPLES = {"activation_granularity": {"4": "multiples", "8": "per_tensor"}}
 
 
 @pytest.mark.parametrize(
-    ("bits", "scales"), [("w4a4", PER_TENSOR), ("w4a8", PER_TENSOR), ("w8a8", PER_TENSOR), ("w4a4", OFFSETS)]
+    ("bits", "scales"),
+    [("w4a4", PER_TENSOR), ("w4a8", PER_TENSOR), ("w8a8", PER_TENSOR), ("w4a4", OFFSETS), ("w4a4", MULTIPLES)],
 )
 @pytest.mark.parametrize("kernel", ["reference", "cpu"])
 def test_a_whole_network(
@@ -296,7 +473,7 @@ def test_what_is_refused_says_why(make_quantized: Callable[..., QuantizedNetwork
     unet = packed(make_quantized("w4a4"))
     report = kernels.use_kernels(unet, "reference")
     assert RECIPE in report.values()
-    assert "per_tensor" in RECIPE
+    assert "'4': multiples" in RECIPE
     assert RECIPE in kernels.summary(report)
     reasons = {"weight_group": (4, "groups of its inputs"), "split_shortcuts": (True, "is split into")}
     for key, (value, reason) in reasons.items():

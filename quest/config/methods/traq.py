@@ -40,7 +40,7 @@ class TraqSettings(MethodSettings):
     )
     trajectories: Positive = Field(default=64, description="of each draw")
     weight_lr: dict[Width, Rate] = Field(
-        default={"8": 4e-3, "4": 2e-2},
+        default={"8": 4e-3, "4": 5e-3},
         description="of weights, times the mean weight scale of their layer, by activation bits, up to 4 and up to 8",
     )
     scale_lr: Rate = Field(default=5e-3, description="of activation scales, times their mean at first")
@@ -50,7 +50,7 @@ class TraqSettings(MethodSettings):
         description="full-precision trajectories on which the mean error is measured that the sampler takes off",
     )
     influence: Annotated[float, Field(ge=0, le=1)] = Field(
-        default=0.5,
+        default=1.0,
         description="exponent of the weight that a sampling step has in the loss: what an error there does to "
         "the image",
     )

@@ -104,7 +104,7 @@ def correction(
         return None
     _, bias = measure(network, calibration, seed, range(settings.correction), teacher).means()
     none = bias.new_zeros(len(bias)).float()
-    return Correction(none, bias.float(), none)
+    return Correction(none, bias.float(), none.clone())
 
 
 def trained(network: QuantizedNetwork, settings: TraqSettings) -> list[dict[str, Any]]:

@@ -152,13 +152,15 @@ def _require_integers(file: str, settings: DatasetSettings, cell: Cell) -> None:
         return
     quantizer = settings.quantizer
     width = "4" if Bits.parse(cell.bits).activation <= 4 else "8"
-    fine = {
-        f"activation_granularity.{width}": (quantizer.activation_granularity[width], "per_tensor"),
-        "weight_group": (quantizer.weight_group, None),
-        "split_shortcuts": (quantizer.split_shortcuts, False),
+    scales = ("per_tensor", "offsets", "multiples") if width == "4" else ("per_tensor",)
+    fine: dict[str, tuple[Any, tuple[Any, ...]]] = {
+        f"activation_granularity.{width}": (quantizer.activation_granularity[width], scales),
+        "weight_group": (quantizer.weight_group, (None,)),
+        "split_shortcuts": (quantizer.split_shortcuts, (False,)),
     }
-    for key, (found, expected) in fine.items():
-        if found != expected:
+    for key, (found, those) in fine.items():
+        if found not in those:
+            expected = " or ".join(map(str, those))
             raise ConfigError(
                 f"{file}: evaluation.backend is integer, but quantizer.{key} of {cell.method} {cell.bits} is {found}, "
                 f"whose scales do not factor out of a sum of integers; expected {expected}, or evaluation.backend fake"

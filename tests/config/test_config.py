@@ -180,7 +180,8 @@ def test_a_file_that_is_no_mapping_is_an_error_of_configuration(tmp_path: Path, 
         (
             {"evaluation": {"backend": "integer"}},
             "evaluation.backend is integer, but quantizer.activation_granularity.4 of quest w4a4 is per_channel, whose "
-            "scales do not factor out of a sum of integers; expected per_tensor, or evaluation.backend fake",
+            "scales do not factor out of a sum of integers; expected per_tensor or offsets or multiples, or "
+            "evaluation.backend fake",
         ),
         (
             {
@@ -205,6 +206,12 @@ def test_every_fault_of_a_file_is_in_one_message(tmp_path: Path):
     assert all(line.startswith(f"{tmp_path}/datasets/digits.yaml: ") for line in lines)
     for key in ("model: missing", "image_size: missing", "sampler.steps: found 0", "sampler.speed: unknown"):
         assert sum(key in line for line in lines) == 1
+
+
+@pytest.mark.parametrize("granularity", ["per_tensor", "offsets", "multiples"])
+def test_a_run_through_integers_may_have_scales_that_kernels_take(tmp_path: Path, granularity: str):
+    change = {"evaluation": {"backend": "integer"}, "quantizer": {"activation_granularity": {"4": granularity}}}
+    assert list(load(write(tmp_path, RUN, digits=PROTOCOL | change)).cells())
 
 
 def test_a_good_run_gives_its_cells_full_precision_first(tmp_path: Path):

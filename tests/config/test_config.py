@@ -218,6 +218,12 @@ def test_every_fault_of_a_file_is_in_one_message(tmp_path: Path):
         assert sum(key in line for line in lines) == 1
 
 
+@pytest.mark.parametrize("granularity", ["per_tensor", "offsets", "multiples"])
+def test_a_run_through_integers_may_have_scales_that_kernels_take(tmp_path: Path, granularity: str):
+    change = {"evaluation": {"backend": "integer"}, "quantizer": {"activation_granularity": {"4": granularity}}}
+    assert list(load(write(tmp_path, RUN, digits=PROTOCOL | change)).cells())
+
+
 def test_a_good_run_gives_its_cells_full_precision_first(tmp_path: Path):
     run = {"datasets": ["digits"], "methods": ["nearest", "quest"], "bits": ["w8a8", "w4a4"], "seeds": [0, 1]}
     config = load(write(tmp_path, run))

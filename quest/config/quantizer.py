@@ -10,6 +10,14 @@ from quest.config.values import Positive, Settings, Width, completed
 
 ActivationGranularity = Literal["per_tensor", "offsets", "multiples", "per_token", "per_channel"]
 
+
+def multiples_of_few_bits(given: dict[Width, ActivationGranularity]) -> dict[Width, ActivationGranularity]:
+    """``given``, unless it asks for multiples at 8 bits, which raises ValueError."""
+    if given["8"] == "multiples":
+        raise ValueError("8: multiples: times a whole number, codes of 8 bits fit no byte; multiples are for key 4")
+    return given
+
+
 OF_WEIGHTS = ("weight_search", "weight_group", "split_shortcuts", "roles")
 """The keys that the grids of the weights depend on, and so all cells that share a reconstruction."""
 
@@ -59,12 +67,7 @@ class QuantizerSettings(Settings):
     def _complete(cls, given: Any) -> Any:
         return completed(given, cls.model_fields["activation_granularity"].default)
 
-    @field_validator("activation_granularity")
-    @classmethod
-    def _multiples_are_of_few_bits(cls, given: dict[str, str]) -> dict[str, str]:
-        if given["8"] == "multiples":
-            raise ValueError("8: multiples: times a whole number, codes of 8 bits fit no byte; multiples are for key 4")
-        return given
+    _few = field_validator("activation_granularity")(multiples_of_few_bits)
 
     @model_validator(mode="after")
     def _legacy_is_symmetric(self) -> QuantizerSettings:

@@ -154,8 +154,9 @@ def _require_integers(file: str, settings: DatasetSettings, cell: Cell) -> None:
     own = getattr(settings.method(cell.method), "granularity", None)  # a method may have its own
     granularity = quantizer.activation_granularity if own is None else own
     key = "quantizer.activation_granularity" if own is None else f"methods.{python_name(cell.method)}.granularity"
+    shared = ("per_tensor", "offsets", "multiples") if of_bits == "4" else ("per_tensor",)
     fine = {
-        f"{key}.{of_bits}": (granularity[of_bits], ("per_tensor", "offsets", "multiples")),
+        f"{key}.{of_bits}": (granularity[of_bits], shared),
         "quantizer.weight_group": (quantizer.weight_group, (None,)),
         "quantizer.split_shortcuts": (quantizer.split_shortcuts, (False,)),
     }

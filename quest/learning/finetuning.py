@@ -20,6 +20,7 @@ from quest.learning.cache import UNLIMITED, Cache
 from quest.learning.calibration import Calibration, Samples
 from quest.learning.progress import NOT_KEPT, Progress, Training
 from quest.quantization import grid as grids
+from quest.quantization.granularity import Offsets
 from quest.quantization.grid import MIN_SCALE
 from quest.quantization.layers import QuantizedLayer
 from quest.quantization.network import QuantizedNetwork
@@ -61,7 +62,10 @@ def running_ranges(network: QuantizedNetwork, momentum: float, first: grids.Sear
         if (site, index) in ranges:
             before = ranges[site, index]
             low, high = torch.lerp(low, before[0], momentum), torch.lerp(high, before[1], momentum)
-            site.put(index, *grids.from_range(low, high, site.grid))
+            if isinstance(site.granularity, Offsets):  # a scale for all of the ranges
+                site.choose(torch.stack([low, high], 1), index)
+            else:
+                site.put(index, *grids.from_range(low, high, site.grid))
         else:
             site.choose(rows, index, first)
         ranges[site, index] = low, high

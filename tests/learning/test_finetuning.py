@@ -275,6 +275,28 @@ def test_running_range_of_what_is_not_finite(make_quantized: Make, batches: tupl
     assert not site._forward_pre_hooks
 
 
+@pytest.mark.parametrize("granularity", ["offsets", "multiples"])
+def test_running_ranges_of_channels_that_share_a_scale(make_quantized: Make, granularity: str) -> None:
+    """What each channel has seen lies on the grid, to a step of that channel."""
+    network = make_quantized(activation_granularity={"4": granularity})
+    network.set_step(0)
+    site = next(s for s in network.sites().values() if s.grid.bits == 4 and s.zero_point.ndim == 5)
+    channels = site.zero_point.shape[2]
+    width = torch.logspace(0, 0.8, channels).view(1, -1, 1, 1)
+    batches = [torch.rand(2, channels, 8, 8) * width - 0.3 * width for _ in range(3)]
+    with torch.no_grad(), finetuning.running_ranges(network, 0.5):
+        for batch in batches:
+            site(batch)
+    extremes = torch.stack([torch.stack([b.amin((0, 2, 3)), b.amax((0, 2, 3))]) for b in batches])
+    running = extremes[0]
+    for each in extremes[1:]:
+        running = 0.5 * running + 0.5 * each
+    ends = running.view(2, channels, 1, 1)
+    step = site.scale[0] * (1 if site.multiple is None else site.multiple[0])
+    assert site.scale[0].numel() == 1
+    assert bool(((site(ends) - ends).abs() <= step).all())
+
+
 def test_weights_that_are_not_trained_are_quantized_once(
     make_quantized: Make, calibration: Calibration, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationInfo, field_validator
 
 from quest.config.method import MethodSettings
+from quest.config.quantizer import multiples_of_few_bits
 from quest.config.values import Positive, Rate, Width, completed
 
 
@@ -54,6 +55,8 @@ class TraqSettings(MethodSettings):
         description="exponent of the weight that a sampling step has in the loss: what an error there does to "
         "the image",
     )
+
+    _few = field_validator("granularity")(multiples_of_few_bits)
 
     @field_validator("granularity", "passes", "weight_lr", mode="before")
     @classmethod

@@ -1,6 +1,7 @@
 """TRAQ, this project's method: finetuning along the trajectories that the quantized network itself takes.
 
-From weights with learned rounding, everything that stays as it is in an integer network is trained at once: weights,
+Activations of 4 bits have one scale a tensor and a whole number of it for each channel (`granularity.Multiples`). From
+weights with learned rounding, everything that stays as it is in an integer network is trained at once: weights,
 biases, norms, and a scale a tensor for each sampling step. A batch has samples of all sampling steps, each of which
 takes its own scales, so that no step waits for its turn. What is minimised is
     Σ_t w_t · mean (ε̂ - ε)²,    w_t ∝ I_t^p,
@@ -9,7 +10,7 @@ does to the finished sample (`quest.learning.trajectories.influence`). States co
 which are drawn anew while it learns: that is where it will be when it samples.
 Weights are folded onto their codes first, so that small steps change no code by accident, and rates fall to zero.
 At the end the mean of what is left of the error, of each channel at each step, is measured beside full precision on
-trajectories of its own, and the sampler takes it off.
+trajectories of its own, and the sampler takes it off. With 8-bit activations that is all, unless `passes` says more.
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,7 +99,8 @@ class Plan:
                 snakefile=project.root / "Snakefile",
                 workdir=project.root,
             )
-            workflow.dag(DAGSettings(targets=set(targets))).execute_workflow(executor="dryrun")
+            settings = DAGSettings(targets=set(targets), max_checksum_file_size=sys.maxsize)  # as in profiles/default
+            workflow.dag(settings).execute_workflow(executor="dryrun")
             dag: Any = workflow._workflow.dag
             self.jobs = [job for job in dag.needrun_jobs(exclude_finished=False) if not job.rule.norun]
 

@@ -313,6 +313,22 @@ def test_a_kernel_gets_bytes_of_one_scale() -> None:
     assert torch.equal((codes.float() - 128) * scale, grid(x))
 
 
+def in_floats(layer: Packed, x: Tensor) -> Tensor:
+    """What a layer with a kernel computes without it."""
+    kernel, layer.kernel = layer.kernel, None
+    found = layer(x)
+    layer.kernel = kernel
+    return found
+
+
+def assert_same_as_floats(layer: Packed, tables: Tables) -> None:
+    """A convolution's kernel gives what the layer does without it, at each of four steps."""
+    x = torch.randn(2, layer.description.shape[1], 8, 8, generator=torch.Generator().manual_seed(0))
+    for step in range(4):
+        tables.use(torch.tensor([step]))
+        torch.testing.assert_close(layer(x), in_floats(layer, x), rtol=1e-5, atol=1e-5)
+
+
 def test_multiples_that_fit_no_signed_byte(make_quantized: Callable[..., QuantizedNetwork]) -> None:
     """As trained zero points may not: codes are around another number then, and refused where no byte holds them."""
     unet = packed(make_quantized("w4a4", **MULTIPLES, sets=4))
@@ -333,13 +349,7 @@ def test_multiples_that_fit_no_signed_byte(make_quantized: Callable[..., Quantiz
     assert middle is not None
     assert middle.tolist() == [128, 128, 75, 128]
     assert kernels.use_kernels(unet, "reference")["down_blocks.0.resnets.0.conv1"] == "reference"
-    x = torch.randn(2, layer.description.shape[1], 8, 8, generator=torch.Generator().manual_seed(0))
-    for step in range(4):
-        tables.use(torch.tensor([step]))
-        kernel, layer.kernel = layer.kernel, None
-        expected = layer(x)
-        layer.kernel = kernel
-        torch.testing.assert_close(layer(x), expected, rtol=1e-5, atol=1e-5)
+    assert_same_as_floats(layer, tables)
     tables.zero_points[2, site.zero_points.start] = 7
     tables.multiples[2, site.multiples.start : site.multiples.stop] = 20
     assert why_not(layer) == "codes times the multiples of its channels are -140 to 300: they do not fit a byte"
@@ -408,10 +418,7 @@ def test_a_whole_network(
     with torch.no_grad():
         unet(x, 400)
         for name, module in packed_layers(unet).items():
-            with_integers = module(inputs[name])
-            module_kernel, module.kernel = module.kernel, None
-            expected = module(inputs[name])
-            module.kernel = module_kernel
+            with_integers, expected = module(inputs[name]), in_floats(module, inputs[name])
             assert float((with_integers - expected).norm() / expected.norm()) < 1e-5, name
         predicted = unet(x, 400).sample
         kernels.use_kernels(unet, "floats")
@@ -434,13 +441,7 @@ def test_a_zero_point_for_each_channel(make_quantized: Callable[..., QuantizedNe
     assert common == layer.input.all_zero_points().max()
     assert len(layer.input.all_zero_points().unique()) > 1
     kernels.use_kernels(unet, "reference")
-    x = torch.randn(2, layer.description.shape[1], 8, 8, generator=torch.Generator().manual_seed(0))
-    for step in range(4):
-        tables.use(torch.tensor([step]))
-        kernel, layer.kernel = layer.kernel, None
-        expected = layer(x)
-        layer.kernel = kernel
-        torch.testing.assert_close(layer(x), expected, rtol=1e-5, atol=1e-5)
+    assert_same_as_floats(layer, tables)
     first = layer.input.site.zero_points.start
     tables.zero_points = tables.zero_points.to(torch.int16)
     tables.zero_points[0, first] = common - 240

@@ -1,17 +1,16 @@
 """What a step of a network costs in full precision, simulated, and with its integers multiplied: time, memory, size.
 
-Weights are random, at a published U-Net's real size: speed does not depend on them. All of a run is measured in one
-process, medians of repeats that take turns where they are short, so that its numbers can be compared with each other.
+On a CPU; `deploy_gpu` is the same on a GPU. All of a run is measured in one process, medians of repeats that take
+turns, so that its numbers can be compared with each other.
 """
 
 from __future__ import annotations
 
 import copy
-import gc
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,16 +25,15 @@ from quest.bench.others import Way
 from quest.config.quantizer import QuantizerSettings
 from quest.config.values import Bits
 from quest.deploy import kernels
-from quest.deploy.packed.assembly import packed, packed_layers
+from quest.deploy.packed.assembly import packed
 from quest.diffusion.denoiser import Denoiser
 from quest.quantization.network import QuantizedNetwork
 from quest.quantization.quantizers import calibrating
 from quest.quantization.recipe import Recipe
 
 _REPEATS = 10
-_TIMESTEP = 500
+TIMESTEP = 500
 _SLOW = 10
-_CONTEXT = (1, 512)  # of the class-conditional network: tokens and channels
 
 
 class Row(NamedTuple):
@@ -72,50 +70,6 @@ def header(steps: int) -> str:
     return f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}"
 
 
-def on_gpu(name: str, batches: Sequence[int], minutes: float, device: torch.device) -> Iterator[Row | str]:
-    """Rows of a network of `networks.NETWORKS`, those that matter most first; what does not fit into the time is named.
-
-    Compiled rows are replayed as CUDA graphs, the timestep a tensor on the device.
-    """
-    end = time.monotonic() + 60 * minutes
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
-    makers: dict[str, Callable[[], nn.Module]] = {
-        "bf16, channels-last": lambda: _half(networks.make(name, device)),
-        **{f"{bits} integers, bf16": lambda bits=bits: _integers(name, bits, device) for bits in ("w8a8", "w4a4")},
-    }
-    for what, make in makers.items():
-        network = make()
-        size = others.mib(network)
-        if packed_layers(network):
-            yield kernels.summary(kernels.use_kernels(network, "auto"))
-        for batch in sorted(batches, reverse=True):
-            if "bf16, channels" in what:
-                yield _row(f"{what}, eager", network, batch, size, device)
-            if time.monotonic() > end:
-                yield f"{what}, compiled, batch {batch}: not measured, the time was over"
-                continue
-            begun = time.monotonic()
-            try:
-                yield _graphed(f"{what}, compiled, graph", network, batch, size, device)
-            except Exception as error:  # whatever a compiler or a capture raises: the other rows are still wanted
-                yield f"{what}, compiled, batch {batch}: failed, {type(error).__name__}: {str(error)[:500]}"
-            yield f"batch {batch}: {time.monotonic() - begun:.0f} s with compiling"
-        del network
-        _forget()
-    for what, make in {
-        "float32 (TF32)": lambda: networks.make(name, device),
-        "w4a4, simulated, float32": lambda: _simulated(name, "w4a4", device),
-    }.items():
-        network = make()
-        for batch in sorted(batches, reverse=True):
-            if time.monotonic() < end:
-                yield _row(what, network, batch, others.mib(network), device)
-            else:
-                yield f"{what}, batch {batch}: not measured, the time was over"
-        del network
-        _forget()
-
-
 def on_cpu(loaded: Denoiser, bits: str, batch: int, repeats: int = _REPEATS, bf16: bool = True) -> Iterator[Row | str]:
     """Rows of a denoiser on the CPU, beside torchao and OpenVINO where they are installed; repeats of all of them take
     turns. Of each, how far its output is from the simulated network's. bf16: whether with it, which takes minutes for a
@@ -123,11 +77,11 @@ def on_cpu(loaded: Denoiser, bits: str, batch: int, repeats: int = _REPEATS, bf1
     example = loaded.example()
     x = torch.randn(batch, *loaded.shape, generator=torch.Generator().manual_seed(0))
     context = None if len(example) < 3 else torch.cat([example[2]] * batch)
-    inputs = Inputs(x, torch.full((batch,), _TIMESTEP), context)
+    inputs = Inputs(x, torch.full((batch,), TIMESTEP), context)
     given = _arguments(loaded.network, inputs)
-    simulated = _quantized(copy.deepcopy(loaded.network), bits, example, x, context)
+    simulated = on_grids(copy.deepcopy(loaded.network), bits, example, x, context)
     simulated.set_step(0)
-    (floats, _), (fast, _) = packed(simulated, [_TIMESTEP]), packed(simulated, [_TIMESTEP])
+    (floats, _), (fast, _) = packed(simulated, [TIMESTEP]), packed(simulated, [TIMESTEP])
     yield kernels.summary(kernels.use_kernels(fast, "auto"))
     half = copy.deepcopy(loaded.network).to(torch.bfloat16)
     halves = tuple(each.to(torch.bfloat16) if each.is_floating_point() else each for each in given)
@@ -140,7 +94,7 @@ def on_cpu(loaded: Denoiser, bits: str, batch: int, repeats: int = _REPEATS, bf1
             f"{bits} packed, integers": Way(lambda: fast(*given).sample, others.mib(fast)),
             "torchao int8 dynamic, linear layers": others.torchao(loaded.network, given),
             "OpenVINO, float32": others.openvino(loaded.network, given, Path(folder)),
-            f"OpenVINO, {bits}": others.openvino_integers(simulated, loaded, _TIMESTEP, given, Path(folder)),
+            f"OpenVINO, {bits}": others.openvino_integers(simulated, loaded, TIMESTEP, given, Path(folder)),
         }
         if not bf16:
             del found["bf16"]
@@ -177,7 +131,7 @@ def _arguments(network: nn.Module, inputs: Inputs) -> tuple[Any, ...]:
     return architectures.of(network).arguments(inputs)
 
 
-def _quantized(
+def on_grids(
     network: nn.Module, bits: str, example: tuple[Any, ...], x: Tensor, context: Tensor | None = None
 ) -> QuantizedNetwork:
     """On grids that integers factor out of, calibrated on one call."""
@@ -186,78 +140,8 @@ def _quantized(
     quantized = QuantizedNetwork(network, Recipe(Bits.parse(bits), settings, 1, 1), example)
     quantized.set_step(0)
     arguments = architectures.of(quantized).arguments(
-        Inputs(x, torch.full((len(x),), _TIMESTEP, device=x.device), context)
+        Inputs(x, torch.full((len(x),), TIMESTEP, device=x.device), context)
     )
     with torch.no_grad(), calibrating(quantized.network):
         quantized(*arguments)
     return quantized
-
-
-def _simulated(name: str, bits: str, device: torch.device) -> Any:
-    network = networks.make(name, device)
-    x = torch.randn(1, *networks.SHAPE, device=device)
-    quantized = _quantized(network, bits, (x, torch.zeros(1, dtype=torch.long, device=device)), x)
-    for layer in quantized.layers().values():
-        layer.freeze()
-    return quantized
-
-
-def _integers(name: str, bits: str, device: torch.device) -> nn.Module:
-    """A packed network, what is not packed in bf16."""
-    simulated = _simulated(name, bits, device)
-    network, _ = packed(simulated, [_TIMESTEP])
-    if name == "imagenet":
-        network = networks.conditioned(network, _CONTEXT[1])
-    for parameter in network.parameters():
-        if parameter.is_floating_point():
-            parameter.data = parameter.data.to(torch.bfloat16)
-    return network
-
-
-def _half(network: nn.Module) -> nn.Module:
-    return network.to(torch.bfloat16).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-
-
-def _inputs(network: nn.Module, batch: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    dtype = next(p.dtype for p in network.parameters() if p.is_floating_point())
-    x = torch.randn(batch, *networks.SHAPE, device=device, dtype=dtype)
-    return x.contiguous(memory_format=torch.channels_last), torch.full((batch,), _TIMESTEP, device=device)
-
-
-@torch.no_grad()
-def _row(what: str, network: nn.Module, batch: int, size: float, device: torch.device) -> Row:
-    if isinstance(network, QuantizedNetwork):
-        network.set_step(0)
-    given = _inputs(network, batch, device)
-    measuring.reset_peak(device)
-    return Row(what, batch, _median(lambda: network(*given), device), measuring.peak_mib(device), size)
-
-
-@torch.no_grad()
-def _graphed(what: str, network: nn.Module, batch: int, size: float, device: torch.device) -> Row:
-    """Compiled, and replayed as one CUDA graph."""
-    given = _inputs(network, batch, device)
-    torch._dynamo.reset()
-    compiled: Any = torch.compile(network)
-    measuring.reset_peak(device)
-    stream = torch.cuda.Stream(device)
-    stream.wait_stream(torch.cuda.current_stream(device))
-    with torch.cuda.stream(stream):
-        for _ in range(3):
-            compiled(*given)
-    torch.cuda.current_stream(device).wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        compiled(*given)
-    return Row(what, batch, _median(graph.replay, device), measuring.peak_mib(device), size)
-
-
-def _median(call: Callable[[], Any], device: torch.device) -> float:
-    call()
-    return statistics.median(measuring.seconds(call, device) for _ in range(_REPEATS))
-
-
-def _forget() -> None:
-    gc.collect()
-    torch._dynamo.reset()
-    torch.cuda.empty_cache()

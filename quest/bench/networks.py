@@ -1,6 +1,7 @@
-"""The U-Nets of the paper's two latent models at their real size, with random weights: speed does not depend on them.
+"""The U-Nets of the paper's latent models at their real size, with random weights: speed does not depend on them.
 
-Both are LDM-4 (Rombach et al. 2022): noise of latents (N, 3, 64, 64), called as network(latents, timesteps (N,)).
+Two are LDM-4 (Rombach et al. 2022): noise of latents (N, 3, 64, 64). All are called as network(latents, timesteps
+(N,)).
 """
 
 from __future__ import annotations
@@ -13,6 +14,9 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import nn
 
 SHAPE = (3, 64, 64)
+"""Of the latents of both LDM-4."""
+CONTEXTS = {"imagenet": (1, 512), "stable-diffusion": (77, 768)}
+"""Tokens and channels of what a network attends to beside itself."""
 _COMMON: dict[str, Any] = {"sample_size": 64, "in_channels": 3, "out_channels": 3, "layers_per_block": 2}
 
 
@@ -42,21 +46,34 @@ def imagenet() -> nn.Module:
             cross_attention_dim=512,
             **_COMMON,
         ),
-        512,
+        *CONTEXTS["imagenet"],
     )
 
 
-def conditioned(network: UNet2DConditionModel, width: int) -> nn.Module:
-    """``network`` called without its context, for which it takes one embedding (N, 1, width) of ones."""
+def stable_diffusion() -> nn.Module:
+    """Stable Diffusion 1.x: latents of 4 channels; 859.52 M parameters. Its prompt is a constant."""
+    return conditioned(
+        UNet2DConditionModel(sample_size=64, attention_head_dim=8, cross_attention_dim=768),
+        *CONTEXTS["stable-diffusion"],
+    )
+
+
+def conditioned(network: UNet2DConditionModel, tokens: int, width: int) -> nn.Module:
+    """``network`` called without its context, for which it takes ones, (N, tokens, width)."""
 
     def condition(_module: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> tuple[Any, Any]:
-        return args, {"encoder_hidden_states": args[0].new_ones(len(args[0]), 1, width)} | named
+        return args, {"encoder_hidden_states": args[0].new_ones(len(args[0]), tokens, width)} | named
 
     network.register_forward_pre_hook(condition, with_kwargs=True)
     return network
 
 
-NETWORKS = {"imagenet": imagenet, "bedrooms": bedrooms}
+NETWORKS = {"imagenet": imagenet, "bedrooms": bedrooms, "stable-diffusion": stable_diffusion}
+
+
+def shape(name: str) -> tuple[int, int, int]:
+    """Of the latents of a network of NETWORKS."""
+    return (4, 64, 64) if name == "stable-diffusion" else SHAPE
 
 
 def make(name: str, device: torch.device | str) -> nn.Module:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from quest.config.dataset import load_dataset
+from quest.config.reading import unknown
 from quest.stages import DATASET, DEVICE, FILE, PROTOCOL, protocol
 
 if TYPE_CHECKING:
@@ -198,9 +199,19 @@ def bench_embedded(
 
 
 @bench.command("deploy", params=[DEVICE])
-@click.option("--network", type=_network, default="bedrooms", show_default=True, help="Which LDM-4 U-Net.")
+@click.option(
+    "--network",
+    type=click.Choice(["imagenet", "bedrooms", "stable-diffusion"]),
+    default="bedrooms",
+    show_default=True,
+    help="Which U-Net: of an LDM-4, or of Stable Diffusion 1.x.",
+)
 @click.option("--batch", "batches", type=click.IntRange(min=1), multiple=True, default=(1, 8, 50), show_default=True)
-@click.option("--minutes", type=float, default=4.5, show_default=True, help="After these nothing new begins.")
+@click.option(
+    "--minutes", type=float, default=8.0, show_default=True, help="On a GPU: what is not ready then is given up."
+)
+@click.option("--way", "ways", multiple=True, help="On a GPU: one of the first column's names; by default all.")
+@click.option("--profile", is_flag=True, help="On a GPU: say which kernels take the time.")
 @click.option("--model", type=FILE, help="On a CPU: a model artifact, whose denoiser is taken.")
 @click.option("--bits", default="w8a8", show_default=True, help="On a CPU.")
 @click.option("--bf16/--no-bf16", default=True, show_default=True, help="On a CPU: measure it too.")
@@ -212,6 +223,8 @@ def bench_deploy(
     network: str,
     batches: tuple[int, ...],
     minutes: float,
+    ways: tuple[str, ...],
+    profile: bool,
     model: Path | None,
     bits: str,
     bf16: bool,
@@ -230,7 +243,12 @@ def bench_deploy(
     click.echo(measuring.machine(device))
     click.echo(deploy.header(steps))
     if device.type == "cuda":
-        rows = deploy.on_gpu(network, batches, minutes, device)
+        from quest.bench import deploy_gpu
+
+        for way in ways:
+            if way not in deploy_gpu.WAYS:
+                raise click.UsageError(f"--way: {unknown(way, deploy_gpu.WAYS)}")
+        rows = deploy_gpu.rows(network, batches, minutes, device, ways, profile)
     else:
         loaded = deploy.random(network) if model is None else denoisers.load(model)
         rows = (row for batch in batches for row in deploy.on_cpu(loaded, bits, batch, repeats, bf16))

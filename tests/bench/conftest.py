@@ -29,7 +29,7 @@ def tiny_networks(monkeypatch: pytest.MonkeyPatch, make_unet: Callable[..., UNet
             cross_attention_dim=6,
             norm_num_groups=4,
         )
-        return networks.conditioned(network, 6)
+        return networks.conditioned(network, 1, 6)
 
     monkeypatch.setattr(networks, "SHAPE", (1, 8, 8))
     monkeypatch.setitem(networks.NETWORKS, "bedrooms", make_unet)

@@ -17,10 +17,12 @@ import torch
 from torch import Tensor, nn
 
 from quest.config.reading import unknown
+from quest.deploy.kernels import attention
 from quest.deploy.kernels.integers import common_zero_point, middle_zero_points, of_layer, why_not
 from quest.deploy.packed.assembly import packed_layers
 from quest.deploy.packed.description import PARTS
 from quest.deploy.packed.layers import ActivationGrid, Packed, SplitGrid
+from quest.quantization.attention import QuantizedAttention
 
 EXACT = "reference"
 KERNELS = ("triton", "cpu", EXACT)
@@ -33,8 +35,9 @@ def use_kernels(model: Any, kernel: str = "auto") -> dict[str, str]:
     """Have a packed model, or a pipeline with one, multiply integers, on the device that it is on.
 
     kernel: "auto", one of `KERNELS`, or "floats" to go back. Returns, for each packed layer, the kernel it has or why
-    it has none and computes in floats, which is as right but no faster. Layers keep their kernels until they move to
-    another device. Raises ValueError for a model that is not packed, or a kernel that this machine lacks.
+    it has none and computes in floats, which is as right but no faster; the same for each attention, where "triton" has
+    a kernel for its products. They keep their kernels until they move to another device. Raises ValueError for a model
+    that is not packed, or a kernel that this machine lacks.
     """
     network = next((getattr(model, part) for part in PARTS if hasattr(model, part)), model)
     layers = packed_layers(network) if isinstance(network, nn.Module) else {}
@@ -42,8 +45,11 @@ def use_kernels(model: Any, kernel: str = "auto") -> dict[str, str]:
         raise ValueError(f"{type(model).__name__}: holds no packed layer; load a folder that quest.export wrote")
     if kernel not in ("auto", FLOATS, *KERNELS):
         raise ValueError(f"kernel: {unknown(kernel, ('auto', FLOATS, *KERNELS))}")
+    attentions = {name: part for name, part in network.named_modules() if isinstance(part, QuantizedAttention)}
     for layer in layers.values():
         layer.kernel = None
+    for products in attentions.values():
+        attention.take(products)
     if kernel == FLOATS:
         return dict.fromkeys(layers, FLOATS)
     device = next(iter(layers.values())).codes.device
@@ -53,7 +59,10 @@ def use_kernels(model: Any, kernel: str = "auto") -> dict[str, str]:
             raise ValueError(f"kernel {kernel!r} on {device}: {lacking[kernel]}; choose another, or auto")
         reason = "; ".join(f"{name}: {why}" for name, why in lacking.items())
         return dict.fromkeys(layers, reason)
-    return {name: _give(found, layer) for name, layer in layers.items()}
+    given = {name: _give(found, layer) for name, layer in layers.items()}
+    if found == "triton":
+        given |= {name: _give_attention(products, device) for name, products in attentions.items()}
+    return given
 
 
 def multiply(network: nn.Module) -> tuple[dict[str, str], str]:
@@ -82,7 +91,7 @@ def multiply(network: nn.Module) -> tuple[dict[str, str], str]:
 
 
 def summary(report: dict[str, str]) -> str:
-    """How many layers have which kernel, or lack one for which reason; a line each."""
+    """How many layers and attentions have which kernel, or lack one for which reason; a line each."""
     return "\n".join(f"{count} layers: {what}" for what, count in Counter(report.values()).most_common())
 
 
@@ -113,6 +122,14 @@ def _give(name: str, layer: Packed) -> str:
     assert isinstance(layer.input, ActivationGrid)
     layer.kernel = _Fed(layer.input, module.make(integers))
     return name
+
+
+def _give_attention(products: QuantizedAttention, device: torch.device) -> str:
+    """Give an attention the kernel of its products; returns the kernel's name, or why it has none."""
+    reason = attention.why_not(products)
+    if reason is None:
+        attention.give(products, device)
+    return reason or "triton"
 
 
 class _Fed(nn.Module):

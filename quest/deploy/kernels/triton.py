@@ -1,18 +1,21 @@
 """Integer products on a GPU: one implicit matrix product in Triton, of convolutions and linear layers alike.
 
 Rows are the pixels of the output, columns its channels, and the inner axis runs over the kernel's window and blocks of
-input channels. Inputs are NHWC bytes; beyond the border an input has the code of zero, z_x, so that it adds nothing.
-What is left of the zero points is taken off at the end, from the sums of the weights, which are known, and of the
-inputs, which are added up on the way where a weight has a rest:
-    Σ (q_x - z_x)·(w - r) = Σ q_x·w - z_x·Σw - r·(Σ q_x - K·z_x),   K inputs of an output.
-Tensor cores take signed bytes, so that inputs and z_x are both less 128. Weights of up to 4 bits are read two to a byte
-and unpacked in registers: the low halves are the first half of the input channels, the high ones the second. They are
-multiplied as bytes, since the chips meant have no products of 4 bits. Scales, bias and a residual are the epilogue.
+input channels. Tensor cores take signed bytes, so that inputs are less 128: q = q_x - 128 and z = z_x - 128. Beyond the
+border q counts as 0, and what is of zero points is taken off at the end, from sums over what is inside (I) alone:
+    Σ_I (q - z)·(w - r) = Σ_I q·w - z·Σ_I w - r·(Σ_I q - z·|I|).
+Σ_I w is a difference of the weights' sums over the first rows and columns of a window, which are known; Σ_I q, wanted
+where a weight has a rest, comes from sums over the channels of each pixel.
+
+Weights of up to 4 bits are read two to a byte and unpacked in registers: the low halves are the first half of the input
+channels, the high ones the second. They are multiplied as bytes, since the chips meant have no products of 4 bits.
+Scales, bias and a residual are the epilogue.
 """
 
 from __future__ import annotations
 
 import importlib
+import itertools
 from functools import cache
 from typing import Any
 
@@ -21,7 +24,8 @@ from torch import Tensor, nn
 
 from quest.deploy.kernels.integers import Integers
 
-_ALIGN = 16  # channels of a weight are filled up to a multiple of this
+_ALIGN = 16  # bytes that the copy engine wants a row to be a multiple of
+_MOST = 2**31  # elements of a tensor: kernels count them in 32 bits
 
 
 def lacking(device: torch.device) -> str | None:
@@ -50,8 +54,8 @@ class Product(nn.Module):
     residual to add to it."""
 
     weight: Tensor
-    shift: Tensor
-    sums: Tensor
+    offset: Tensor
+    corners: Tensor
     scale: Tensor
     bias: Tensor
     rest: Tensor
@@ -63,20 +67,22 @@ class Product(nn.Module):
         self._linear = integers.linear
         self._geometry = [*integers.geometry[0], *integers.geometry[1], *integers.geometry[2]]
         self._narrow = integers.bits <= 4 and integers.rest is None
-        shift, sums = weight.int().amin((1, 2, 3)), weight.sum((1, 2, 3), dtype=torch.int32)
-        filled = -(-self._channels // _ALIGN) * _ALIGN
+        corners = weight.sum(1, dtype=torch.int32).cumsum(1, dtype=torch.int32).cumsum(2, dtype=torch.int32)
+        unit = 2 * _ALIGN if self._narrow else _ALIGN
+        filled = -(-self._channels // unit) * unit
+        offset = weight.int().amin((1, 2, 3)) + 128
         if self._narrow:
             # Less the smallest of their output channel, for channels of different zero points have more than 16 weights
             # together. What is filled up meets inputs that are zero.
-            weight = (weight.int() - shift.view(-1, 1, 1, 1)).to(torch.uint8)
+            weight = (weight.int() + (128 - offset).view(-1, 1, 1, 1)).to(torch.uint8)
         rows = nn.functional.pad(weight.permute(0, 2, 3, 1), (0, filled - self._channels))  # (O, R, S, filled C)
         if self._narrow:
             rows = rows[..., : filled // 2] | rows[..., filled // 2 :] << 4
         none = torch.zeros(0, device=weight.device)
         tensors = {
             "weight": rows.contiguous(),
-            "shift": shift,
-            "sums": sums,
+            "offset": offset.to(torch.uint8),
+            "corners": corners.permute(1, 2, 0).contiguous(),
             "scale": integers.scale,
             "bias": none if integers.bias is None else integers.bias,
             "rest": none.to(torch.int32) if integers.rest is None else integers.rest,
@@ -96,9 +102,12 @@ class Product(nn.Module):
         if self._linear:
             x = codes.reshape(-1, self._channels, 1, 1)
             added = None if residual is None else residual.reshape(-1, self._outputs, 1, 1)
+        # Not in the kernel: a compiler fuses these with what makes the codes.
+        x = (x.to(torch.int16) - 128).to(torch.int8).contiguous(memory_format=torch.channels_last)
+        sums = x.sum(1, dtype=torch.int32) if self.rest.numel() else self.rest
         y = integer_convolution(
-            x, scale, zero_point, self.weight, self.shift, self.sums, self.scale, self.bias, self.rest, added,
-            self._channels, self._geometry, self._narrow, dtype,
+            x, sums, scale, zero_point, self.weight, self.offset, self.corners, self.scale, self.bias, self.rest,
+            added, self._geometry, self._narrow, dtype,
         )  # fmt: skip
         return y.reshape(*codes.shape[:-1], self._outputs) if self._linear else y
 
@@ -109,61 +118,132 @@ make = Product
 @torch.library.custom_op("quest::integer_convolution", mutates_args=())
 def integer_convolution(
     codes: Tensor,
+    sums: Tensor,
     scale: Tensor,
     zero_point: Tensor,
     weight: Tensor,
-    shift: Tensor,
-    sums: Tensor,
+    offset: Tensor,
+    corners: Tensor,
     weight_scale: Tensor,
     bias: Tensor,
     rest: Tensor,
     residual: Tensor | None,
-    channels: int,
     geometry: list[int],
     narrow: bool,
     dtype: torch.dtype,
 ) -> Tensor:
-    """A convolution of codes (N, C, H, W) uint8 with packed weights; (N, O, P, Q) ``dtype`` in channels-last layout.
+    """A convolution of codes (N, C, H, W) int8, less 128, with packed weights; (N, O, P, Q) ``dtype`` in channels-last
+    layout.
 
-    scale, zero_point: (1,) float32, of the codes. weight: (O, R, S, filled C) int8, or half as many bytes of two.
-    sums, weight_scale: (O,); bias, rest: (O,), or empty. geometry: stride, padding, dilation, each twice.
-    narrow: two weights to a byte, each less ``shift`` (O,) int32 of its output channel.
+    sums: (N, H, W) int32, of the codes over channels, where there is a rest. scale, zero_point: (1,) float32, of the
+    codes before 128 was taken off. weight: (O, R, S, filled C) int8, or half as many bytes of two. corners: (R, S, O)
+    int32, the weights' sums over rows and columns up to that one. weight_scale: (O,); bias, rest: (O,), or empty.
+    geometry: stride, padding, dilation, each twice. narrow: two weights to a byte, each less its channel's smallest,
+    which is ``offset`` (O,) uint8 less 128.
     """
-    kernels: Any = importlib.import_module("quest.deploy.kernels._triton_kernel")
     codes = codes.contiguous(memory_format=torch.channels_last)
-    if codes.numel() >= 2**31:
-        raise ValueError(f"codes of shape {tuple(codes.shape)}: more than 2^31 of them; draw fewer images at once")
     y = _empty(codes, weight, geometry, dtype)
-    count, outputs, height, width = y.shape
+    largest = max(codes, y, key=torch.numel)
+    if largest.numel() >= _MOST:
+        raise ValueError(
+            f"found a tensor of shape {tuple(largest.shape)}, expected fewer than 2^31 elements; draw fewer images at "
+            "once"
+        )
     if residual is not None:
         residual = residual.contiguous(memory_format=torch.channels_last)
-    rows = count * height * width
-    block = kernels.block(rows, outputs, weight.shape[-1])
-    grid = (-(-rows // block["BLOCK_M"]) * -(-outputs // block["BLOCK_N"]),)
+    sizes = _Sizes(codes, weight, y, geometry)
+    tensors = (scale, zero_point, offset, corners, weight_scale, bias, rest, sums, y if residual is None else residual)
+    flags: dict[str, Any] = {
+        "R": weight.shape[1], "S": weight.shape[2], "BORDER": any(geometry[2:4]), "NARROW": narrow,
+        "REST": rest.numel() > 0, "BIAS": bias.numel() > 0, "RESIDUAL": residual is not None,
+    }  # fmt: skip
     with torch.cuda.device_of(codes):
-        kernels.convolution[grid](
-            codes, scale, zero_point, weight, shift, sums, weight_scale, bias, rest,
-            codes if residual is None else residual, y, rows, outputs, channels, codes.shape[2], codes.shape[3],
-            height, width, *geometry,
-            R=weight.shape[1], S=weight.shape[2], FILLED=weight.shape[-1], NARROW=narrow,
-            REST=rest.numel() > 0, BIAS=bias.numel() > 0, RESIDUAL=residual is not None, **block,
-        )  # fmt: skip
+        if _copied(codes, weight, geometry, narrow):
+            _launch_copied(codes, weight, tensors, y, sizes, geometry, flags)
+        else:
+            _launch_loaded(codes, weight, tensors, y, sizes, geometry, flags)
     return y
+
+
+class _Sizes:
+    """Of a product, as the kernels count it. A window of one place makes every pixel of a batch one of a long row."""
+
+    def __init__(self, codes: Tensor, weight: Tensor, y: Tensor, geometry: list[int]):
+        self.images, self.channels, self.height, self.width = codes.shape
+        _, self.outputs, self.out_height, self.out_width = y.shape
+        self.filled = weight.shape[-1]
+        self.places = weight.shape[1] * weight.shape[2]
+        self.rows = self.images * self.out_height * self.out_width
+        if self.places == 1 and geometry[:4] == [1, 1, 0, 0]:
+            self.images = self.height = self.out_height = 1
+            self.width = self.out_width = self.rows
+
+    def arguments(self) -> tuple[int, ...]:
+        size = self.height, self.width, self.out_height, self.out_width
+        return self.images, self.outputs, self.channels, self.filled, *size
+
+
+def _copied(codes: Tensor, weight: Tensor, geometry: list[int], narrow: bool) -> bool:
+    """Whether the copy engine can fetch the inputs: strides of 1, rows of whole units, and two halves of channels where
+    weights are two to a byte."""
+    if geometry[:2] != [1, 1] or codes.shape[1] % _ALIGN or codes.data_ptr() % _ALIGN or not codes.numel():
+        return False
+    return (not narrow or codes.shape[1] > weight.shape[-1]) and _copies(codes.device)
+
+
+def _copies(device: torch.device) -> bool:
+    """Whether a device has the copy engine that the kernel was measured with."""
+    return device.type != "cuda" or torch.cuda.get_device_capability(device)[0] == 9
+
+
+def _launch_copied(
+    codes: Tensor, weight: Tensor, tensors: Any, y: Tensor, sizes: _Sizes, geometry: list[int], flags: dict[str, Any]
+) -> None:
+    kernels: Any = importlib.import_module("quest.deploy.kernels._triton_kernel")
+    described: Any = importlib.import_module("triton.tools.tensor_descriptor").TensorDescriptor
+    block = kernels.block(sizes.rows, sizes.outputs, sizes.channels, sizes.places, flags["NARROW"])
+    wide = _power(sizes.out_width, block["BLOCK_M"])
+    high = _power(sizes.out_height, block["BLOCK_M"] // wide)
+    images = block.pop("BLOCK_M") // (wide * high)
+    box = [images, high, wide, block["BLOCK_K"]]
+    pixels = codes.permute(0, 2, 3, 1).view(sizes.images, sizes.height, sizes.width, sizes.channels)
+    parts = [pixels[..., : sizes.filled], pixels[..., sizes.filled :]] if flags["NARROW"] else [pixels] * 2
+    descriptors = [described(part, list(part.shape), list(part.stride()), box) for part in parts]
+    rows = described.from_tensor(weight.view(sizes.outputs, -1), [block["BLOCK_N"], block["BLOCK_K"]])
+    tiles = -(-sizes.images // images) * -(-sizes.out_height // high) * -(-sizes.out_width // wide)
+    kernels.convolution_copied[(tiles * -(-sizes.outputs // block["BLOCK_N"]),)](
+        *descriptors, rows, *tensors, y, *sizes.arguments(), *geometry,
+        **flags, IMAGES=images, HIGH=high, WIDE=wide, **block,
+    )  # fmt: skip
+
+
+def _launch_loaded(
+    codes: Tensor, weight: Tensor, tensors: Any, y: Tensor, sizes: _Sizes, geometry: list[int], flags: dict[str, Any]
+) -> None:
+    kernels: Any = importlib.import_module("quest.deploy.kernels._triton_kernel")
+    block = kernels.loaded_block(sizes.rows, sizes.outputs)
+    grid = (-(-sizes.rows // block["BLOCK_M"]) * -(-sizes.outputs // block["BLOCK_N"]),)
+    kernels.convolution_loaded[grid](codes, weight, *tensors, y, *sizes.arguments(), *geometry, **flags, **block)
+
+
+def _power(size: int, most: int) -> int:
+    """The largest power of two that is neither above ``most`` nor twice too large for ``size``."""
+    return min(1 << max(size - 1, 0).bit_length(), most)
 
 
 @integer_convolution.register_fake
 def _(
     codes: Tensor,
+    sums: Tensor,
     scale: Tensor,
     zero_point: Tensor,
     weight: Tensor,
-    shift: Tensor,
-    sums: Tensor,
+    offset: Tensor,
+    corners: Tensor,
     weight_scale: Tensor,
     bias: Tensor,
     rest: Tensor,
     residual: Tensor | None,
-    channels: int,
     geometry: list[int],
     narrow: bool,
     dtype: torch.dtype,
@@ -182,13 +262,19 @@ def _empty(codes: Tensor, weight: Tensor, geometry: list[int], dtype: torch.dtyp
 
 @cache
 def _trouble(device: torch.device) -> str | None:
-    """What goes wrong when Triton multiplies bytes on ``device``; None if the sums are right."""
-    weight = torch.full((32, 32, 3, 3), -128, dtype=torch.int8, device=device)
-    integers = Integers(weight, None, torch.ones(32, device=device), None, ((1, 1), (1, 1), (1, 1)), 8)
+    """What goes wrong when Triton multiplies bytes on ``device``; None if the sums are right, by both kernels and for
+    both widths of weights."""
     codes = torch.full((1, 32, 8, 8), 255, dtype=torch.uint8, device=device)
-    try:
-        found: Any = make(integers)(codes, torch.ones(1, device=device), torch.zeros(1, device=device))
-    except Exception as error:  # of many kinds: what a compiler says that cannot make the product
-        said = " ".join(str(error).split())[:300]
-        return f"Triton cannot multiply bytes on this GPU ({type(error).__name__}: {said})"
-    return None if float(found.min()) == -128.0 * 255 * 32 * 9 else "Triton's sums of bytes are wrong on this GPU"
+    one = torch.ones(1, device=device)
+    for bits, stride in itertools.product((8, 4), (1, 2)):
+        lowest = -(2 ** (bits - 1))
+        weight = torch.full((32, 32, 3, 3), lowest, dtype=torch.int8, device=device)
+        integers = Integers(weight, None, one.expand(32), None, ((stride, stride), (1, 1), (1, 1)), bits)
+        try:
+            found: Any = make(integers)(codes, one, 0 * one)
+        except Exception as error:  # of many kinds: what a compiler says that cannot make the product
+            said = " ".join(str(error).split())[:300]
+            return f"Triton cannot multiply bytes on this GPU ({type(error).__name__}: {said})"
+        if float(found.min()) != lowest * 255 * 32 * 9:
+            return "Triton's sums of bytes are wrong on this GPU"
+    return None

@@ -16,7 +16,7 @@ import quest
 from quest.config.dataset import DatasetSettings
 from quest.config.values import Bits
 from quest.deploy import kernels
-from quest.deploy.kernels import cpu, reference
+from quest.deploy.kernels import attention, cpu, reference
 from quest.deploy.kernels import triton as triton_kernels
 from quest.deploy.kernels.integers import (
     RECIPE,
@@ -34,8 +34,9 @@ from quest.diffusion.denoiser import Denoiser
 from quest.learning.calibration import Calibration
 from quest.learning.finetuning import calibrate_activations
 from quest.quantization import packing
+from quest.quantization.attention import QuantizedAttention
 from quest.quantization.granularity import PerAxis, for_activation
-from quest.quantization.grid import Grid
+from quest.quantization.grid import Grid, search
 from quest.quantization.layers import QuantizedLayer, Switches
 from quest.quantization.network import QuantizedNetwork
 from quest.quantization.quantizers import ActivationQuantizer, WeightQuantizer
@@ -49,6 +50,10 @@ SHAPES = {  # batch, channels, height, width, outputs, kernel, stride, padding, 
     "1x1": (2, 40, 4, 4, 24, 1, 1, 0, 1),
     "wide border": (1, 8, 3, 3, 4, 3, 1, 2, 1),
     "dilated": (1, 20, 9, 9, 4, 3, 1, 2, 2),
+    "whole rows": (3, 48, 5, 6, 20, 3, 1, 1, 1),
+    "whole rows, dilated": (2, 32, 9, 7, 10, 3, 1, 2, 2),
+    "whole rows, 1x1": (2, 64, 3, 5, 70, 1, 1, 0, 1),
+    "one half": (1, 16, 4, 4, 8, 3, 1, 1, 1),
     "linear": (5, 33, 0, 0, 7, 0, 0, 0, 0),
 }
 KINDS = {"4 bits": (4, False), "8 bits": (8, False), "8 bits with a rest": (8, True)}
@@ -196,9 +201,21 @@ def test_triton_in_its_interpreter() -> None:
         "import torch\n"
         "import test_kernels as t\n"
         "assert t.triton_kernels.lacking(torch.device('cpu')) is None\n"
+        "k, copied = t.triton_kernels, []\n"
+        "launch = k._launch_copied\n"
+        "k._launch_copied = lambda *given: copied.append(1) or launch(*given)\n"
         "some = {'one channel': '4 bits', 'odd, strided': '8 bits with a rest', 'linear': '4 bits'}\n"
+        "some['one half'] = '4 bits'\n"
         "for shape, kind in some.items():\n"
-        "    t.assert_exact(t.triton_kernels, t.SHAPES[shape], t.layer(t.SHAPES[shape], *t.KINDS[kind]))\n"
+        "    t.assert_exact(k, t.SHAPES[shape], t.layer(t.SHAPES[shape], *t.KINDS[kind]))\n"
+        "assert not copied\n"
+        "some = {'whole rows': '4 bits', 'whole rows, dilated': '8 bits with a rest', 'whole rows, 1x1': '8 bits'}\n"
+        "for shape, kind in some.items():\n"
+        "    copied.clear()\n"
+        "    t.assert_exact(k, t.SHAPES[shape], t.layer(t.SHAPES[shape], *t.KINDS[kind]))\n"
+        "    assert len(copied) == 6, 'the copy engine fetches rows of whole units'\n"
+        "for bits in (8, 4):\n"
+        "    t.assert_attention(bits)\n"
         "integers, x = t.layer(t.SHAPES['3x3'], 8, True), t.codes(t.SHAPES['3x3'])\n"
         "one = torch.ones(1); product = t.triton_kernels.make(integers); plain = product(x, one, one)\n"
         "added = torch.randn_like(plain)\n"
@@ -311,6 +328,65 @@ def test_a_kernel_gets_bytes_of_one_scale() -> None:
     assert zero_point.tolist() == [128]
     assert torch.equal(scale, tables.scales[1])
     assert torch.equal((codes.float() - 128) * scale, grid(x))
+
+
+def attended(bits: int, device: str) -> tuple[QuantizedAttention, Tables, tuple[Tensor, Tensor, Tensor], Tensor]:
+    """An attention of three heads, 37 tokens and a context of 21 on grids of two timesteps, what it attends to, and
+    what it gives in full precision."""
+    torch.manual_seed(0)
+    q, k, v = torch.randn(3, 37, 24) * 2 + 0.3, torch.randn(3, 21, 24) * 1.5 - 0.2, torch.randn(3, 21, 24)
+    probabilities = (q @ k.transpose(1, 2) * 24**-0.5).softmax(-1)
+    tables = Tables(TablesDescription(steps=2, rows=2, places=4, zero_point="int16"))
+    scales, zero_points, products = torch.ones(2, 4), torch.zeros(2, 4), QuantizedAttention(Switches())
+    for place, (name, x) in enumerate({"q": q, "k": k, "v": v, "probabilities": probabilities}.items()):
+        grid = Grid(bits, "positive" if name == "probabilities" else "asymmetric")
+        for row, part in enumerate((1.0, 0.7)):
+            scales[row, place], zero_points[row, place] = (
+                each[0] for each in search(part * x.view(1, -1), grid, "max")
+            )
+        site = SiteDescription(bits=(bits,), layout=(1, 1, 1), at=place, kind=grid.kind)
+        products.add_module(name, ActivationGrid(site, tables))
+    own = {"timesteps": torch.tensor([1, 0]), "rows": torch.arange(2), "scales": scales}
+    tables.load_state_dict(own | {"zero_points": zero_points.to(torch.int16)})
+    for module in (products, tables):
+        module.to(device)
+    return products, tables, (q.to(device), k.to(device), v.to(device)), (probabilities @ v).to(device)
+
+
+@torch.no_grad()
+def assert_attention(bits: int, device: str = "cpu") -> None:
+    """Its kernel gives what an attention on grids does, at both timesteps, and that is far from full precision."""
+    products, tables, operands, full = attended(bits, device)
+    assert attention.why_not(products) is None
+    for row in range(2):
+        tables.use(torch.tensor([row], device=device))
+        expected = products(*operands, 24**-0.5)
+        attention.give(products, torch.device(device))
+        found = products(*operands, 24**-0.5)
+        attention.take(products)
+        apart = float((found - expected).norm() / expected.norm())
+        assert apart < 1e-3
+        assert float((full - expected).norm() / expected.norm()) > 10 * max(apart, 1e-3)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("bits", [8, 4])
+def test_attention_on_a_gpu(bits: int) -> None:
+    assert_attention(bits, "cuda")
+
+
+def test_attentions_that_no_kernel_computes() -> None:
+    """They say why, and where one cannot compute a call it computes in floats."""
+    products, tables, (q, k, v), _ = attended(8, "cpu")
+    tables.use(torch.tensor([0]))
+    mask = torch.zeros(3, 1, 21)
+    mask[..., 3:] = -1e4
+    expected = products(q, k, v, 24**-0.5, mask)
+    attention.give(products, torch.device("cpu"))
+    assert torch.equal(products(q, k, v, 24**-0.5, mask), expected)
+    attention.take(products)
+    products.register_module("probabilities", nn.Identity())
+    assert attention.why_not(products) == "its probabilities is not on a grid"
 
 
 def in_floats(layer: Packed, x: Tensor) -> Tensor:

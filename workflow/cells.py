@@ -106,7 +106,8 @@ class Cells:
         analyses = [
             f"{paths.fill(paths.ANALYSIS, dataset=dataset, study=study)}.{ending}"
             for dataset in self.run.datasets
-            for study in STUDIES
+            for study, about in STUDIES.items()
+            if not about.by_name
             for ending in ("csv", "png", "svg")
         ]
         return {

@@ -384,7 +384,8 @@ def test_a_table_is_told_what_the_study_of_convergence_found(project: Project) -
 
 
 def test_an_unknown_suite(default_project: Project) -> None:
-    known = "known are ablations, below-four, config, integers, longer-rounding, longer, methods, ours-parts, ours"
+    known = "known are ablations, below-four, config, integers, longer-rounding, longer, methods, ours-parts, ours, "
+    known += "paper, policies"
     with pytest.raises(WorkflowError, match=rf"suite: unknown 'papr' \(did you mean 'paper'\?\); {known}"):
         Plan(default_project, {"suite": "papr"})
 

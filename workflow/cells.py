@@ -346,6 +346,15 @@ STUDY = "quest.studies.{study}"
 TITLES = tuple(f"quest.config.methods.{python_name(method)}" for method in METHODS)
 
 
+def with_numbers(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A run as Snakemake has it, whose seeds are numbers: of a list on the command line, `--config seeds=[0,1]`, it
+    leaves the items as they were written."""
+    seeds = config.get("seeds")
+    if not isinstance(seeds, list):
+        return dict(config)
+    return {**config, "seeds": [int(s) if isinstance(s, str) and s.isdecimal() else s for s in seeds]}
+
+
 def option(name: str) -> Callable[[Wildcards, Mapping[str, Any]], str]:
     """A parameter: `--name FILE` for each input file of that name, quoted; empty where the cell has none."""
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import yaml
 from project import Plan, Project
+from snakemake.cli import parse_config
 from snakemake.exceptions import WorkflowError
 
 from quest import stages
@@ -381,6 +382,13 @@ def test_a_table_is_told_what_the_study_of_convergence_found(project: Project) -
     study.write_text("unit\n")
     with pytest.raises(WorkflowError, match=r"convergence\.csv: not as the study convergence writes it"):
         Plan(project, targets=(table,))
+
+
+def test_seeds_given_on_the_command_line_are_numbers(project: Project) -> None:
+    """As Snakemake reads them there."""
+    assert Plan(project, parse_config(["seeds=[3,12]"])).rules()["calibrate"] == 2
+    with pytest.raises(WorkflowError, match=r"seeds\.0: found 'one'"):
+        Plan(project, parse_config(["seeds=[one]"]))
 
 
 def test_an_unknown_suite(default_project: Project) -> None:

@@ -106,7 +106,8 @@ class Cells:
         analyses = [
             f"{paths.fill(paths.ANALYSIS, dataset=dataset, study=study)}.{ending}"
             for dataset in self.run.datasets
-            for study in STUDIES
+            for study, about in STUDIES.items()
+            if not about.by_name
             for ending in ("csv", "png", "svg")
         ]
         return {
@@ -343,6 +344,15 @@ class Cells:
 METHOD = "quest.methods.{method}"
 STUDY = "quest.studies.{study}"
 TITLES = tuple(f"quest.config.methods.{python_name(method)}" for method in METHODS)
+
+
+def with_numbers(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A run as Snakemake has it, whose seeds are numbers: of a list on the command line, `--config seeds=[0,1]`, it
+    leaves the items as they were written."""
+    seeds = config.get("seeds")
+    if not isinstance(seeds, list):
+        return dict(config)
+    return {**config, "seeds": [int(s) if isinstance(s, str) and s.isdecimal() else s for s in seeds]}
 
 
 def option(name: str) -> Callable[[Wildcards, Mapping[str, Any]], str]:

@@ -24,13 +24,15 @@ class Study(NamedTuple):
     """title: one line for the command's help. files: what it reads, by the names of its options; the files of
     ``reconstructions``, ``checkpoints`` and ``previews`` are many. sections: the settings that it depends on.
     weight_bits: of its reconstruction, where they are not those that the protocol studies. spared: what it reads of
-    these files where they are given, and shows less without."""
+    these files where they are given, and shows less without. by_name: made only where its file is asked for, since it
+    takes hours on a CPU."""
 
     title: str
     files: tuple[str, ...]
     sections: tuple[str, ...]
     weight_bits: int | None = None
     spared: tuple[str, ...] = ()
+    by_name: bool = False
 
 
 STUDIES = {
@@ -80,6 +82,12 @@ STUDIES = {
         "Theorem 3.2 in numbers: the loss along a quantization perturbation, and its expansions.",
         ("model", "calibration", "reconstruction", "checkpoint"),
         ("sampler", "condition", "calibration", "quantizer", "methods.quest", "analysis"),
+    ),
+    "convergence": Study(
+        "Loss of every unit's learned rounding, as the protocol says and with five times the iterations.",
+        ("model", "calibration"),
+        ("sampler", "condition", "calibration", "reconstruction", "quantizer", "methods.quest", "analysis"),
+        by_name=True,
     ),
 }
 

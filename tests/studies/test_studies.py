@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import pkgutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pandas as pd
 import pytest
 from click.testing import CliRunner
 
+from quest import studies
 from quest.cli import main
 from quest.config.dataset import DatasetSettings
 from quest.studies import STUDIES
@@ -42,6 +44,12 @@ def test_bad_input_leaves_nothing(
     with pytest.raises(AssertionError, match="kind 'model' where 'checkpoint' is expected"):
         call("scales", make_settings(analysis=ANALYSIS), wrong, tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_every_module_that_measures_is_a_study_that_a_command_knows():
+    modules = [importlib.import_module(f"quest.studies.{each.name}") for each in pkgutil.iter_modules(studies.__path__)]
+    measuring = {module.__name__.rpartition(".")[2] for module in modules if hasattr(module, "measure")}
+    assert measuring == set(STUDIES)
 
 
 def test_every_study_has_a_module_and_a_chart():

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import yaml
 from project import Plan, Project
+from snakemake.cli import parse_config
 from snakemake.exceptions import WorkflowError
 
 from quest import stages
@@ -67,7 +68,7 @@ def test_a_run(project: Project) -> None:
 def test_studies_run_only_when_they_are_asked_for(project: Project) -> None:
     assert "analyse" not in Plan(project).rules()
     plan = Plan(project, targets=("analyses",))
-    assert plan.rules()["analyse"] == len(STUDIES)
+    assert plan.rules()["analyse"] == len([study for study in STUDIES.values() if not study.by_name]) == 10
     files = {
         "model": "data/models/digits/denoiser.safetensors",
         "calibration": "results/calibration/digits/seed0.safetensors",
@@ -353,6 +354,15 @@ def test_an_imported_model_follows_its_source_in_the_configuration(default_proje
     assert not plan.job("data/models/cifar10/denoiser.safetensors").input
 
 
+def test_a_study_that_takes_hours_is_made_where_its_file_is_asked_for(project: Project) -> None:
+    file = "results/analysis/digits/convergence.csv"
+    plan = Plan(project, targets=(file,))
+    assert plan.rules()["analyse"] == plan.rules()["calibrate"] == 1
+    assert "finetune" not in plan.rules()
+    assert shlex.split(plan.job(file).shellcmd)[:4] == ["quest", "analyse", "convergence", "digits"]
+    assert "iterations" in plan.settings(file)["reconstruction"]
+
+
 def test_a_table_is_told_what_the_study_of_convergence_found(project: Project) -> None:
     """Where it was made by the settings as they are; it is never asked for, since it takes hours."""
     table, study = "results/tables/digits.json", project.root / "results/analysis/digits/convergence.csv"
@@ -374,8 +384,16 @@ def test_a_table_is_told_what_the_study_of_convergence_found(project: Project) -
         Plan(project, targets=(table,))
 
 
+def test_seeds_given_on_the_command_line_are_numbers(project: Project) -> None:
+    """As Snakemake reads them there."""
+    assert Plan(project, parse_config(["seeds=[3,12]"])).rules()["calibrate"] == 2
+    with pytest.raises(WorkflowError, match=r"seeds\.0: found 'one'"):
+        Plan(project, parse_config(["seeds=[one]"]))
+
+
 def test_an_unknown_suite(default_project: Project) -> None:
-    known = "known are ablations, below-four, config, integers, methods, ours-parts, ours, paper"
+    known = "known are ablations, below-four, config, integers, longer-rounding, longer, methods, ours-parts, ours, "
+    known += "paper, policies"
     with pytest.raises(WorkflowError, match=rf"suite: unknown 'papr' \(did you mean 'paper'\?\); {known}"):
         Plan(default_project, {"suite": "papr"})
 

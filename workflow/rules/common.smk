@@ -31,6 +31,7 @@ from workflow.cells import (
     Cells,
     option,
     study_options,
+    with_numbers,
 )
 
 # Jobs run in the environment that runs Snakemake, activated or not, and report to nobody.
@@ -52,7 +53,7 @@ try:
         for name in records.mend(Path(workflow.basedir)):
             logger.warning(f"{name}: made again, for Snakemake's record of what it was made from is damaged")
     damage.refuse(Path(workflow.basedir))
-    CELLS = Cells(load(config), published.load(), Path(workflow.basedir))
+    CELLS = Cells(load(with_numbers(config)), published.load(), Path(workflow.basedir))
 except (ConfigError, ArtifactError) as error:
     raise WorkflowError(str(error)) from None
 

@@ -126,7 +126,8 @@ def test_a_choice_while_images_are_still_drawn(results: Path, tmp_path: Path):
     write_cell(results, "quest", "w4a4", dataset="shapes")  # without images
     steps = """
       choose("seed", 0);
-      choose("dataset", [...document.getElementById("dataset").options].findIndex((each) => each.text.includes("latent space, uncond")));
+      const names = [...document.getElementById("dataset").options].map((each) => each.text);
+      choose("dataset", names.findIndex((name) => name.includes("latent space, uncond")));
       await until(() => shown().startsWith("shapes "));
       await new Promise((go) => setTimeout(go, 500));
       found.absent = document.getElementById("absent").innerText;

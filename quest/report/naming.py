@@ -131,7 +131,13 @@ def _inside(box: Bbox, whole: Bbox) -> bool:
 
 
 def _crosses(stroke: Stroke, box: Bbox) -> bool:
-    """Whether a straight line meets a box, looked at in steps finer than letters."""
-    start, end = stroke
-    steps = max(2, int(math.hypot(*(end - start)) / 3))
-    return any(box.contains(*(start + (end - start) * step / steps)) for step in range(steps + 1))
+    """Whether a straight line meets a box: the parts of it that lie between the box's sides overlap."""
+    first, last = 0.0, 1.0
+    for start, end, low, high in zip(*stroke, box.min, box.max, strict=True):
+        if start == end:
+            if not low <= start <= high:
+                return False
+        else:
+            entry, leave = sorted(((low - start) / (end - start), (high - start) / (end - start)))
+            first, last = max(first, entry), min(last, leave)
+    return first <= last

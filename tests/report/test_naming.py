@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Annotation, Text
 from matplotlib.transforms import Bbox
 
-from quest.report import drawing
+from quest.report import drawing, naming
 from quest.report.naming import Names, write
 
 CROWD = [(1 + 0.001 * place, 2 + 0.001 * place) for place in range(8)]
@@ -67,6 +67,23 @@ def test_a_name_avoids_markers_and_lines():
     for point in others:
         assert not box.contains(*axes.transData.transform(point))
     assert not any(box.contains(*axes.transData.transform((x, 1.0))) for x in np.linspace(1.2, 2.8, 50))
+
+
+@pytest.mark.parametrize(
+    ("start", "end", "met"),
+    [
+        ((0, 5), (20, 5), True),
+        ((5, -1e9), (5, 1e9), True),
+        ((12, 0), (0, 12), True),
+        ((5, 5), (6, 6), True),
+        ((11, 0), (11, 10), False),
+        ((0, 21), (21, 0), False),
+        ((12, 5), (20, 5), False),
+    ],
+)
+def test_a_line_meets_a_box(start: tuple[float, float], end: tuple[float, float], met: bool):
+    box = Bbox.from_extents(0, 0, 10, 10)
+    assert naming._crosses((np.array(start), np.array(end)), box) == met
 
 
 def test_a_name_without_room_is_left_out():

@@ -58,3 +58,11 @@ def test_the_plan_is_what_the_rules_pass(project: Project) -> None:
 
 def test_the_plan_depends_on_all_that_decides_it() -> None:
     assert set(STAGES["plan"]["deps"]) == {"Snakefile", "config", "quest", "workflow"}
+
+
+def test_metrics_are_folders_of_datasets_alone():
+    """What lies beside them, like Snakemake's records, is none, and DVC would complain of it."""
+    listed = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["metrics"]
+    tables = (ROOT / "config/datasets").glob("*.yaml")
+    trained = {file.stem for file in tables if "pretrain:" in file.read_text(encoding="utf-8")} - {"digits-quick"}
+    assert set(listed) == {f"results/scores/{dataset}" for dataset in trained}

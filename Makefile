@@ -54,7 +54,7 @@ ui: environment
 
 report: environment
 	snakemake --snakefile workflow/report/Snakefile --quiet all --force
-	snakemake --snakefile workflow/report/Snakefile --quiet all --report report.html
+	snakemake --snakefile workflow/report/Snakefile --quiet all --report report.html --report-stylesheet workflow/report/page.css
 
 check: environment
 	python -m workflow.damage

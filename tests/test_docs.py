@@ -39,6 +39,19 @@ def visible_words(markdown: str) -> list[str]:
     return re.findall(r"\w[\w.,'-]*", text)
 
 
+@pytest.mark.parametrize("file", [DOCS.parent / "README.md", *sorted(DOCS.rglob("*.md"))], ids=lambda file: file.stem)
+def test_tables_keep_a_number_and_its_spread_in_one_line(file: Path) -> None:
+    rows = [row for row in file.read_text(encoding="utf-8").splitlines() if row.startswith("|")]
+    assert [row for row in rows if re.search(r"\d ± \d", row)] == [], "no-break spaces, please"
+
+
+def test_the_first_tables_have_eight_columns_at_most() -> None:
+    for file in (DOCS.parent / "README.md", DOCS / "results.md", *sorted((DOCS / "results").glob("*.md"))):
+        first = re.search(r"^\|.*", file.read_text(encoding="utf-8"), flags=re.MULTILINE)
+        assert first is not None
+        assert first[0].strip("|").count("|") < 8, file
+
+
 def test_the_results_are_one_page() -> None:
     """At most 800 visible words; what is longer has a page of its own."""
     assert len(visible_words((DOCS / "results.md").read_text(encoding="utf-8"))) <= 800

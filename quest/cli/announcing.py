@@ -39,6 +39,8 @@ PHASES = {
     "quest.report.tracking.store": "MLflow's runs",
     "quest.artifacts": "files",
 }
+# Where a page is served: its address is said, and nothing is at work.
+SERVING = {"quest.report.show.serving:show", "quest.report.tracking.page:_until_ended"}
 _LOADING = "loading libraries"
 _FIRST, _LOOK, _CALM, _STILL = 0.7, 1.0, 5.0, 60.0  # seconds: to the first line; looks; changes; without a change
 
@@ -75,15 +77,15 @@ class Announcer:
         return f"quest {self.command}{where}: {self.phase()}, {seconds:.0f} s so far{_left()}"
 
     def phase(self) -> str:
-        """The part of the library that the main thread is in."""
+        """The part of the library that the main thread is in; empty where a page is served."""
         if not self._running:
             return _LOADING
         frame = sys._current_frames().get(self._main or 0)
         while frame is not None:
             name = frame.f_globals.get("__name__", "")
             for place in (f"{name}:{frame.f_code.co_name}", name, name.rpartition(".")[0]):
-                if place in PHASES:
-                    return PHASES[place]
+                if place in PHASES or place in SERVING:
+                    return PHASES.get(place, "")
             frame = frame.f_back
         return "at work"
 
@@ -106,6 +108,8 @@ def _watch(announcer: Announcer, done: threading.Event) -> None:
     while not done.wait(wait):
         wait, now = _LOOK, time.monotonic()
         state = announcer.device, announcer.phase()
+        if not state[1]:
+            continue
         calm = 0 if last is None or last[1] == _LOADING or last == state else _CALM
         if last is None or (now - said[last] > calm and now - said.get(state, -_STILL) > _STILL):
             _say(announcer.line())

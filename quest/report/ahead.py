@@ -16,7 +16,7 @@ from quest.config import policies
 from quest.config.values import FULL_PRECISION
 from quest.report.paired import CONFIDENCE, Interval, difference, interval, interval_of_images
 from quest.report.rows import MISSING, Row, chain, named, row_key
-from quest.report.sheet import Sheet, unbroken
+from quest.report.sheet import Sheet, decimals, unbroken
 
 OURS = "traq"
 """The method of this project."""
@@ -61,10 +61,13 @@ def sheet(pairs: Sequence[Mapping[str, Any]]) -> Sheet | None:
         "MSE": [f"× {10 ** (-pair['psnr']['value'] / 10):.2f}" if pair["psnr"] else MISSING for pair in pairs],
         "Closer": [MISSING if pair["closer"] is None else f"{pair['closer']:.0%}" for pair in pairs],
         "FID": [_written(pair["fid"]) for pair in pairs],
-        "Chains": [str(pair["chains"]) for pair in pairs],
     }
+    counts = {pair["chains"] for pair in pairs}
+    if len(counts) > 1:
+        columns["Chains"] = [str(pair["chains"]) for pair in pairs]
+    over = f"{max(counts)} chains" if len(counts) == 1 < max(counts) else "chains"
     note = (
-        f"The first method minus the second, on the same noise, with the {CONFIDENCE:.0%} interval over chains; of MSE "
+        f"The first method minus the second, on the same noise, with the {CONFIDENCE:.0%} interval over {over}; of MSE "
         "the ratio; closer: of how many images. Ahead or behind: the interval of PSNR leaves out 0; beside: it holds "
         f"0, so these chains cannot tell the two apart. {MISSING} is not available."
     )
@@ -132,5 +135,7 @@ def _verdict(psnr: Mapping[str, Any] | None, chains: int) -> str | None:
 def _written(change: Mapping[str, Any] | None) -> str:
     if change is None:
         return MISSING
-    text = f"{change['value']:+,.2f}"
-    return text if change["low"] is None else unbroken(f"{text} [{change['low']:+,.2f}, {change['high']:+,.2f}]")
+    value, low, high = change["value"], change["low"], change["high"]
+    digits = decimals(2, *(part for part in (value, low, high) if part is not None))
+    text = f"{value:+,.{digits}f}"
+    return text if low is None else unbroken(f"{text} [{low:+,.{digits}f}, {high:+,.{digits}f}]")

@@ -15,7 +15,7 @@ from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter, Sca
 
 from quest.artifacts import TensorArtifact
 from quest.config.values import FULL_PRECISION
-from quest.report import conditions, drawing, tables
+from quest.report import conditions, drawing, naming, tables
 from quest.report.drawing import DPI, INK
 
 COLUMNS = 16  # images in a row of the grid
@@ -137,6 +137,7 @@ def tradeoff_chart(dataset: str, summary: Sequence[dict[str, Any]]) -> Figure:
     styles = drawing.method_styles(methods)
     figure = drawing.figure(9.5, 7, layout="constrained")
     panels = figure.subplots(2, 2, sharex="col", sharey="row")
+    names = []
     for line, (metric, name) in enumerate(QUALITY):
         for axes, (price, what) in zip(panels[line], PRICE, strict=True):
             shown = [row for row in summary if row.get(metric) is not None and row.get(price) is not None]
@@ -149,9 +150,11 @@ def tradeoff_chart(dataset: str, summary: Sequence[dict[str, Any]]) -> Figure:
             best = front([(row[price], row[metric] if metric == "fid" else -row[metric]) for row in shown])
             places = [(shown[index][price], shown[index][metric]) for index in best]
             axes.plot(*zip(*places, strict=True) if places else ((), ()), color=INK, linewidth=1, alpha=0.5, zorder=0)
-            for index, place in zip(best, places, strict=True):
-                text = tables.label(shown[index]["method"], shown[index]["bits"])
-                axes.annotate(text, place, (5, 6), textcoords="offset points", size=7, color=INK)
+            texts = [tables.label(shown[index]["method"], shown[index]["bits"]) for index in best]
+            drawn = [(row[price], row[metric]) for row in shown]
+            spreads = [row[f"{metric}_spread"] or 0.0 for row in shown]
+            bars = [[(x, y - spread), (x, y + spread)] for (x, y), spread in zip(drawn, spreads, strict=True)]
+            names.append(naming.Names(axes, texts, places, drawn, [places, *bars]))
             drawing.plain(axes, name)
             axes.set_xscale("log")
             axes.xaxis.set_major_formatter(FormatStrFormatter("%g"))
@@ -163,6 +166,7 @@ def tradeoff_chart(dataset: str, summary: Sequence[dict[str, Any]]) -> Figure:
     title = f"{dataset}: which method at which size; the line joins what nothing smaller is as good as"
     figure.suptitle(title, x=0.01, ha="left", size=12, color=INK)
     _legend(figure, panels[0][0])
+    naming.write(figure, names)
     return figure
 
 

@@ -5,6 +5,7 @@ A number and its spread are one word (no-break spaces), so that no column is nar
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
@@ -22,6 +23,7 @@ th { border-bottom: 2px solid #888; vertical-align: bottom; white-space: normal;
 td.long { white-space: normal; min-width: 16em; text-align: left; }
 p { max-width: 60em; }
 """
+_SIGNIFICANT = 4  # digits of a number
 _LONG = 40  # characters; a text beyond is one that may be broken into lines
 
 
@@ -34,6 +36,12 @@ class Sheet:
     lines: tuple[tuple[str, ...], ...]
     words: tuple[str, ...] = ("Method", "Bits")
     notes: tuple[str, ...] = ()
+
+
+def decimals(most: int, *values: float) -> int:
+    """How many digits to write after the point: ``most``, but four significant ones of the largest value do."""
+    largest = max(map(abs, values))
+    return min(most, max(0, _SIGNIFICANT - 1 - math.floor(math.log10(largest)))) if largest >= 1 else most
 
 
 def unbroken(text: str) -> str:

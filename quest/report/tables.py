@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 import statistics
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -40,7 +41,7 @@ COLUMNS = (
     Column("psnr", "PSNR to FP (dB) ↑", 2),
     Column("mse", "MSE to FP (10⁻³) ↓", 3, scale=1e3),
     Column("weight_mib", "Size (MiB)", 2),
-    Column("gbops", "Cost (GBOPs/call)", 2),
+    Column("gbops", "Cost (GBOPs per call)", 2),
 )
 # What answers most questions, in this order; the other columns stand in a second table.
 HEADLINE = ("fid", "sfid", "psnr", "recall", "weight_mib", "gbops")
@@ -153,8 +154,7 @@ def sheets(content: Mapping[str, Any]) -> list[Sheet]:
     present = {column.key: column for column in COLUMNS if any(row.get(column.key) is not None for row in summary)}
     headline = [present[key] for key in HEADLINE if key in present]
     others = [column for column in present.values() if column not in headline]
-    integers = {"Integer kernels": [_integers(row) for row in summary]}
-    made = [_sheet("Quality, size and cost", headline, summary, _notes(rows, summary), integers)]
+    made = [_sheet("Quality, size and cost", headline, summary, _notes(rows, summary))]
     pairs = content["ahead"] if "ahead" in content else ahead.build(rows, {})  # of tables made before it was kept
     if (compared := ahead.sheet(pairs)) is not None:
         made.append(compared)
@@ -164,22 +164,14 @@ def sheets(content: Mapping[str, Any]) -> list[Sheet]:
     return made
 
 
-def _sheet(
-    heading: str,
-    columns: Sequence[Column],
-    summary: Sequence[Row],
-    notes: Iterable[str],
-    words: Mapping[str, Sequence[str]] | None = None,
-) -> Sheet:
-    """words: further columns of texts by their header."""
-    words = words or {}
-    headers = ("Method", "Bits", *(column.header for column in columns), *words)
+def _sheet(heading: str, columns: Sequence[Column], summary: Sequence[Row], notes: Iterable[str]) -> Sheet:
+    headers = ("Method", "Bits", *(column.header for column in columns))
     names = [" ".join([named(row), *fewer(row, summary), *learned.mark(row)]) for row in summary]
     lines = (
-        (name, row["bits"].upper(), *(written(row, column) for column in columns), *texts)
-        for name, row, *texts in zip(names, summary, *words.values(), strict=True)
+        (name, row["bits"].upper(), *(written(row, column) for column in columns))
+        for name, row in zip(names, summary, strict=True)
     )
-    return Sheet(heading, headers, tuple(lines), ("Method", "Bits", *words), tuple(notes))
+    return Sheet(heading, headers, tuple(lines), notes=tuple(notes))
 
 
 def fewer(row: Row, rows: Sequence[Row]) -> list[str]:
@@ -198,17 +190,13 @@ _OF_CHANNELS = {
 """What a channel may have of its own where a scale is per tensor, and what becomes of it in a kernel."""
 
 
-def _integers(row: Row) -> str:
-    """Whether a product of a row's integers can be summed before it is scaled."""
-    if row["method"] == FULL_PRECISION or row.get("activation_granularity") is None:
-        return MISSING
-    if row.get("weight_granularity", "per_channel") != "per_channel":
-        return "no"
+def _integers(row: Row) -> list[str] | None:
+    """What channels have of their own where a product of a row's integers can be summed before it is scaled; None
+    where it cannot."""
     kinds = set(row["activation_granularity"].split(" and "))
-    if not kinds <= {"per_tensor", *_OF_CHANNELS}:
-        return "no"
-    further = [kind for kind in _OF_CHANNELS if kind in kinds]
-    return f"yes, {' and '.join(further)}" if further else "yes"
+    if row.get("weight_granularity", "per_channel") != "per_channel" or not kinds <= {"per_tensor", *_OF_CHANNELS}:
+        return None
+    return [kind for kind in _OF_CHANNELS if kind in kinds]
 
 
 def _notes(rows: Sequence[Row], summary: Sequence[Row]) -> list[str]:
@@ -227,15 +215,29 @@ def _notes(rows: Sequence[Row], summary: Sequence[Row]) -> list[str]:
 
 
 def _of_integers(summary: Sequence[Row]) -> list[str]:
-    """What integer kernels need, where rows differ in it or need more than a scale a tensor."""
-    found = {_integers(row) for row in summary} - {MISSING, "yes"}
-    if not found:
+    """Which rows integer kernels can multiply, and what they do for it beyond a scale a tensor."""
+    rows = [row for row in summary if row["method"] != FULL_PRECISION and row.get("activation_granularity")]
+    able = [row for row in rows if _integers(row) is not None]
+    kinds = {kind for row in able for kind in _integers(row) or ()}
+    further = "".join(f"; {kind}: {said}" for kind, said in _OF_CHANNELS.items() if kind in kinds)
+    if not rows:
         return []
-    further = "".join(f"; {kind}: {said}" for kind, said in _OF_CHANNELS.items() if any(kind in each for each in found))
+    if len(able) == len(rows):
+        return [f"Integer kernels can multiply every quantized row{further}."]
+    which = _some(able, rows) if able else "none of these rows"
     return [
-        "Integer kernels can multiply where activation scales are per tensor, which factor out of a sum of integers"
-        f"{further}."
+        f"Integer kernels can multiply {which}; the others' scales do not factor out of a sum of integers{further}."
     ]
+
+
+def _some(chosen: Sequence[Row], rows: Sequence[Row]) -> str:
+    """Rows in words, by their bits; by their methods, too, where others have the same bits."""
+    parts = []
+    for bits in dict.fromkeys(row["bits"] for row in chosen):
+        mine, every = ([row for row in some if row["bits"] == bits] for some in (chosen, rows))
+        names = "" if len(mine) == len(every) else f" of {', '.join(map(named, mine))}"
+        parts.append(f"{bits.upper()}{names}")
+    return ", ".join(parts)
 
 
 def _surprising_sizes(summary: Sequence[Row]) -> list[str]:
@@ -388,9 +390,15 @@ def require_alike(dataset: str, artifacts: Mapping[Path, JsonArtifact]) -> None:
             expected = _protocol(first)[name]
             if value != expected:
                 raise ValueError(
-                    f"{file}: {name} is {value!r}, but {expected!r} in {first_file}; "
+                    f"{file}: {name} is {_short(value)}, but {_short(expected)} in {first_file}; "
                     "one table needs one protocol, so measure them again alike"
                 )
+
+
+def _short(value: Any) -> str:
+    """As Python writes it, a hash by its beginning."""
+    is_hash = isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value)
+    return f"{value[:8]}…" if is_hash else repr(value)
 
 
 def _protocol(artifact: JsonArtifact) -> dict[str, Any]:
@@ -433,5 +441,11 @@ def written(row: Row, column: Column) -> str:
     value, spread = row.get(column.key), row.get(f"{column.key}_spread")
     if value is None or (row["method"] == FULL_PRECISION and column.key in ("psnr", "mse")):  # its distance to itself
         return MISSING
-    text = f"{value * column.scale:,.{column.digits}f}"
-    return text if spread is None else sheet.unbroken(f"{text} ± {spread * column.scale:,.{column.digits}f}")
+    return number(column, value, spread)
+
+
+def number(column: Column, value: float, spread: float | None) -> str:
+    """A value and what stands behind its ±, as one word."""
+    parts = [part * column.scale for part in (value, spread) if part is not None]
+    digits = sheet.decimals(column.digits, *parts)
+    return sheet.unbroken(" ± ".join(f"{part:,.{digits}f}" for part in parts))

@@ -18,7 +18,7 @@ from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter
 
 from quest.artifacts import ArtifactError
 from quest.config.values import FULL_PRECISION
-from quest.report import drawing, tables
+from quest.report import drawing, naming, tables
 from quest.report.drawing import INK
 from quest.report.figures import QUALITY, front
 from quest.report.tables import Row
@@ -71,20 +71,26 @@ def chart(dataset: str, cells: Sequence[tuple[Row, Made]], full: Row | None = No
     machines = list(dict.fromkeys(time.machine for _, time in cells))
     styles = drawing.method_styles(list(dict.fromkeys(row["method"] for row, _ in cells)))
     figure = drawing.figure(5.5 * len(machines) + 1, 7, layout="constrained")
+    names = []
     panels = figure.subplots(2, len(machines), sharey="row", squeeze=False)
     for column, machine in enumerate(machines):
         mine = [(row, time.seconds) for row, time in cells if time.machine == machine]
         for line, (metric, name) in enumerate(QUALITY):
             axes = panels[line][column]
             shown = [(row, seconds) for row, seconds in mine if row.get(metric) is not None]
-            ends = [
+            lines = [
                 (bits, _draw(axes, metric, [each for each in shown if each[0]["bits"] == bits], styles))
                 for bits in dict.fromkeys(row["bits"] for row, _ in shown)
             ]
-            ends.sort(key=lambda end: -end[1][1])
-            for place, (bits, end) in enumerate(ends):  # shifted, so that names of equal lines do not cover each other
-                shift = (8, 9 * ((len(ends) - 1) / 2 - place))
-                axes.annotate(bits.upper(), end, shift, textcoords="offset points", va="center", size=8, color=INK)
+            names.append(
+                naming.Names(
+                    axes,
+                    [bits.upper() for bits, _ in lines],
+                    [line[-1] for _, line in lines],
+                    [(seconds, row[metric]) for row, seconds in shown],
+                    [line for _, line in lines],
+                )
+            )
             if metric == "fid" and full is not None and full.get("fid") is not None:
                 axes.axhline(full["fid"], color=INK, linestyle="--", linewidth=1.2, label=tables.title(FULL_PRECISION))
             heading = name if line or machines == [None] else f"{machine or 'machine not recorded'}\n{name}"
@@ -101,15 +107,17 @@ def chart(dataset: str, cells: Sequence[tuple[Row, Made]], full: Row | None = No
         title += "\nOne run, its machine not recorded"
     figure.suptitle(title, x=0.01, ha="left", size=11, color=INK)
     legends = [zip(*reversed(axes.get_legend_handles_labels()), strict=True) for axes in panels[0]]
-    names = {label: handle for legend in legends for label, handle in legend}
-    figure.legend(names.values(), names.keys(), loc="outside lower center", ncols=min(4, len(names)), frameon=False)
+    handles = {label: handle for legend in legends for label, handle in legend}
+    columns = min(4, len(handles))
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=columns, frameon=False)
+    naming.write(figure, names, size=8)
     return figure
 
 
 def _draw(
     axes: Axes, metric: str, cells: Sequence[tuple[Row, float]], styles: Mapping[str, dict[str, Any]]
-) -> tuple[float, float]:
-    """The points and the line of one bit-width; where it ends."""
+) -> list[tuple[float, float]]:
+    """The points of one bit-width and its line, which is returned."""
     best = front([(seconds, row[metric] if metric == "fid" else -row[metric]) for row, seconds in cells])
     for index, (row, seconds) in enumerate(cells):
         hollow = {} if index in best else {"markerfacecolor": "white"}
@@ -118,7 +126,7 @@ def _draw(
         axes.errorbar(seconds, row[metric], yerr=bar, markersize=7, capsize=3, label=label, **style)
     joined = [(cells[index][1], cells[index][0][metric]) for index in best]
     axes.plot(*zip(*joined, strict=True), color=INK, linewidth=1, alpha=0.5, zorder=0)
-    return joined[-1]
+    return joined
 
 
 def _jobs(file: Path) -> dict[str, Any]:

@@ -29,7 +29,7 @@ from quest.noise import HELD_OUT, SampleNoise
 from quest.quantization.network import QuantizedNetwork
 from quest.report import drawing
 from quest.studies import Row
-from quest.studies.charts import curve, distinct, start_figure, where
+from quest.studies.charts import curve, distinct, short, start_figure, where
 from quest.studies.subject import Subject, recording
 
 POINTS = 64  # parts of Δ, a power of two
@@ -219,13 +219,13 @@ def chart(dataset: str, rows: Sequence[Row]) -> Figure:
         values = [where(rows, weights=version, bits=width, place=p, parts=parts[-1])[0]["first"] for p in places]
         spots = [place + (index - (len(studied) - 1) / 2) * step for place in range(len(places))]
         first.bar(spots, values, 0.92 * step, color=drawing.colour(index), label=f"{version} {width.upper()}")
-    first.set_xticks(range(len(places)), places, size=8)
+    first.set_xticks(range(len(places)), [short(place) for place in places])
     for axes in (at_output, inside):
         axes.set_xscale("log", base=2)
         axes.set_xticks(parts, [str(p) for p in parts])
         axes.set_yscale("log")
     drawing.plain(at_output, "At the output, where the loss is quadratic", "parts K", "expansion / true loss change")
-    drawing.plain(inside, f"Inside, after {places[0]} (eq. 11)", "parts K", "|expansion / true loss change − 1|")
+    drawing.plain(inside, f"Inside, after {short(places[0])} (eq. 11)", "parts K", "|expansion / true loss change − 1|")
     drawing.plain(first, f"First-order sum, K = {parts[-1]}", "place of the perturbation", "Σ ε'g (loss, no unit) ↓")
     for axes in (at_output, inside, first):
         axes.legend(frameon=False, fontsize=8)

@@ -127,6 +127,25 @@ def test_a_function_may_have_a_phase_of_its_own():
     assert found == ["scales of the weights", "quantizing and finetuning"]
 
 
+def test_while_a_page_is_served_nothing_is_said(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]):
+    monkeypatch.setattr(announcing, "_FIRST", 0.01)
+    monkeypatch.setattr(announcing, "_LOOK", 0.01)
+    found: list[str] = []
+    serving: dict[str, Any] = {"__name__": "quest.report.show.serving", "serve": lambda: time.sleep(0.5)}
+    serving["ask"] = lambda: found.append(_asked())
+    exec("def show(): begin(); ask(); serve()", serving)
+
+    def begin() -> None:
+        watched.__enter__()._running = True
+
+    watched = announcing.announced(quiet=False)
+    serving["begin"] = begin
+    serving["show"]()
+    watched.__exit__(None, None, None)
+    assert found == [""]
+    assert capfd.readouterr().err == ""
+
+
 def test_what_goes_to_and_fro_is_said_once_a_minute(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]):
     for name in ("_FIRST", "_LOOK", "_CALM"):
         monkeypatch.setattr(announcing, name, 0.01)
@@ -145,7 +164,7 @@ def test_what_goes_to_and_fro_is_said_once_a_minute(monkeypatch: pytest.MonkeyPa
     assert len(capfd.readouterr().err.splitlines()) == 2
 
 
-@pytest.mark.parametrize("place", announcing.PHASES)
+@pytest.mark.parametrize("place", [*announcing.PHASES, *sorted(announcing.SERVING)])
 def test_every_phase_is_of_a_module_that_is_there(place: str):
     module, _, function = place.partition(":")
     root = Path(__file__).parents[2].joinpath(*module.split("."))

@@ -155,14 +155,26 @@ def test_a_number_that_is_missing_has_no_difference():
     rows[0]["fid"] = None
     sheet = ahead.sheet(ahead.build(rows, {}))
     assert sheet is not None
-    ((*_, psnr, ratio, closer, fid, chains),) = sheet.lines
-    assert (psnr.replace("\u00a0", " "), ratio, closer, fid, chains) == (
-        "+2.75 [-0.43, +5.93]",
-        "× 0.53",
-        "–",
-        "–",
-        "2",
+    ((*_, psnr, ratio, closer, fid),) = sheet.lines
+    assert (psnr.replace("\u00a0", " "), ratio, closer, fid) == ("+2.75 [-0.43, +5.93]", "× 0.53", "–", "–")
+    assert "interval over 2 chains" in sheet.notes[0]
+
+
+def test_pairs_of_as_many_chains_say_so_once():
+    rows = cell("traq", {0: 23.0, 1: 24.0, 2: 24.5}) + cell("nearest", {0: 20.0, 1: 21.5, 2: 21.0})
+    rows += cell("quest", {0: 20.0, 1: 21.5})
+    sheet = ahead.sheet(ahead.build(rows, {}))
+    assert sheet is not None
+    assert (sheet.headers[-1], [line[-1] for line in sheet.lines]) == ("Chains", ["3", "2"])
+    assert "interval over chains" in sheet.notes[0]
+
+
+def test_large_differences_have_four_digits():
+    sheet = ahead.sheet(
+        ahead.build(cell("traq", {0: 23.0, 1: 24.0}, shift=900.0) + cell("nearest", {0: 20.0, 1: 21.5}), {})
     )
+    assert sheet is not None
+    assert sheet.lines[0][-1].startswith("-900.0")
 
 
 def test_it_stands_between_the_headline_and_the_other_measures(tmp_path: Path):

@@ -178,12 +178,29 @@ def test_full_precision_is_not_compared_with_itself(tmp_path: Path):
         assert full_precision[header.index(column)] == "–"
 
 
-def test_the_first_table_has_nine_columns_and_the_second_the_rest(tmp_path: Path):
+@pytest.mark.parametrize(
+    ("value", "spread", "expected"),
+    [
+        (0.881, 0.15, "0.88 ± 0.15"),
+        (99.994, 1.0, "99.99 ± 1.00"),
+        (205.17, 37.02, "205.2 ± 37.0"),
+        (3726.68, 245.61, "3,727 ± 246"),
+        (917.15, 1244.44, "917 ± 1,244"),
+        (0.0, 0.0, "0.00 ± 0.00"),
+    ],
+)
+def test_four_digits_of_a_number_do(value: float, spread: float, expected: str):
+    summary = {"method": "quest", "fid": value, "fid_spread": spread}
+    assert tables.written(summary, tables.COLUMNS[0]).replace("\u00a0", " ") == expected
+
+
+def test_the_first_table_has_eight_columns_and_the_second_the_rest(tmp_path: Path):
     _, _, markdown = make(tmp_path, write_all(tmp_path, kid=1e-3))
     first, second = (cells(markdown, number)[0] for number in (0, 1))
-    assert len(first) == 9
+    assert len(first) == 8
     assert first[:3] == ["Method", "Bits", "FID ↓"]
-    assert {"FID∞ ↓", "IS ↑", "Precision ↑", "KID (10⁻³) ↓", "MSE to FP (10⁻³) ↓"} == set(second[2:])
+    others = {"FID∞ ↓", "IS ↑", "Precision ↑", "KID (10⁻³) ↓", "MSE to FP (10⁻³) ↓"}
+    assert others == set(second[2:])
     assert not set(first[2:]) & set(second[2:])
 
 
@@ -234,11 +251,11 @@ def test_the_caption_says_what_was_measured_with_what(tmp_path: Path):
 @pytest.mark.parametrize(
     ("content", "manifest", "message"),
     [
-        ({"extractor_sha256": "0" * 64}, {}, "extractor is '000"),
+        ({"extractor_sha256": "0" * 64}, {}, "extractor is 00000000…"),
         ({"images": 500}, {}, "images is 500, but 1000 in"),
         ({"backend": "integer"}, {}, "backend is 'integer', but 'fake' in"),
-        ({}, {"inputs": {"reference": "0" * 64}}, "reference is '000"),
-        ({}, {"inputs": {"model": "0" * 64}}, "model is '000"),
+        ({}, {"inputs": {"reference": "0" * 64}}, "reference is 00000000…, but "),
+        ({}, {"inputs": {"model": "0" * 64}}, "model is 00000000…"),
         ({"neighbours": 5}, {}, "neighbours is 5, but 3 in"),
         ({"inception_split_size": 5000}, {}, "inception_split_size is 5000, but 100 in"),
         ({"kid_block_size": 1000}, {}, "kid_block_size is 1000, but 100 in"),
@@ -249,7 +266,7 @@ def test_the_caption_says_what_was_measured_with_what(tmp_path: Path):
             {},
             "clip_model is 'openai/clip-vit-large-patch14', but None",
         ),
-        ({"clip_prompts_sha256": "0" * 64}, {}, "clip_prompts_sha256 is '000"),
+        ({"clip_prompts_sha256": "0" * 64}, {}, "clip_prompts_sha256 is 00000000…"),
         ({}, {"settings": {"sampler": {"steps": 50, "eta": 0.0}}}, "sampler is {'eta': 0.0, 'steps': 50}, but"),
     ],
 )
@@ -349,29 +366,44 @@ def test_activation_scales_of_methods_that_differ_are_told_apart(tmp_path: Path)
     assert f"Activation scales: {said}" in markdown
 
 
+_EVERY, _NONE = "can multiply every quantized row", "can multiply none of these rows; the others' scales do not factor"
+_SHIFTED = "; offsets: codes are shifted as they are made"
+_MULTIPLIED = "; multiples: codes times the whole number of their channel"
+
+
 @pytest.mark.parametrize(
-    ("grids", "expected"),
+    ("grids", "said"),
     [
-        ({"activation_granularity": "per_tensor"}, "yes"),
-        ({"activation_granularity": "offsets"}, "yes, offsets"),
-        ({"activation_granularity": "multiples"}, "yes, multiples"),
-        ({"activation_granularity": "per_tensor and multiples"}, "yes, multiples"),
-        ({"activation_granularity": "multiples and per_channel"}, "no"),
-        ({"activation_granularity": "per_channel"}, "no"),
-        ({"activation_granularity": "per_token"}, "no"),
-        ({"activation_granularity": "per_tensor and per_channel"}, "no"),
-        ({"activation_granularity": "per_tensor", "weight_granularity": "groups_of_64"}, "no"),
-        ({"activation_granularity": None}, "–"),
+        ({"activation_granularity": "per_tensor"}, [_EVERY]),
+        ({"activation_granularity": "offsets"}, [_EVERY, _SHIFTED]),
+        ({"activation_granularity": "multiples"}, [_EVERY, _MULTIPLIED]),
+        ({"activation_granularity": "per_tensor and multiples"}, [_EVERY, _MULTIPLIED]),
+        ({"activation_granularity": "multiples and per_channel"}, [_NONE]),
+        ({"activation_granularity": "per_channel"}, [_NONE]),
+        ({"activation_granularity": "per_token"}, [_NONE]),
+        ({"activation_granularity": "per_tensor and per_channel"}, [_NONE]),
+        ({"activation_granularity": "per_tensor", "weight_granularity": "groups_of_64"}, [_NONE]),
+        ({"activation_granularity": None}, []),
     ],
 )
-def test_rows_say_whether_integer_kernels_can_multiply(tmp_path: Path, grids: dict[str, Any], expected: str):
+def test_it_is_said_whether_integer_kernels_can_multiply(tmp_path: Path, grids: dict[str, Any], said: list[str]):
     files = [write_metrics(tmp_path, each) for each in (row("fp", "w32a32"), row(**grids))]
     _, _, markdown = make(tmp_path, files)
-    header, full_precision, quest = cells(markdown)
-    assert (header[-1], full_precision[-1], quest[-1]) == ("Integer kernels", "–", expected)
-    assert ("Integer kernels can multiply where" in markdown) == (expected not in ("yes", "–"))
-    assert ("; offsets: codes are shifted as they are made" in markdown) == (expected == "yes, offsets")
-    assert ("; multiples: codes times the whole number" in markdown) == (expected == "yes, multiples")
+    found = [each for each in (_EVERY, _NONE, _SHIFTED, _MULTIPLIED) if each in markdown]
+    assert found == said
+    assert ("Integer kernels" in markdown) == bool(said)
+
+
+def test_the_rows_that_integer_kernels_can_multiply_are_named(tmp_path: Path):
+    kinds = {
+        ("quest", "w8a8"): "per_tensor",
+        ("traq", "w8a8"): "per_tensor",
+        ("quest", "w4a4"): "per_channel",
+        ("traq", "w4a4"): "multiples",
+    }
+    rows = [row(*cell, activation_granularity=kind) for cell, kind in kinds.items()]
+    _, _, markdown = make(tmp_path, [write_metrics(tmp_path, each) for each in (row("fp", "w32a32"), *rows)])
+    assert "Integer kernels can multiply W8A8, W4A4 of TRAQ (ours); the others' scales" in markdown
 
 
 def test_missing_chains_are_named_in_their_row(tmp_path: Path):

@@ -84,7 +84,7 @@ def test_a_line_joins_what_nothing_faster_of_its_bits_is_as_good_as() -> None:
     assert lines == [[[60, 9], [1000, 4]], [[900, 2]]]
     hollow = [line.get_label() for line in fid.lines if line.get_markerfacecolor() == "white"]
     assert len(hollow) == 1
-    assert [text.get_text() for text in fid.texts] == ["W4A4", "W8A8"], "the worse one above"
+    assert [text.get_text() for text in fid.texts] == ["W4A4", "W8A8"]
     assert next(np.asarray(line.get_ydata())[0] for line in fid.lines if line.get_label() == "Full precision") == 1
     assert len(psnr.containers) == 4
 

@@ -11,6 +11,7 @@ import pytest
 import yaml
 from project import Plan, Project
 
+from quest.config.dataset import load_dataset
 from workflow.plan import plan
 
 ROOT = Path(__file__).parents[2]
@@ -58,3 +59,12 @@ def test_the_plan_is_what_the_rules_pass(project: Project) -> None:
 
 def test_the_plan_depends_on_all_that_decides_it() -> None:
     assert set(STAGES["plan"]["deps"]) == {"Snakefile", "config", "quest", "workflow"}
+
+
+def test_metrics_are_folders_of_datasets_alone(monkeypatch: pytest.MonkeyPatch):
+    """What lies beside them, like Snakemake's records, is none, and DVC would complain of it."""
+    monkeypatch.chdir(ROOT)
+    listed = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["metrics"]
+    datasets = [load_dataset(file.stem) for file in (ROOT / "config/datasets").glob("*.yaml")]
+    embedded = {settings.model.parent.name for settings in datasets if settings.pretrain is not None}
+    assert set(listed) == {f"results/scores/{dataset}" for dataset in embedded}

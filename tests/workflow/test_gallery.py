@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +19,7 @@ from quest.stages import table
 from workflow import gallery
 
 ROOT = Path(__file__).parents[2]
+BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 PNG = bytes.fromhex(
     "89504e470d0a1a0a0000000d4948445200000001000000010802000000907753de0000000c49444154789c63f8ffff3f0005fe02fe"
     "0def46b80000000049454e44ae426082"
@@ -117,7 +120,8 @@ def test_one_file_holds_all_of_it(results: Path):
     ]
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     environment = os.environ | {"PYTHONPATH": str(ROOT), "PATH": path}
-    for arguments in (["--force"], ["--report", "report.html"]):
+    style = ["--report-stylesheet", str(ROOT / "workflow/report/page.css")]
+    for arguments in (["--force"], ["--report", "report.html", *style]):
         done = subprocess.run([*command, *arguments], capture_output=True, text=True, env=environment, cwd=results)
         assert done.returncode == 0, done.stderr
     report = (results / "report.html").read_text()
@@ -128,3 +132,21 @@ def test_one_file_holds_all_of_it(results: Path):
         "How to read",
     ):
         assert text in report
+    if BROWSER is not None:
+        assert top_of_the_first_page(report, results) >= 0, "above the window it is out of reach"
+
+
+def top_of_the_first_page(report: str, folder: Path) -> float:
+    """How far below the window's upper edge the title stands in a browser with a small window."""
+    asked = """<script>setInterval(() => {
+      const title = document.querySelector("h1.title");
+      if (title) document.documentElement.dataset.top = title.getBoundingClientRect().top;
+    }, 100)</script>"""
+    page = folder / "opened.html"
+    page.write_text(report + asked, encoding="utf-8")
+    flags = ("--headless", "--no-sandbox", "--disable-gpu", "--window-size=1000,300", f"--user-data-dir={folder}/user")
+    command = [str(BROWSER), *flags, "--virtual-time-budget=5000", "--dump-dom", page.as_uri()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    found = re.search(r'data-top="(.*?)"', done.stdout)
+    assert found, done.stderr[-2000:]
+    return float(found[1])

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from quest.artifacts import load_tensors
 from quest.config.dataset import load_dataset
 from quest.config.values import FULL_PRECISION, ConfigError
-from quest.report import conditions, drawing, sheet, tables
+from quest.report import conditions, drawing, tables
 from quest.report.show import images
 from quest.report.show.results import Cell, Group
 from quest.report.tables import COLUMNS, MISSING, Column
@@ -153,7 +153,7 @@ def _number(cell: Cell, column: Column) -> str:
     text, error = tables.written(cell.summary, column), cell.summary.get(f"{column.key}_se")
     if text == MISSING or error is None or "±" in text:
         return text
-    return sheet.unbroken(f"{text} ± {error * column.scale:,.{column.digits}f}*")
+    return f"{tables.number(column, cell.summary[column.key], error)}*"
 
 
 def _title(group: Group) -> str:

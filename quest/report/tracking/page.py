@@ -49,11 +49,15 @@ def serve(port: int, browser: bool) -> None:
         click.echo(address)
         if browser and _has_screen():
             webbrowser.open(address)
-        server.wait()
+        _until_ended(server)
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(server.pid, signal.SIGTERM)
             server.wait()
+
+
+def _until_ended(server: subprocess.Popen[bytes]) -> None:
+    server.wait()
 
 
 def _has_screen() -> bool:

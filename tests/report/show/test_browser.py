@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from show_files import write_cell
 
 from quest.report.show import images, page
 from quest.report.show.results import groups
@@ -118,6 +119,24 @@ def test_dataset_zoom_difference_and_seed(results: Path, tmp_path: Path):
     assert found["tables"] == [True, False]
     assert len(found["zoomed"]) == 2
     assert all("no images of seed 1 here" in row["text"] for row in found["second"])
+
+
+def test_a_choice_while_images_are_still_drawn(results: Path, tmp_path: Path):
+    """As the keys of the list of datasets make it: one after another, faster than images are decoded."""
+    write_cell(results, "quest", "w4a4", dataset="shapes")  # without images
+    steps = """
+      choose("seed", 0);
+      const names = [...document.getElementById("dataset").options].map((each) => each.text);
+      choose("dataset", names.findIndex((name) => name.includes("latent space, uncond")));
+      await until(() => shown().startsWith("shapes "));
+      await new Promise((go) => setTimeout(go, 500));
+      found.absent = document.getElementById("absent").innerText;
+      found.cells = rows().map((row) => row.cell);
+    """
+    found = outcome(page.html(groups((), results)), steps, tmp_path)
+    assert found["faults"] == []
+    assert found["absent"].startswith("The images of shapes are not here")
+    assert found["cells"] == ["quest-w4a4"]
 
 
 def test_compressed_images_are_shown(results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

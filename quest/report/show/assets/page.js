@@ -32,9 +32,8 @@ function decoded(uri) {
   return pixels.get(uri);
 }
 
-/* Image `index` of a sprite; with `full`, its difference to that image of full precision, around grey. */
-function cut(sprite, index, full) {
-  const { width, height } = state.group;
+/* Image `index` of a group's sprite; with `full`, its difference to that image of full precision, around grey. */
+function cut({ width, height }, sprite, index, full) {
   const from = 4 * width * height * index;
   const values = sprite.data.slice(from, from + 4 * width * height);
   if (full) {
@@ -63,9 +62,9 @@ function swatch(cell) {
 }
 
 /* A line of short texts, one above or below each image. */
-function line(texts) {
+function line(texts, side = state.group.width * state.zoom) {
   const made = element("div", { className: "line" }, ...texts.map((text) => element("span", { textContent: text, title: text })));
-  made.style.setProperty("--side", `${state.group.width * state.zoom}px`);
+  made.style.setProperty("--side", `${side}px`);
   return made;
 }
 
@@ -83,9 +82,10 @@ function rowOf(cell, indices) {
   return [row, drawn(cell, uri, indices, place)];
 }
 
+/* Of the choice as it is now: until its images are decoded another may have been made. */
 async function drawn(cell, uri, indices, place) {
-  const { width, height, cells } = state.group;
-  const { zoom, seed, difference } = state;
+  const { group, zoom, seed, difference } = state;
+  const { width, height, cells } = group;
   const full = cells.find((each) => each.full && each.sprites[seed]);
   const [sprite, target] = await Promise.all([decoded(uri), full ? decoded(full.sprites[seed]) : null]);
   const small = element("canvas", { width, height });
@@ -98,12 +98,12 @@ async function drawn(cell, uri, indices, place) {
   const context = canvas.getContext("2d");
   context.imageSmoothingEnabled = false;
   indices.forEach((index, column) => {
-    small.getContext("2d").putImageData(cut(sprite, index, difference && !cell.full ? target : null), 0, 0);
+    small.getContext("2d").putImageData(cut(group, sprite, index, difference && !cell.full ? target : null), 0, 0);
     context.drawImage(small, column * (width * zoom + GAP), 0, width * zoom, height * zoom);
   });
   place.append(canvas);
   const closeness = cell.psnr[seed];
-  if (closeness) place.append(line(indices.map((index) => closeness[index]?.toFixed(1) ?? "equal")));
+  if (closeness) place.append(line(indices.map((index) => closeness[index]?.toFixed(1) ?? "equal"), width * zoom));
 }
 
 /* Everything that depends on the choice; resolves when the images stand. Of several calls the last one counts. */

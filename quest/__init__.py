@@ -13,9 +13,14 @@ Importing this costs nothing: what it offers is imported when it is used. It let
 from __future__ import annotations
 
 import importlib
+import os
 from typing import TYPE_CHECKING
 
 from quest.deploy import registration
+
+# PyTorch's threads sleep while they wait for each other. Awake, each keeps a core busy, and where another program needs
+# that core a small network took twenty times as long. Read when PyTorch is imported; what is set already stays.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 if TYPE_CHECKING:
     from quest.artifacts import ArtifactError

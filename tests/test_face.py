@@ -31,6 +31,16 @@ def import_seconds() -> float:
     return int(line) / 1e6
 
 
+@pytest.mark.parametrize(("set_before", "found"), [(None, "passive"), ("active", "active")])
+def test_threads_sleep_while_they_wait(set_before: str | None, found: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Set before PyTorch reads it; a value of one's own stays."""
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    if set_before is not None:
+        monkeypatch.setenv("OMP_WAIT_POLICY", set_before)
+    said = python("-c", "import quest, os, sys; print(os.environ['OMP_WAIT_POLICY'], 'torch' in sys.modules)").stdout
+    assert said.split() == [found, "False"]
+
+
 def test_importing_costs_nothing() -> None:
     assert min(import_seconds() for _ in range(3)) <= 0.1
     loaded = python("-c", "import sys, quest; print(*sys.modules)").stdout.split()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import shutil
 from collections.abc import Callable
 from typing import Any
 
@@ -304,6 +305,20 @@ def test_multiples(kind: str, kernel: str) -> None:
     if kernel == "cpu" and (why := cpu.lacking(torch.device("cpu"))) is not None:
         pytest.skip(why)
     assert_multiples(kind, kernel)
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++, which torch.compile calls")
+@pytest.mark.parametrize("kind", ["images", "tokens"])
+@torch.no_grad()
+def test_a_layer_with_a_kernel_is_compiled(kind: str) -> None:
+    """By what users call: a compiler that takes operators of oneDNN apart refused their packed weights."""
+    if (why := cpu.lacking(torch.device("cpu"))) is not None:
+        pytest.skip(why)
+    _, packed, _, tables, x = multiplied(kind)
+    assert kernels.use_kernels(nn.ModuleList([packed, tables]), "cpu") == {"0": "cpu"}
+    tables.use(torch.tensor([1]))
+    expected = packed(x)
+    torch.testing.assert_close(torch.compile(packed, fullgraph=True)(x), expected, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.gpu

@@ -161,7 +161,7 @@ def _speed(speed: Mapping[str, Any]) -> Section:
     base = milliseconds["float32"]
     rows = [["denoiser", f"ms a call of {speed['batch']}", "times as fast as float32"]]
     rows += [[name, f"{value:.1f}", f"{base / value:.2f}"] for name, value in milliseconds.items()]
-    why = [f"{count} layers: {what}" for what, count in speed["kernels"].items()]
+    why = [f"{count} modules: {what}" for what, count in speed["kernels"].items()]
     note = (
         f"Measured once on {speed['machine']}. Integer kernels are switched on by `quest.use_kernels(pipeline)`; here "
         f"they are, or why not: {'; '.join(why)}."

@@ -15,7 +15,7 @@ from quest.diffusion import denoiser as denoisers
 
 def test_on_a_cpu(model_file: Path) -> None:
     said, measured = rows(model_file, "w4a8")
-    assert "layers: " in said[0]
+    assert "modules: " in said[0]
     own = ["float32", "bf16", "w4a8, simulated", "w4a8 packed, floats", "w4a8 packed, integers"]
     assert list(measured)[: len(own)] == own
     assert all(row.seconds > 0 and row.batch == 2 for row in measured.values())

@@ -91,8 +91,8 @@ def multiply(network: nn.Module) -> tuple[dict[str, str], str]:
 
 
 def summary(report: dict[str, str]) -> str:
-    """How many layers and attentions have which kernel, or lack one for which reason; a line each."""
-    return "\n".join(f"{count} layers: {what}" for what, count in Counter(report.values()).most_common())
+    """How many modules, layers and attentions, have which kernel, or lack one for which reason; a line each."""
+    return "\n".join(f"{count} modules: {what}" for what, count in Counter(report.values()).most_common())
 
 
 def lacking(name: str, device: torch.device) -> str | None:

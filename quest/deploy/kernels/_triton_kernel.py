@@ -48,11 +48,13 @@ def loaded_block(rows: int, outputs: int) -> dict[str, int]:
 
 
 def attention_block(tokens: int, context: int, width: int) -> dict[str, int]:
-    """Sizes of the blocks for `attention`: of rows, keys, and channels of a head."""
+    """Sizes of the blocks for `attention`: of rows, keys, and channels of a head. Keys and values of wide heads are
+    fewer, to fit the shared memory of any GPU that it runs on."""
     wide = max(16, triton.next_power_of_2(width))
     rows = 128 if tokens >= 128 and wide <= 64 else 64
-    keys = min(64, max(16, triton.next_power_of_2(context)))
-    return {"BLOCK_M": rows, "BLOCK_N": keys, "BLOCK_D": wide, "num_warps": rows // 16, "num_stages": 3}
+    keys = min(64 if wide <= 128 else 32, max(16, triton.next_power_of_2(context)))
+    stages = 3 if wide <= 64 else 2
+    return {"BLOCK_M": rows, "BLOCK_N": keys, "BLOCK_D": wide, "num_warps": rows // 16, "num_stages": stages}
 
 
 @triton.jit

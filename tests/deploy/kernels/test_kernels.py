@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib
 import itertools
 import shutil
 from collections.abc import Callable
@@ -215,8 +216,8 @@ def test_triton_in_its_interpreter() -> None:
         "    copied.clear()\n"
         "    t.assert_exact(k, t.SHAPES[shape], t.layer(t.SHAPES[shape], *t.KINDS[kind]))\n"
         "    assert len(copied) == 6, 'the copy engine fetches rows of whole units'\n"
-        "for bits in (8, 4):\n"
-        "    t.assert_attention(bits)\n"
+        "for bits, width in ((8, 24), (4, 160)):\n"
+        "    t.assert_attention(bits, width=width)\n"
         "integers, x = t.layer(t.SHAPES['3x3'], 8, True), t.codes(t.SHAPES['3x3'])\n"
         "one = torch.ones(1); product = t.triton_kernels.make(integers); plain = product(x, one, one)\n"
         "added = torch.randn_like(plain)\n"
@@ -231,6 +232,53 @@ def test_triton_in_its_interpreter() -> None:
         capture_output=True, text=True, env=environment, check=False,
     )  # fmt: skip
     assert done.stdout.strip() == "as it should be", done.stderr[-3000:]
+
+
+SHARED = {80: 166_912, 89: 101_376, 90: 232_448}
+"""Bytes of shared memory that a block may have on an A100, an RTX 4090 and an H100, by compute capability."""
+
+
+@pytest.mark.parametrize("chip", SHARED)
+def test_triton_compiles_for_chips_that_are_not_here(chip: int) -> None:
+    """Every kernel fits the shared memory of a chip, in the blocks that are chosen for large and small products."""
+    pytest.importorskip("triton")
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource, compile
+
+    source: Any = importlib.import_module("quest.deploy.kernels._triton_kernel")
+    types = dict.fromkeys(("scale", "zero_point", "weight_scale", "bias"), "*fp32") | {"y": "*bf16", "codes": "*i8"}
+    types |= dict.fromkeys(("corners", "rest", "sums"), "*i32") | {"offset": "*u8", "residual": "*bf16"}
+    types |= {"factor": "fp32"} | dict.fromkeys(("q", "k", "v"), "*fp16")
+    types |= dict.fromkeys((f"{each}_scale" for each in "qkvp"), "*fp32")
+
+    def shared(kernel: Any, fixed: dict[str, Any], **own: str) -> int:
+        options = {name: fixed.pop(name) for name in ("num_warps", "num_stages")}
+        signature = {
+            name: "constexpr" if name in fixed else (types | own).get(name, "i32") for name in kernel.arg_names
+        }
+        made = compile(
+            ASTSource(fn=kernel, signature=signature, constexprs=fixed),
+            target=GPUTarget("cuda", chip, 32),
+            options=options,
+        )
+        return made.metadata.shared
+
+    most = 0
+    for width in (32, 160):
+        most = max(most, shared(source.attention, source.attention_block(4096, 4096, width)))
+    flags = {"R": 3, "S": 3, "BORDER": True, "BIAS": True, "RESIDUAL": True}
+    for narrow, rows in itertools.product((True, False), (2**18, 64)):
+        flags |= {"NARROW": narrow, "REST": not narrow}
+        weight = "u8" if narrow else "i8"
+        most = max(most, shared(source.convolution_loaded, flags | source.loaded_block(rows, 384), weight=f"*{weight}"))
+        if chip == 90:
+            block = source.block(rows, 384, 384, 9, narrow)
+            inner, pixels = block["BLOCK_K"], block.pop("BLOCK_M")
+            place = f"tensordesc<i8[1,{pixels // 8},8,{inner}]>"
+            own = {"codes": place, "more_codes": place, "weight": f"tensordesc<{weight}[{block['BLOCK_N']},{inner}]>"}
+            fixed = flags | block | {"IMAGES": 1, "HIGH": pixels // 8, "WIDE": 8}
+            most = max(most, shared(source.convolution_copied, fixed, **own))
+    assert most <= SHARED[chip]
 
 
 MULTIPLIED = {"images": (2, 5, 7, 6), "tokens": (2, 3, 33), "vectors": (4, 33)}
@@ -345,12 +393,14 @@ def test_a_kernel_gets_bytes_of_one_scale() -> None:
     assert torch.equal((codes.float() - 128) * scale, grid(x))
 
 
-def attended(bits: int, device: str) -> tuple[QuantizedAttention, Tables, tuple[Tensor, Tensor, Tensor], Tensor]:
+def attended(
+    bits: int, device: str, width: int
+) -> tuple[QuantizedAttention, Tables, tuple[Tensor, Tensor, Tensor], Tensor]:
     """An attention of three heads, 37 tokens and a context of 21 on grids of two timesteps, what it attends to, and
-    what it gives in full precision."""
+    what it gives in full precision. width: channels of a head."""
     torch.manual_seed(0)
-    q, k, v = torch.randn(3, 37, 24) * 2 + 0.3, torch.randn(3, 21, 24) * 1.5 - 0.2, torch.randn(3, 21, 24)
-    probabilities = (q @ k.transpose(1, 2) * 24**-0.5).softmax(-1)
+    q, k, v = torch.randn(3, 37, width) * 2 + 0.3, torch.randn(3, 21, width) * 1.5 - 0.2, torch.randn(3, 21, width)
+    probabilities = (q @ k.transpose(1, 2) * width**-0.5).softmax(-1)
     tables = Tables(TablesDescription(steps=2, rows=2, places=4, zero_point="int16"))
     scales, zero_points, products = torch.ones(2, 4), torch.zeros(2, 4), QuantizedAttention(Switches())
     for place, (name, x) in enumerate({"q": q, "k": k, "v": v, "probabilities": probabilities}.items()):
@@ -369,15 +419,15 @@ def attended(bits: int, device: str) -> tuple[QuantizedAttention, Tables, tuple[
 
 
 @torch.no_grad()
-def assert_attention(bits: int, device: str = "cpu") -> None:
+def assert_attention(bits: int, device: str = "cpu", width: int = 24) -> None:
     """Its kernel gives what an attention on grids does, at both timesteps, and that is far from full precision."""
-    products, tables, operands, full = attended(bits, device)
+    products, tables, operands, full = attended(bits, device, width)
     assert attention.why_not(products) is None
     for row in range(2):
         tables.use(torch.tensor([row], device=device))
-        expected = products(*operands, 24**-0.5)
+        expected = products(*operands, width**-0.5)
         attention.give(products, torch.device(device))
-        found = products(*operands, 24**-0.5)
+        found = products(*operands, width**-0.5)
         attention.take(products)
         apart = float((found - expected).norm() / expected.norm())
         assert apart < 1e-3
@@ -385,14 +435,15 @@ def assert_attention(bits: int, device: str = "cpu") -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("width", [24, 160])
 @pytest.mark.parametrize("bits", [8, 4])
-def test_attention_on_a_gpu(bits: int) -> None:
-    assert_attention(bits, "cuda")
+def test_attention_on_a_gpu(bits: int, width: int) -> None:
+    assert_attention(bits, "cuda", width)
 
 
 def test_attentions_that_no_kernel_computes() -> None:
     """They say why, and where one cannot compute a call it computes in floats."""
-    products, tables, (q, k, v), _ = attended(8, "cpu")
+    products, tables, (q, k, v), _ = attended(8, "cpu", 24)
     tables.use(torch.tensor([0]))
     mask = torch.zeros(3, 1, 21)
     mask[..., 3:] = -1e4

@@ -80,7 +80,6 @@ def on_cpu(loaded: Denoiser, bits: str, batch: int, repeats: int = _REPEATS, bf1
     inputs = Inputs(x, torch.full((batch,), TIMESTEP), context)
     given = _arguments(loaded.network, inputs)
     simulated = on_grids(copy.deepcopy(loaded.network), bits, example, x, context)
-    simulated.set_step(0)
     (floats, _), (fast, _) = packed(simulated, [TIMESTEP]), packed(simulated, [TIMESTEP])
     yield kernels.summary(kernels.use_kernels(fast, "auto"))
     half = copy.deepcopy(loaded.network).to(torch.bfloat16)

@@ -205,7 +205,6 @@ def _simulated(name: str, bits: str, device: torch.device) -> Made:
     quantized = on_grids(network, bits, (x, torch.zeros(1, dtype=torch.long, device=device)), x)
     for layer in quantized.layers().values():
         layer.freeze()
-    quantized.set_step(0)
     return quantized, False, ()
 
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from quest.config.reading import unknown
 from quest.deploy.kernels import attention
-from quest.deploy.kernels.integers import common_zero_point, middle_zero_points, of_layer, why_not
+from quest.deploy.kernels.integers import common_zero_point, middle_zero_points, of_layer, wholes, why_not
 from quest.deploy.packed.assembly import packed_layers
 from quest.deploy.packed.description import PARTS
 from quest.deploy.packed.layers import ActivationGrid, Packed, SplitGrid
@@ -60,7 +60,7 @@ def use_kernels(model: Any, kernel: str = "auto") -> dict[str, str]:
         reason = "; ".join(f"{name}: {why}" for name, why in lacking.items())
         return dict.fromkeys(layers, reason)
     given = {name: _give(found, layer) for name, layer in layers.items()}
-    if found == "triton":
+    if found == attention.KERNEL:
         given |= {name: _give_attention(products, device) for name, products in attentions.items()}
     return given
 
@@ -129,7 +129,7 @@ def _give_attention(products: QuantizedAttention, device: torch.device) -> str:
     reason = attention.why_not(products)
     if reason is None:
         attention.give(products, device)
-    return reason or "triton"
+    return reason or attention.KERNEL
 
 
 class _Fed(nn.Module):
@@ -149,12 +149,12 @@ class _Fed(nn.Module):
 
     def _codes(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Codes that fit a byte, their scale and their zero point, one of each."""
+        if self.middle is not None:
+            whole, scale = wholes(self.grid, x)
+            middle = self.grid.present(self.middle).to(x.device)
+            return whole.add_(middle), scale, middle
         scale, zero_point = self.grid.now(x.device)
         codes, offset = self.grid.codes(x), self.grid.grid.low
-        shared, multiple = self.grid.scale_and_multiple(x.device)
-        if multiple is not None and self.middle is not None:
-            middle = self.grid.present(self.middle).to(x.device)
-            return codes.sub_(zero_point).mul_(multiple).add_(middle), shared, middle
         if self.common is not None:
             codes, zero_point = codes + (self.common - zero_point), zero_point.new_full((1,), self.common)
         if offset:

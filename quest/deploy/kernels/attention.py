@@ -14,9 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from quest.deploy.kernels.integers import wholes
 from quest.deploy.packed.layers import ActivationGrid
 from quest.quantization.attention import QuantizedAttention
 
+KERNEL = "triton"
+"""The kernel of layers that this one goes with."""
 _OPERANDS = ("q", "k", "v", "probabilities")
 _WIDEST = 256  # channels of a head that a block holds
 _LARGEST = 2048  # the whole numbers up to it are exact in float16
@@ -50,11 +53,12 @@ def give(products: QuantizedAttention, device: torch.device) -> None:
         if wanted or mask is not None or q.shape[-1] > _WIDEST or q.device != device:
             return QuantizedAttention.forward(products, q, k, v, scale, mask)
         (q_codes, q_scale), (k_codes, k_scale), (v_codes, v_scale) = (
-            _wholes(_grid(products, name), x) for name, x in zip("qkv", (q, k, v), strict=True)
+            wholes(_grid(products, name), x) for name, x in zip("qkv", (q, k, v), strict=True)
         )
         p_scale, _ = probabilities.scale_and_multiple(device)
         scales = q_scale, k_scale, v_scale, p_scale.view(1)
-        return integer_attention(q_codes, k_codes, v_codes, *scales, scale, probabilities.grid.high, q.dtype)
+        codes = (each.to(torch.float16) for each in (q_codes, k_codes, v_codes))
+        return integer_attention(*codes, *scales, scale, probabilities.grid.high, q.dtype)
 
     # On the instance: what computes the network in floats, and learns, knows nothing of kernels.
     products.__dict__["forward"] = forward
@@ -78,14 +82,6 @@ def _most(grid: ActivationGrid) -> int:
         low, high = (int(bound) for bound in grid.all_zero_points().aminmax())
         return max(abs(grid.grid.high - low), abs(grid.grid.low - high))
     return max(int(bound.abs().max()) for bound in found)
-
-
-def _wholes(grid: ActivationGrid, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Codes less zero points, times multiples, in float16, and their scale (1,)."""
-    _, zero_point = grid.now(x.device)
-    scale, multiple = grid.scale_and_multiple(x.device)
-    whole = grid.codes(x).sub_(zero_point)
-    return (whole if multiple is None else whole.mul_(multiple)).to(torch.float16), scale.view(1)
 
 
 @torch.library.custom_op("quest::integer_attention", mutates_args=())
@@ -120,16 +116,5 @@ def integer_attention(
 
 
 @integer_attention.register_fake
-def _(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    q_scale: Tensor,
-    k_scale: Tensor,
-    v_scale: Tensor,
-    p_scale: Tensor,
-    scale: float,
-    most: int,
-    dtype: torch.dtype,
-) -> Tensor:
-    return torch.empty(q.shape, dtype=dtype, device=q.device)
+def _(q: Tensor, *others: Any) -> Tensor:
+    return torch.empty(q.shape, dtype=others[-1], device=q.device)

@@ -9,13 +9,14 @@ asked with the largest; if they are wrong, a weight is 2·h + l, twice as many o
 
 from __future__ import annotations
 
+import itertools
 from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from quest.deploy.kernels.integers import Integers
+from quest.deploy.kernels.integers import Integers, output_size
 
 _NARROW = 64  # two products of 255 and 64 fit into 16 bits
 
@@ -59,23 +60,20 @@ class Product(nn.Module):
             bias = None if bias is None else torch.cat([bias, bias.new_zeros(len(weight) - len(bias))])
         self._scale, self._bias = scale, bias
         self._no_zero_points = torch.zeros(len(weight), dtype=torch.int32)
-        self._geometry: tuple[Any, ...] = ()
-        self._flat: list[int] = []
+        self._geometry: list[int] = []
         if integers.linear:
             self._packed = torch.ops.onednn.qlinear_prepack(weight, None)
         else:
-            place = [list(each) for each in integers.geometry]
-            self._geometry = (*place, 1)
-            self._flat = [*place[0], *place[1], *place[2], *weight.shape[2:]]
+            self._geometry = [*itertools.chain(*integers.geometry), *weight.shape[2:]]
             # A zero point that is not zero makes the operator expect one; its value is given with each call.
-            self._packed = torch.ops.onednn.qconv_prepack(weight, scale, 1.0, 1, *self._geometry, None)
+            self._packed = torch.ops.onednn.qconv_prepack(weight, scale, 1.0, 1, *_place(self._geometry), None)
 
     def forward(self, codes: Tensor, scale: Tensor, zero_point: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         form = torch.channels_last if self._geometry else torch.contiguous_format
         codes = codes.contiguous(memory_format=form)
         weight = self._packed, self._scale, self._no_zero_points, self._bias
         product = integer_product if torch.compiler.is_compiling() else _product
-        y = product(codes, scale, zero_point.to(torch.int32), *weight, self._flat)
+        y = product(codes, scale, zero_point.to(torch.int32), *weight, self._geometry)
         own = y.narrow(self._axis, 0, self._outputs)
         if self._halves:
             own = own + y.narrow(self._axis, self._outputs, self._outputs)
@@ -104,8 +102,13 @@ def _product(
     weights = weight, weight_scale, no_zero_points, bias
     if not geometry:
         return torch.ops.onednn.qlinear_pointwise.tensor(codes, scale, zero_point, *weights, *_TO_FLOATS)
-    place = geometry[:2], geometry[2:4], geometry[4:6], 1
-    return torch.ops.onednn.qconv2d_pointwise.tensor(codes, scale, zero_point, *weights, *place, *_TO_FLOATS)
+    operator = torch.ops.onednn.qconv2d_pointwise.tensor
+    return operator(codes, scale, zero_point, *weights, *_place(geometry), *_TO_FLOATS)
+
+
+def _place(geometry: list[int]) -> tuple[list[int], list[int], list[int], int]:
+    """As oneDNN takes them: stride, padding, dilation and one group."""
+    return geometry[:2], geometry[2:4], geometry[4:6], 1
 
 
 # For compilers, which take oneDNN's operators apart and refuse packed weights. It costs 0.1 ms a call.
@@ -113,24 +116,12 @@ integer_product = torch.library.custom_op("quest::integer_product", _product, mu
 
 
 @integer_product.register_fake
-def _(
-    codes: Tensor,
-    scale: Tensor,
-    zero_point: Tensor,
-    weight: Tensor,
-    weight_scale: Tensor,
-    no_zero_points: Tensor,
-    bias: Tensor | None,
-    geometry: list[int],
-) -> Tensor:
-    outputs = len(weight_scale)
+def _(codes: Tensor, *others: Any) -> Tensor:
+    weight_scale, geometry = others[3], others[-1]
     if not geometry:
-        return codes.new_empty((*codes.shape[:-1], outputs), dtype=torch.float32)
-    size = [
-        (codes.shape[2 + i] + 2 * geometry[2 + i] - geometry[4 + i] * (geometry[6 + i] - 1) - 1) // geometry[i] + 1
-        for i in range(2)
-    ]
-    y = codes.new_empty((len(codes), outputs, *size), dtype=torch.float32)
+        return codes.new_empty((*codes.shape[:-1], len(weight_scale)), dtype=torch.float32)
+    size = output_size(codes, geometry, geometry[6:])
+    y = codes.new_empty((len(codes), len(weight_scale), *size), dtype=torch.float32)
     return y.contiguous(memory_format=torch.channels_last)
 
 

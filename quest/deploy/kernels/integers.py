@@ -10,6 +10,7 @@ the codes (q_x - z_x)·m + 128 with the one scale and the zero point 128 (`middl
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -76,6 +77,24 @@ def why_not(layer: Packed) -> str | None:
     if layer.groups != 1 or isinstance(layer.padding, str):
         return f"it has {layer.groups} groups and padding {layer.padding!r}"
     return None
+
+
+def wholes(grid: ActivationGrid, x: Tensor) -> tuple[Tensor, Tensor]:
+    """(q_x - z_x), times its channel's multiple where there are multiples, as float32, and the scale of all of it (1,);
+    of a grid with one scale at a timestep."""
+    _, zero_point = grid.now(x.device)
+    scale, multiple = grid.scale_and_multiple(x.device)
+    whole = grid.codes(x).sub_(zero_point)
+    return whole if multiple is None else whole.mul_(multiple), scale.view(1)
+
+
+def output_size(codes: Tensor, geometry: Sequence[int], window: Sequence[int]) -> list[int]:
+    """Height and width of what a convolution gives. codes: (N, C, H, W). geometry: stride, padding, dilation, each
+    (vertical, horizontal)."""
+    stride, padding, dilation = geometry[:2], geometry[2:4], geometry[4:6]
+    return [
+        (codes.shape[2 + i] + 2 * padding[i] - dilation[i] * (window[i] - 1) - 1) // stride[i] + 1 for i in range(2)
+    ]
 
 
 def common_zero_point(grid: ActivationGrid) -> int | None:

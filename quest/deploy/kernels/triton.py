@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from quest.deploy.kernels.integers import Integers
+from quest.deploy.kernels.integers import Integers, output_size
 
 _ALIGN = 16  # bytes that the copy engine wants a row to be a multiple of
 _MOST = 2**31  # elements of a tensor: kernels count them in 32 bits
@@ -232,31 +232,13 @@ def _power(size: int, most: int) -> int:
 
 
 @integer_convolution.register_fake
-def _(
-    codes: Tensor,
-    sums: Tensor,
-    scale: Tensor,
-    zero_point: Tensor,
-    weight: Tensor,
-    offset: Tensor,
-    corners: Tensor,
-    weight_scale: Tensor,
-    bias: Tensor,
-    rest: Tensor,
-    residual: Tensor | None,
-    geometry: list[int],
-    narrow: bool,
-    dtype: torch.dtype,
-) -> Tensor:
+def _(codes: Tensor, *others: Any) -> Tensor:
+    weight, geometry, dtype = others[3], others[-3], others[-1]
     return _empty(codes, weight, geometry, dtype)
 
 
 def _empty(codes: Tensor, weight: Tensor, geometry: list[int], dtype: torch.dtype) -> Tensor:
-    sizes = [
-        (codes.shape[2 + i] + 2 * geometry[2 + i] - geometry[4 + i] * (weight.shape[1 + i] - 1) - 1) // geometry[i] + 1
-        for i in range(2)
-    ]
-    shape = (codes.shape[0], weight.shape[0], *sizes)
+    shape = (len(codes), len(weight), *output_size(codes, geometry, weight.shape[1:3]))
     return torch.empty(shape, dtype=dtype, device=codes.device, memory_format=torch.channels_last)
 
 

@@ -72,11 +72,12 @@ def test_a_backend_has_calls_of_its_own() -> None:
 
 
 def test_learned_rounding_records_once_and_steps_as_often_as_configured() -> None:
-    calls = work.of(job("reconstruct", load_dataset("digits"), grouping="blocks", weight_bits="4", seed="0"))
+    settings = changed("digits", reconstruction={"iterations": 300, "samples": 512})
+    calls = work.of(job("reconstruct", settings, grouping="blocks", weight_bits="4", seed="0"))
     # 512 samples over 20 recorded steps are 25 of each.
     assert calls[Call("record", 64)] == 7
     assert calls[Call("record", 500 - 7 * 64)] == 1
-    assert calls[Call("rounding", 32)] == load_dataset("digits").reconstruction.iterations
+    assert calls[Call("rounding", 32)] == 300
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -51,6 +51,7 @@ def quantize(
     calibrate_activations(network, calibration)
     stages = [STAGES[name](network, settings) for name in settings.stages]
     teacher = copy.deepcopy(network)  # before any weight moves
+    asked = teacher if settings.rotated else None
     if settings.folded:
         for layer in {id(layer): layer for stage in stages for layer in stage.layers.values()}.values():
             layer.fold()
@@ -62,7 +63,7 @@ def quantize(
         rank = None if stage.name == "tla" else settings.adapter_rank
         with nullcontext() if rank is None else adapted(stage.layers.values(), rank, seed):
             trained |= {id(parameter): parameter for parameter in stage.weights()}
-            histories[stage.name] = finetune(network, calibration, stage, targets, seed, progress, teacher)
+            histories[stage.name] = finetune(network, calibration, stage, targets, seed, progress, asked)
     notes = {
         "loss": histories,
         "optimizer_steps": {stage.name: stage.steps(network, calibration) for stage in stages},

@@ -57,7 +57,8 @@ def networks(subject: Subject) -> Iterator[tuple[str, QuantizedNetwork]]:
     yield STAGES[1], network
     stage = method.time_embedding_alignment(network, settings)
     teacher, data = copy.deepcopy(network), subject.calibration
-    finetune(network, data, stage, stage.record(teacher, data), subject.seed, teacher=teacher)
+    asked = teacher if settings.rotated else None
+    finetune(network, data, stage, stage.record(teacher, data), subject.seed, teacher=asked)
     yield STAGES[2], network
     checkpoint = subject.checkpoint()
     if checkpoint.method != "quest":

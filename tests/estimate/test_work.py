@@ -145,5 +145,15 @@ def test_fewer_recorded_samples_than_asked_for_are_all_there_is() -> None:
     assert calls[Call("cma", 16)] == 5 * 5  # 4 recorded steps a set, 4 samples each: one batch
 
 
+def test_the_teacher_is_asked_again_where_epochs_take_the_samples_in_turn() -> None:
+    stage = {"stages": ["cma"], "cma_epochs": 5, "cma_samples": 64}
+    forward = []
+    for rotated in (True, False):
+        settings = changed("shapes", methods={"quest": stage | {"rotated": rotated}})
+        calls = work.of(job("finetune", settings, method="quest", bits="w4a4", seed="0"))
+        forward.append(sum(call.batch * count for call, count in calls.items() if call.kind == "forward"))
+    assert forward == [5 * 64 * 20, 64 * 20]
+
+
 def test_stages_without_a_network_make_no_calls() -> None:
     assert not work.of(Job("table", ("file",), {"dataset": "digits"}))

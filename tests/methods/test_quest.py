@@ -183,6 +183,15 @@ def test_steps_of_the_optimizer(make_quantized: Make, calibration: Calibration, 
     assert notes["optimizer_steps"] == {"tla": 16, "cma": 16}
 
 
+def test_epochs_may_have_the_same_samples(
+    monkeypatch: pytest.MonkeyPatch, make_quantized: Make, calibration: Calibration, settings: DatasetSettings
+) -> None:
+    trace = Trace(monkeypatch)
+    network = rounded(make_quantized("w4a4", calibrated=False))
+    quest.quantize(network, calibration, settings.methods.quest.model_copy(update={"rotated": False}), 0)
+    assert trace.events == ["teach tla 0", "train tla", "teach cma 0", "train cma"]
+
+
 @pytest.mark.parametrize("stages", [(), ("tla",), ("cma",), ("cma", "tla")])
 def test_stages_can_be_left_out_and_exchanged(
     stages: tuple[str, ...],

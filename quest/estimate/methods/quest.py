@@ -25,7 +25,7 @@ def calls(settings: DatasetSettings, own: QuestSettings, _bits: str) -> Work:
         epochs, each, batch = (getattr(own, f"{_schedule(stage)}_{key}") for key in ("epochs", "samples", "batch_size"))
         samples, epochs = settings.calibration.steps * work.recorded(settings, each), max(1, round(own.passes * epochs))
         # The teacher's outputs: of each epoch's samples, unless all have the same.
-        found += work.calls(FORWARD, samples, CHUNK, epochs if each < work.recorded(settings) else 1)
+        found += work.calls(FORWARD, samples, CHUNK, epochs if own.rotated and each < work.recorded(settings) else 1)
         found += work.calls(stage, samples / own.sets, batch, epochs * own.sets)
     return found
 

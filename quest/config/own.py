@@ -17,7 +17,7 @@ from quest.config.quantizer import QuantizerSettings
 from quest.config.reading import merged, unknown, validate
 from quest.config.values import NonNegative, Positive, Rate, Settings, Several
 
-_SCALES = {"iterations": 500, "lr": 4e-4, "samples": 512}
+_SCALES = {"iterations": 500, "lr": 4e-4, "samples": 1_280}
 _METHODS: dict[str, Any] = {
     "nearest": {"sets": 5},
     "q_diffusion": _SCALES,
@@ -55,7 +55,7 @@ class OwnSettings(Settings):
     )
     calibration: CalibrationSettings = CalibrationSettings(samples_per_step=64)
     quantizer: QuantizerSettings = QuantizerSettings()
-    reconstruction: ReconstructionSettings = ReconstructionSettings(iterations=1_000, lr=2e-2, samples=512)
+    reconstruction: ReconstructionSettings = ReconstructionSettings(iterations=1_000, lr=5e-2, samples=1_280)
     methods: MethodsSettings = MethodsSettings.model_validate(_METHODS)  # type: ignore[valid-type]
     images: Several = Field(
         default=16, description="drawn from the same seeds by full precision and by the folder, for closeness and card"

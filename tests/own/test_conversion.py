@@ -152,7 +152,7 @@ def test_a_budget_is_kept_openly(here: Path, seconds: Callable[[float], None]) -
     assert 50 <= iterations < 120
     settings = made.report["settings"]["reconstruction"]
     assert settings["iterations"] == iterations
-    assert settings["lr"] == pytest.approx(min(0.1, 0.02 * 120 / iterations)), "fewer steps are larger"
+    assert settings["lr"] == pytest.approx(min(0.1, 0.05 * 120 / iterations)), "fewer steps are larger"
     assert sum(made.report["estimated_seconds"].values()) <= 60
     assert cut in Path("ours/README.md").read_text()
 

@@ -29,6 +29,7 @@ KIND = "point"
 UNIFORM, MIXED = CHOICES = ("uniform", "mixed")
 _WORDS = {UNIFORM: "uniform", MIXED: "chosen"}
 _STYLES: dict[str, Any] = {UNIFORM: "--", MIXED: "-"}
+_BEST: dict[str, Any] = {"color": "#cccccc", "linewidth": 5}
 CHAIN, TABLE = "chain", "table"
 """What a point is of, `source` of its row: a chain that was made for it, or a cell of the tables."""
 _ENDS = (2, 8)  # weight bits of which there is one choice, which belongs to both lines
@@ -73,7 +74,7 @@ def _of(point: artifacts.JsonArtifact) -> str:
 
 def markdown(found: Sequence[Point]) -> str:
     """The tables with their notes."""
-    made = [quality(found), gains(found), best(found)]
+    made = [quality(found), best(found), gains(found)]
     return "\n\n".join("\n\n".join((sheet.markdown(each), *each.notes)) for each in made if each is not None) + "\n"
 
 
@@ -150,13 +151,14 @@ def chart(found: Sequence[Point]) -> Figure:
         _lines(axes, mine, styles)
     names = [Line2D([], [], label=rows.title(method), **style) for method, style in styles.items()]
     ways = [Line2D([], [], color=drawing.INK, label=_WORDS[way], linestyle=style) for way, style in _STYLES.items()]
-    figure.legend(handles=[*names, *ways], loc="outside right upper", frameon=False)
+    best = Line2D([], [], label="the front", **_BEST)
+    figure.legend(handles=[*names, *ways, best], loc="outside right upper", frameon=False)
     return figure
 
 
 def _lines(axes: Axes, mine: Sequence[Row], styles: Mapping[str, Mapping[str, Any]]) -> None:
     best = [mine[index] for index in front([(row["bytes"], -_psnr(row)) for row in mine])]
-    axes.step([row["share"] for row in best], [_psnr(row) for row in best], where="post", color="#cccccc", linewidth=5)
+    axes.step([row["share"] for row in best], [_psnr(row) for row in best], where="post", **_BEST)
     for method, style in styles.items():
         for way, dashes in _STYLES.items():
             line = [row for row in mine if row["method"] == method and _is(row, way)]

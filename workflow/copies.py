@@ -1,7 +1,9 @@
-"""Tables in README.md and docs/ are copies of results: `python -m workflow.copies` renews them, `--check` compares.
+"""Tables and pictures in README.md and docs/ are copies of results: `python -m workflow.copies` renews them, `--check`
+compares.
 
-A copy stands below `<!-- results/tables/NAME.md -->`: as many of that file's tables, in order, as the text has before
-its next heading. What stands between them is the text's own.
+A copy of tables stands below `<!-- results/tables/NAME.md -->`, or another such file of results/front: as many of that
+file's tables, in order, as the text has before its next heading. What stands between them is the text's own. A picture
+below `<!-- results/….png -->` is a copy of that one.
 """
 
 from __future__ import annotations
@@ -14,8 +16,9 @@ from pathlib import Path
 from quest.artifacts import load_json, write_bytes
 from quest.report import tables
 
-_COPY = re.compile(r"<!-- (results/tables/\S+)\.md -->\n.*?(?=\n#|\n<!-- results|\Z)", re.DOTALL)
+_COPY = re.compile(r"<!-- (results/(?:tables|front)/\S+)\.md -->\n.*?(?=\n#|\n<!-- results|\Z)", re.DOTALL)
 _TABLE = re.compile(r"(?:^\|.*\n)+", re.MULTILINE)
+_PICTURE = re.compile(r"<!-- (results/\S+\.png) -->\n!\[[^]]*\]\((\S+)\)")
 
 
 def texts(root: Path) -> list[Path]:
@@ -24,35 +27,45 @@ def texts(root: Path) -> list[Path]:
 
 
 def renewed(text: str, root: Path) -> str:
-    """``text`` with its copies as the results are that are here."""
+    """``text`` with its copies of tables as the results are that are here."""
 
     def replaced(copy: re.Match[str]) -> str:
-        source = root / f"{copy[1]}.json"
-        if not source.exists():
+        if (source := _markdown(root / copy[1])) is None:
             return copy[0]
-        content = load_json(source, "table").content
-        own = iter(_TABLE.findall(tables.to_markdown(content) + "\n"))
+        own = iter(_TABLE.findall(source))
         return _TABLE.sub(lambda found: next(own, found[0]), copy[0] + "\n")[:-1]
 
     return _COPY.sub(replaced, text)
 
 
-def drifted(root: Path) -> Iterator[tuple[Path, str]]:
-    """Texts whose copies are not what the results are, with what they should be."""
+def drifted(root: Path) -> Iterator[tuple[Path, bytes]]:
+    """Texts and pictures that are not what the results are, with what they should be."""
     for file in texts(root):
         text = file.read_text(encoding="utf-8")
         if (now := renewed(text, root)) != text:
-            yield file, now
+            yield file, now.encode()
+        for source, name in _PICTURE.findall(text):
+            copy, original = (file.parent / name).resolve(), root / source
+            if original.exists() and (not copy.exists() or copy.read_bytes() != original.read_bytes()):
+                yield copy, original.read_bytes()
 
 
 def main(check: bool) -> None:
-    """Renew the copies, or end with 1, naming the texts to renew."""
+    """Renew the copies, or end with 1, naming the files to renew."""
     found = list(drifted(Path.cwd()))
     if check and found:
         names = ", ".join(str(file.relative_to(Path.cwd())) for file, _ in found)
-        sys.exit(f"{names}: tables are not those of results/; `python -m workflow.copies` renews them")
-    for file, text in found:
-        write_bytes(file, text.encode())
+        sys.exit(f"{names}: not as in results/; `python -m workflow.copies` renews them")
+    for file, content in found:
+        write_bytes(file, content)
+
+
+def _markdown(source: Path) -> str | None:
+    """The tables of a result, made anew where it says what they are made of; None where it is not here."""
+    table, text = source.with_name(f"{source.name}.json"), source.with_name(f"{source.name}.md")
+    if table.exists():
+        return tables.to_markdown(load_json(table, "table").content) + "\n"
+    return text.read_text(encoding="utf-8") if text.exists() else None
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import click
 
 from quest.config.dataset import load_dataset
 from quest.config.reading import unknown
+from quest.config.values import Bits
 from quest.stages import DATASET, DEVICE, FILE, PROTOCOL, protocol
 
 if TYPE_CHECKING:
@@ -256,37 +257,54 @@ def bench_deploy(
         click.echo(row.line(steps) if isinstance(row, deploy.Row) else row)
 
 
+_FOLDER = click.Path(path_type=Path, file_okay=False)
+
+
 @bench.command("front", params=[*PROTOCOL, DEVICE])
-@click.option("--method", default="nearest", show_default=True, help="Whose chain; more are added to the same table.")
-@click.option("--activations", type=click.IntRange(2, 8), default=8, show_default=True, help="Bits of activations.")
+@click.option("--method", help="Whose points to make; none: join those that are there.")
+@click.option("--bits", "names", multiple=True, help="Uniform bits like w4a8; may be repeated. Default: w2a8 to w8a8.")
 @click.option(
-    "--bits", type=click.IntRange(2, 8), multiple=True, default=(2, 3, 4, 5, 6, 8), show_default=True, help="Uniform."
+    "--choice",
+    "chosen",
+    type=click.Choice(("uniform", "mixed")),
+    multiple=True,
+    default=("uniform", "mixed"),
+    show_default=True,
+    help="Weight bits uniform, or of each layer in as many bytes; may be repeated.",
 )
 @click.option("--images", type=click.IntRange(min=2), default=64, show_default=True, help="Images to compare.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
-@click.option("--output", type=click.Path(path_type=Path, file_okay=False), required=True, help="Folder to write to.")
+@click.option("--measured", type=_FOLDER, help="Metrics of cells (results/metrics/DATASET), to take uniform bits from.")
+@click.option("--output", type=_FOLDER, required=True, help="Folder to write to; several processes may share it.")
 def bench_front(
     dataset: str,
     settings: str | None,
-    method: str,
-    activations: int,
-    bits: tuple[int, ...],
+    method: str | None,
+    names: tuple[str, ...],
+    chosen: tuple[str, ...],
     images: int,
     seed: int,
+    measured: Path | None,
     output: Path,
     device: torch.device,
 ) -> None:
     """Quality against size: uniform weight bits, and bits chosen layer by layer in as many bytes, on DATASET's model.
 
-    Writes front.csv and front.png; what is in the table already is not made again.
+    A point is a file of OUTPUT, and one that is there is not made again. All that are there are joined: front.csv,
+    front.md, front.png.
     """
-    from quest.bench import measuring
-    from quest.own import front
+    from quest.report import front as joined
 
-    click.echo(measuring.machine(device))
-    of_cell = protocol(dataset, settings, method)
-    for row in front.run(dataset, of_cell, method, activations, bits, images, seed, output, device):
-        click.echo("  ".join(f"{key} {value}" for key, value in row.items()))
+    if method is not None:
+        from quest.bench import measuring
+        from quest.own import front
+
+        click.echo(measuring.machine(device))
+        given = (list(map(Bits.parse, names)), chosen, images, seed, output, device, measured)
+        for row in front.run(dataset, protocol(dataset, settings, method), method, *given):
+            click.echo("  ".join(f"{key} {value}" for key, value in row.items()))
+    joined.write(output, seed)
+    click.echo(output / "front.md")
 
 
 @click.group()

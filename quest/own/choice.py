@@ -229,7 +229,8 @@ def measured(
     """The sensitivity of each candidate at each of the widths."""
     denoiser = denoisers.load(model, device)
     network = QuantizedNetwork(denoiser.network, found.recipe, denoiser.example(), search=False)
-    return sensitivity.sensitivities(network, calibration, list(found.shapes), found.widths, seed, progress)
+    sampler = denoiser.sampler(sensitivity.few_steps(calibration.sampler))
+    return sensitivity.sensitivities(network, sampler, calibration, list(found.shapes), found.widths, seed, progress)
 
 
 def closeness(

@@ -30,7 +30,8 @@ def reconstruct(
     output: Path,
     device: torch.device,
 ) -> None:
-    """Learn the rounding of every layer at its own bits; a run that was killed goes on after its last unit."""
+    """Learn the rounding of every layer at its own bits, for all recipes with these grids of weights; a run that was
+    killed goes on after its last unit."""
     denoiser = denoisers.load(model, device)
     data = calibrations.load(calibration, denoiser, settings).to(device)
     network = QuantizedNetwork(denoiser.network, recipe, denoiser.example())
@@ -62,7 +63,7 @@ def finetune(
     inputs = {"model": denoiser.sha256, "calibration": data.sha256}
     if reconstruction is not None:
         learned = artifacts.load_tensors(reconstruction, "reconstruction")
-        if learned.manifest.settings["recipe"] != recipe.plain():
+        if learned.manifest.settings["weights"] != learning.grids_of_weights(recipe):
             raise ArtifactError(f"{reconstruction}: learned for other bits of layers than were chosen; delete it")
         reconstructions.put(network, learned.tensors)
         inputs["reconstruction"] = learned.manifest.sha256

@@ -11,12 +11,21 @@ from quest import artifacts, methods
 from quest.artifacts import Manifest, plain
 from quest.config.dataset import DatasetSettings
 from quest.config.method import Grouping
+from quest.config.quantizer import OF_WEIGHTS
 from quest.deploy import checkpoints
 from quest.deploy.checkpoints import Checkpoint
 from quest.learning import reconstruction as reconstructions
 from quest.learning.calibration import Calibration
 from quest.learning.progress import Progress, beside
 from quest.quantization.network import QuantizedNetwork
+from quest.quantization.recipe import Recipe
+
+
+def grids_of_weights(recipe: Recipe) -> dict[str, Any]:
+    """What of a recipe learned rounding depends on, as JSON: activations stay in full precision meanwhile."""
+    layers = [[key, bits.weight] for key, bits in recipe.policy.overrides]
+    grids = {key: getattr(recipe.quantizer, key) for key in OF_WEIGHTS}
+    return {"bits": recipe.bits.weight, "layers": layers, **grids}
 
 
 def reconstruct(
@@ -32,7 +41,7 @@ def reconstruct(
     calibration data, by name."""
     recorded = {
         "reconstruction": plain(settings.reconstruction),
-        "recipe": network.recipe.plain(),
+        "weights": grids_of_weights(network.recipe),
         "grouping": grouping,
     }
     manifest = Manifest(kind="reconstruction", settings=recorded, seeds={"run": seed}, inputs=dict(inputs))

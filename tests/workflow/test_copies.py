@@ -33,7 +33,7 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_a_copy_that_drifted_is_named_and_renewed(root: Path) -> None:
-    with pytest.raises(SystemExit, match=r"README\.md: tables are not those of results/"):
+    with pytest.raises(SystemExit, match=r"README\.md: not as in results/"):
         copies.main(check=True)
     assert (root / "README.md").read_text() == f"# Title\n\n{MARK}{OLD}{OTHER}", "a check changes nothing"
     copies.main(check=False)
@@ -45,3 +45,24 @@ def test_every_table_below_a_mark_is_a_copy(root: Path) -> None:
     (root / "README.md").write_text(f"{MARK}| old |\n\nBetween.\n\n| older |\n{MARK}| old |\n")
     copies.main(check=False)
     assert (root / "README.md").read_text() == f"{MARK}{FID}\nBetween.\n\n{INCEPTION}{MARK}{FID}"
+
+
+def test_points_are_copied_with_their_picture(root: Path) -> None:
+    front = root / "results/front/digits"
+    front.mkdir(parents=True)
+    (front / "front.md").write_text(f"{FID}\nWords.\n\n{INCEPTION}")
+    (front / "front.png").write_bytes(b"new")
+    page = root / "docs/a.md"
+    page.write_text(
+        f"<!-- results/front/digits/front.md -->\n{OLD}\nOwn words.\n\n| old |\n"
+        "<!-- results/front/digits/front.png -->\n![Quality](images/digits.png)\n"
+        "<!-- results/front/shapes/front.png -->\n![Not here](images/shapes.png)\n"
+    )
+    with pytest.raises(SystemExit, match=r"docs/a\.md, docs/images/digits\.png: not as in results/"):
+        copies.main(check=True)
+    copies.main(check=False)
+    assert page.read_text().startswith(f"<!-- results/front/digits/front.md -->\n{FID}\nOwn words.\n\n{INCEPTION}<!--")
+    assert (root / "docs/images/digits.png").read_bytes() == b"new"
+    (front / "front.png").write_bytes(b"newer")
+    with pytest.raises(SystemExit, match=r"digits\.png"):
+        copies.main(check=True)

@@ -14,11 +14,13 @@ from collections import Counter
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from diffusers.models.resnet import ResnetBlock2D
+from torch import nn
 
 from quest.config.reading import unknown
-from quest.deploy.kernels import attention
-from quest.deploy.kernels.integers import common_zero_point, middle_zero_points, of_layer, wholes, why_not
+from quest.deploy.kernels import attention, residual
+from quest.deploy.kernels.fed import Fed
+from quest.deploy.kernels.integers import of_layer, why_not
 from quest.deploy.packed.assembly import packed_layers
 from quest.deploy.packed.description import PARTS
 from quest.deploy.packed.layers import ActivationGrid, Packed, SplitGrid
@@ -48,8 +50,11 @@ def use_kernels(model: Any, kernel: str = "auto") -> dict[str, str]:
     attentions = {name: part for name, part in network.named_modules() if isinstance(part, QuantizedAttention)}
     for layer in layers.values():
         layer.kernel = None
+    blocks = [part for part in network.modules() if isinstance(part, ResnetBlock2D)]
     for products in attentions.values():
         attention.take(products)
+    for block in blocks:
+        residual.take(block)
     if kernel == FLOATS:
         return dict.fromkeys(layers, FLOATS)
     device = next(iter(layers.values())).codes.device
@@ -62,6 +67,9 @@ def use_kernels(model: Any, kernel: str = "auto") -> dict[str, str]:
     given = {name: _give(found, layer) for name, layer in layers.items()}
     if found == attention.KERNEL:
         given |= {name: _give_attention(products, device) for name, products in attentions.items()}
+        for block in blocks:
+            if residual.why_not(block) is None:
+                residual.give(block)
     return given
 
 
@@ -120,7 +128,7 @@ def _give(name: str, layer: Packed) -> str:
     if reason is not None:
         return f"{name}: {reason}"
     assert isinstance(layer.input, ActivationGrid)
-    layer.kernel = _Fed(layer.input, module.make(integers))
+    layer.kernel = Fed(layer.input, module.make(integers))
     return name
 
 
@@ -130,36 +138,6 @@ def _give_attention(products: QuantizedAttention, device: torch.device) -> str:
     if reason is None:
         attention.give(products, device)
     return reason or attention.KERNEL
-
-
-class _Fed(nn.Module):
-    """A layer that quantizes its input and has a kernel multiply the codes; a module, so that it can be traced."""
-
-    middle: Tensor | None
-
-    def __init__(self, grid: ActivationGrid, product: nn.Module):
-        super().__init__()
-        self.grid, self.product = grid, product
-        self.common = common_zero_point(grid)
-        self.register_buffer("middle", middle_zero_points(grid), persistent=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        codes, scale, zero_point = self._codes(x)
-        return self.product(codes.to(torch.uint8), scale.view(1), zero_point.view(1), x.dtype)
-
-    def _codes(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Codes that fit a byte, their scale and their zero point, one of each."""
-        if self.middle is not None:
-            whole, scale = wholes(self.grid, x)
-            middle = self.grid.present(self.middle).to(x.device)
-            return whole.add_(middle), scale, middle
-        scale, zero_point = self.grid.now(x.device)
-        codes, offset = self.grid.codes(x), self.grid.grid.low
-        if self.common is not None:
-            codes, zero_point = codes + (self.common - zero_point), zero_point.new_full((1,), self.common)
-        if offset:
-            codes, zero_point = codes - offset, zero_point - offset
-        return codes, scale, zero_point
 
 
 def _module(name: str) -> Any:

@@ -88,50 +88,22 @@ def _halves(pair, offset):
 
 
 @triton.jit
-def _sum_inside(corners, n, there, r, s, outputs, S: tl.constexpr):
-    """The weights' sums over the first r rows and s columns of a window, (rows, channels)."""
-    at = corners + ((r - 1) * S + s - 1)[:, None] * outputs + n[None, :]
-    return tl.load(at, ((r > 0) & (s > 0))[:, None] & there[None, :], other=0)
-
-
-@triton.jit
 def _finish(
-    total, image, p, q, inside, n, there, scale, zero_point, corners, weight_scale, bias, rest, sums, residual, y,
-    outputs, channels, height, width, out_height, out_width, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w,
-    R: tl.constexpr, S: tl.constexpr, BORDER: tl.constexpr, REST: tl.constexpr, BIAS: tl.constexpr,
-    RESIDUAL: tl.constexpr,
+    total, pixel, inside, n, there, scale, zero_point, whole, weight_scale, bias, rest, sums, residual, y,
+    outputs, count, REST: tl.constexpr, BIAS: tl.constexpr, RESIDUAL: tl.constexpr,
 ):  # fmt: skip
-    """Take off what is of zero points, scale, add, and store. total: (rows, channels) sums of codes less 128, of which
-    those beyond the border count as 0."""
+    """Take off what is of zero points, scale, add, and store. total: (rows, channels) sums of codes less 128; pixel:
+    (rows,) places in the output. What is read for each pixel, or for each channel, is all that a sum needs: an epilogue
+    that reads for each sum takes as long as the products."""
     zero = tl.load(zero_point).to(tl.int32) - 128
-    top, left = p * stride_h - pad_h, q * stride_w - pad_w
-    if BORDER:  # of the window, rows r0 to r1 and columns s0 to s1 are inside the input
-        r0 = tl.minimum((tl.maximum(-top, 0) + dilation_h - 1) // dilation_h, R)
-        r1 = tl.minimum((tl.maximum(height - top, 0) + dilation_h - 1) // dilation_h, R)
-        s0 = tl.minimum((tl.maximum(-left, 0) + dilation_w - 1) // dilation_w, S)
-        s1 = tl.minimum((tl.maximum(width - left, 0) + dilation_w - 1) // dilation_w, S)
-        weights = _sum_inside(corners, n, there, r1, s1, outputs, S) - _sum_inside(
-            corners, n, there, r0, s1, outputs, S
-        )
-        weights += _sum_inside(corners, n, there, r0, s0, outputs, S) - _sum_inside(
-            corners, n, there, r1, s0, outputs, S
-        )
-        count = (r1 - r0) * (s1 - s0) * channels
-        total -= zero * weights
-    else:
-        count = tl.zeros_like(top) + R * S * channels
-        total -= zero * tl.load(corners + (R * S - 1) * outputs + n, there, other=0)[None, :]
+    total -= (zero * tl.load(whole + n, there, other=0))[None, :]
     if REST:
-        seen = -zero * count
-        for window in tl.static_range(R * S):  # pyright: ignore[reportGeneralTypeIssues]
-            i, j = top + window // S * dilation_h, left + window % S * dilation_w
-            known = inside & (i >= 0) & (i < height) & (j >= 0) & (j < width)
-            seen += tl.load(sums + (image * height + i) * width + j, known, other=0)
+        seen = tl.load(sums + pixel, inside, other=0) - zero * count
         total -= seen[:, None] * tl.load(rest + n, there, other=0)[None, :]
     found = total.to(tl.float32) * (tl.load(scale) * tl.load(weight_scale + n, there, other=0.0))[None, :]
     if BIAS:
         found += tl.load(bias + n, there, other=0.0)[None, :]
-    place = ((image * out_height + p) * out_width + q)[:, None] * outputs + n[None, :]
+    place = pixel[:, None] * outputs + n[None, :]
     kept = inside[:, None] & there[None, :]
     if RESIDUAL:
         found += tl.load(residual + place, kept, other=0.0).to(tl.float32)
@@ -140,15 +112,15 @@ def _finish(
 
 @triton.jit
 def convolution_copied(
-    codes, more_codes, weight, scale, zero_point, offset, corners, weight_scale, bias, rest, sums, residual, y,
+    codes, more_codes, weight, scale, zero_point, offset, whole, weight_scale, bias, rest, sums, residual, y,
     images, outputs, channels, filled, height, width, out_height, out_width,
-    stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w,
-    R: tl.constexpr, S: tl.constexpr, BORDER: tl.constexpr, NARROW: tl.constexpr, REST: tl.constexpr,
+    stride_h, stride_w, dilation_h, dilation_w,
+    R: tl.constexpr, S: tl.constexpr, NARROW: tl.constexpr, REST: tl.constexpr,
     BIAS: tl.constexpr, RESIDUAL: tl.constexpr, IMAGES: tl.constexpr, HIGH: tl.constexpr, WIDE: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """One block of the output, of IMAGES × HIGH × WIDE pixels, where strides are 1: Hopper's copy engine fetches the
-    block of the input that a place of the window meets, and zeros for what is beyond the border. Three descriptors: of
+    block of the input that a place of the window meets. Three descriptors: of
     the codes, of the second half of their channels, and of the weights, whose rows have ``filled`` bytes a place."""
     pixels: tl.constexpr = IMAGES * HIGH * WIDE
     columns, across, down = tl.cdiv(outputs, BLOCK_N), tl.cdiv(out_width, WIDE), tl.cdiv(out_height, HIGH)
@@ -163,7 +135,7 @@ def convolution_copied(
     blocks = tl.cdiv(filled, BLOCK_K)
     for index in range(R * S * blocks):  # one loop, so that copies are under way from one place to the next
         window, k = index // blocks, index % blocks * BLOCK_K
-        i, j = first_p - pad_h + window // S * dilation_h, first_q - pad_w + window % S * dilation_w
+        i, j = first_p + window // S * dilation_h, first_q + window % S * dilation_w
         left = weight.load([first_n, window * filled + k])
         right = codes.load([first_image, i, j, k]).reshape(pixels, BLOCK_K)
         if NARROW:
@@ -177,18 +149,17 @@ def convolution_copied(
     image, p, q = first_image + m // (HIGH * WIDE), first_p + m // WIDE % HIGH, first_q + m % WIDE
     inside = (image < images) & (p < out_height) & (q < out_width)
     _finish(
-        tl.trans(total), image, p, q, inside, n, there, scale, zero_point, corners, weight_scale, bias, rest, sums,
-        residual, y, outputs, channels, height, width, out_height, out_width,
-        stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w, R, S, BORDER, REST, BIAS, RESIDUAL,
+        tl.trans(total), (image * out_height + p) * out_width + q, inside, n, there, scale, zero_point, whole,
+        weight_scale, bias, rest, sums, residual, y, outputs, R * S * channels, REST, BIAS, RESIDUAL,
     )  # fmt: skip
 
 
 @triton.jit
 def convolution_loaded(
-    codes, weight, scale, zero_point, offset, corners, weight_scale, bias, rest, sums, residual, y,
+    codes, weight, scale, zero_point, offset, whole, weight_scale, bias, rest, sums, residual, y,
     images, outputs, channels, filled, height, width, out_height, out_width,
-    stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w,
-    R: tl.constexpr, S: tl.constexpr, BORDER: tl.constexpr, NARROW: tl.constexpr, REST: tl.constexpr,
+    stride_h, stride_w, dilation_h, dilation_w,
+    R: tl.constexpr, S: tl.constexpr, NARROW: tl.constexpr, REST: tl.constexpr,
     BIAS: tl.constexpr, RESIDUAL: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """One block of the output, of BLOCK_M pixels, for any stride and any GPU: each thread loads its inputs."""
@@ -203,24 +174,22 @@ def convolution_loaded(
     blocks = tl.cdiv(filled, BLOCK_K)
     for index in range(R * S * blocks):
         window, k = index // blocks, index % blocks * BLOCK_K + tl.arange(0, BLOCK_K)
-        i, j = p * stride_h - pad_h + window // S * dilation_h, q * stride_w - pad_w + window % S * dilation_w
-        inside = within & (i >= 0) & (i < height) & (j >= 0) & (j < width)
+        i, j = p * stride_h + window // S * dilation_h, q * stride_w + window % S * dilation_w
         at = codes + ((image * height + i) * width + j)[:, None] * channels + k[None, :]
         row = weight + (n * (R * S) + window)[:, None] * filled + k[None, :]
         left = tl.load(row, there[:, None] & (k < filled)[None, :], other=0)
-        right = tl.load(at, inside[:, None] & (k < tl.minimum(channels, filled))[None, :], other=0)
+        right = tl.load(at, within[:, None] & (k < tl.minimum(channels, filled))[None, :], other=0)
         if NARROW:
             low, high = _halves(left, smallest)
             second = (k < filled) & (k < channels - filled)
-            more = tl.load(at + filled, inside[:, None] & second[None, :], other=0)
+            more = tl.load(at + filled, within[:, None] & second[None, :], other=0)
             total = tl.dot(low, tl.trans(right), total, out_dtype=tl.int32)
             total = tl.dot(high, tl.trans(more), total, out_dtype=tl.int32)
         else:
             total = tl.dot(left, tl.trans(right), total, out_dtype=tl.int32)
     _finish(
-        tl.trans(total), image, p, q, within, n, there, scale, zero_point, corners, weight_scale, bias, rest, sums,
-        residual, y, outputs, channels, height, width, out_height, out_width,
-        stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w, R, S, BORDER, REST, BIAS, RESIDUAL,
+        tl.trans(total), m, within, n, there, scale, zero_point, whole,
+        weight_scale, bias, rest, sums, residual, y, outputs, R * S * channels, REST, BIAS, RESIDUAL,
     )  # fmt: skip
 
 

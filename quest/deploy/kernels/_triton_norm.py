@@ -1,0 +1,128 @@
+"""The kernels of `quest.deploy.kernels.norms`, apart from it because they are compiled from their source.
+
+All read and write channels-last images, whose channels lie beside each other.
+"""
+
+# pyright: reportOperatorIssue=false, reportIndexIssue=false
+# In a kernel a constexpr is a number; Triton's versions differ in what they tell a type checker.
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+_WHOLE = tl.constexpr(12582912.0)  # 1.5·2^23: added to a float32, it leaves the nearest whole number in the lowest bits
+_WHOLE_BITS = tl.constexpr(0x4B400000)  # the same, as its bits
+
+
+def moments_block(images: int, pixels: int, channels: int) -> dict[str, int]:
+    """Sizes of the blocks for `moments`: many pixels where there are enough blocks, few where there are not."""
+    size = 256 if images * pixels * channels >= 2**23 else 64
+    return {"SIZE": size, "ROWS": 32, "BLOCK": 64, "num_warps": 4}
+
+
+def codes_block(images: int, pixels: int, channels: int) -> dict[str, int]:
+    """The same for `codes_of`."""
+    rows, block = (64, 64) if images * pixels >= 2**13 else (8, 256)
+    return {"ROWS": rows, "BLOCK": block, "num_warps": 4}
+
+
+@triton.jit
+def moments(
+    x, mean, spread, pixels, channels, chunks,
+    SIZE: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Of each channel in SIZE pixels of an image: the mean, and the sum of squares of what differs from it."""
+    blocks = tl.cdiv(channels, BLOCK)
+    c = tl.program_id(0) % blocks * BLOCK + tl.arange(0, BLOCK)
+    chunk, image = tl.program_id(0) // blocks % chunks, tl.program_id(0) // (blocks * chunks)
+    there, first = c < channels, chunk * SIZE
+    at = x + image * pixels * channels + c
+    about = tl.load(at + first * channels, there, other=0.0).to(tl.float32)  # squares about it lose little
+    total, squares = tl.zeros((ROWS, BLOCK), tl.float32), tl.zeros((ROWS, BLOCK), tl.float32)
+    for start in range(0, SIZE, ROWS):
+        p = first + start + tl.arange(0, ROWS)
+        kept = (p < pixels)[:, None] & there[None, :]
+        found = tl.load(at[None, :] + p[:, None] * channels, kept, other=0.0).to(tl.float32)
+        found = tl.where(kept, found - about[None, :], 0.0)
+        total += found
+        squares += found * found
+    count = tl.minimum(SIZE, pixels - first).to(tl.float32)
+    own, place = tl.sum(total, 0), (image * chunks + chunk) * channels + c
+    tl.store(mean + place, about + own / count, there)
+    tl.store(spread + place, tl.sum(squares, 0) - own * own / count, there)
+
+
+@triton.jit
+def affine(
+    mean, spread, weight, bias, added, factor, term, pixels, channels, chunks, groups, eps,
+    SIZE: tl.constexpr, ADDED: tl.constexpr, CHUNKS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Of one group of an image: what its norm multiplies each channel by and then adds, from the moments of chunks.
+
+    What is ``added`` to a channel before moves its mean, and so needs no pass over the pixels."""
+    image, group, width = tl.program_id(0) // groups, tl.program_id(0) % groups, channels // groups
+    k, c = tl.arange(0, CHUNKS), group * width + tl.arange(0, BLOCK)
+    there = tl.arange(0, BLOCK) < width
+    kept = (k < chunks)[:, None] & there[None, :]
+    at = (image * chunks + k)[:, None] * channels + c[None, :]
+    count = tl.where(kept, tl.minimum(SIZE, pixels - k * SIZE)[:, None], 0).to(tl.float32)
+    own = tl.load(mean + at, kept, other=0.0)
+    plus = tl.zeros((BLOCK,), tl.float32)
+    if ADDED:
+        plus += tl.load(added + image * channels + c, there, other=0.0).to(tl.float32)
+        own += plus[None, :]
+    number = (pixels * width).to(tl.float32)
+    middle = tl.sum(tl.sum(count * own, 1), 0) / number
+    differs = own - middle
+    squares = tl.load(spread + at, kept, other=0.0) + count * differs * differs
+    step = tl.rsqrt(tl.sum(tl.sum(squares, 1), 0) / number + eps)
+    multiplied = tl.load(weight + c, there, other=0.0).to(tl.float32) * step
+    place = image * channels + c
+    tl.store(factor + place, multiplied, there)
+    tl.store(term + place, tl.load(bias + c, there, other=0.0).to(tl.float32) + (plus - middle) * multiplied, there)
+
+
+@triton.jit
+def codes_of(
+    x, factor, term, scale, zero_point, multiple, code_of_zero, codes, sums,
+    height, width, channels, above, beside, low, high,
+    ACTIVE: tl.constexpr, MANY: tl.constexpr, MULTIPLIED: tl.constexpr, SUMS: tl.constexpr,
+    ROWS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Codes less 128 of factor·x + term, through SiLU where ACTIVE, for ROWS pixels of an image with its border, which
+    is the code of zero; and their sums over channels.
+
+    scale: of the tensor. zero_point: of it, or where MANY of each channel. multiple: of each channel."""
+    full_width = width + 2 * beside
+    pixels = (height + 2 * above) * full_width
+    tiles = tl.cdiv(pixels, ROWS)
+    image, p = tl.program_id(0) // tiles, tl.program_id(0) % tiles * ROWS + tl.arange(0, ROWS)
+    i, j = p // full_width - above, p % full_width - beside
+    within, inside = p < pixels, (i >= 0) & (i < height) & (j >= 0) & (j < width)
+    source, place = ((image * height + i) * width + j) * channels, (image * pixels + p) * channels
+    zero = tl.load(code_of_zero).to(tl.int32) - 128
+    seen = tl.zeros((ROWS,), tl.int32)
+    for start in range(0, channels, BLOCK):
+        c = start + tl.arange(0, BLOCK)
+        there = c < channels
+        kept = inside[:, None] & there[None, :]
+        own = image * channels + c
+        y = tl.load(x + source[:, None] + c[None, :], kept, other=0.0).to(tl.float32)
+        y = y * tl.load(factor + own, there, other=0.0)[None, :] + tl.load(term + own, there, other=0.0)[None, :]
+        if ACTIVE:
+            y = y * tl.sigmoid(y)
+        step, nothing = tl.load(scale) + tl.zeros((BLOCK,), tl.float32), tl.zeros((BLOCK,), tl.float32)
+        if MULTIPLIED:
+            by = tl.load(multiple + c, there, other=1.0)
+            step *= by
+        nothing += tl.load(zero_point + c, there, other=0.0) if MANY else tl.load(zero_point)
+        q = y * (1.0 / step)[None, :]
+        q = tl.minimum(tl.maximum(q, (low - nothing)[None, :]), (high - nothing)[None, :]) + _WHOLE
+        if MULTIPLIED:
+            q = (q - _WHOLE) * by[None, :] + _WHOLE
+        q = tl.where(kept, q.to(tl.int32, bitcast=True) + (zero - _WHOLE_BITS), zero)
+        tl.store(codes + place[:, None] + c[None, :], q.to(tl.int8), within[:, None] & there[None, :])
+        if SUMS:
+            seen += tl.sum(tl.where(there[None, :], q, 0), 1)
+    if SUMS:
+        tl.store(sums + image * pixels + p, seen, within)

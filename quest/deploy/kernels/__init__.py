@@ -3,7 +3,8 @@
 A kernel is a module here with three functions:
     lacking(device)      why it cannot run on a device, or None
     refuses(integers)    why it cannot compute a layer, or None
-    make(integers)       a module: codes, their scale and zero point and the dtype of the output, to the output
+    make(integers)       a module: codes less their zero point, their scale and zero point and the dtype of the output,
+                         to the output
 `reference` computes in exact arithmetic everywhere and is what the others are tested against; it is not fast.
 """
 
@@ -14,11 +15,10 @@ from collections import Counter
 from typing import Any
 
 import torch
-from diffusers.models.resnet import ResnetBlock2D
 from torch import nn
 
 from quest.config.reading import unknown
-from quest.deploy.kernels import attention, residual
+from quest.deploy.kernels import attention, images
 from quest.deploy.kernels.fed import Fed
 from quest.deploy.kernels.integers import of_layer, why_not
 from quest.deploy.packed.assembly import packed_layers
@@ -50,11 +50,9 @@ def use_kernels(model: Any, kernel: str = "auto") -> dict[str, str]:
     attentions = {name: part for name, part in network.named_modules() if isinstance(part, QuantizedAttention)}
     for layer in layers.values():
         layer.kernel = None
-    blocks = [part for part in network.modules() if isinstance(part, ResnetBlock2D)]
     for products in attentions.values():
         attention.take(products)
-    for block in blocks:
-        residual.take(block)
+    images.take(network)
     if kernel == FLOATS:
         return dict.fromkeys(layers, FLOATS)
     device = next(iter(layers.values())).codes.device
@@ -67,9 +65,7 @@ def use_kernels(model: Any, kernel: str = "auto") -> dict[str, str]:
     given = {name: _give(found, layer) for name, layer in layers.items()}
     if found == attention.KERNEL:
         given |= {name: _give_attention(products, device) for name, products in attentions.items()}
-        for block in blocks:
-            if residual.why_not(block) is None:
-                residual.give(block)
+        images.give(network)
     return given
 
 

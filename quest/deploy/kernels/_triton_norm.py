@@ -86,20 +86,21 @@ def affine(
 def codes_of(
     x, factor, term, scale, zero_point, multiple, code_of_zero, codes, sums,
     height, width, channels, above, beside, low, high,
-    ACTIVE: tl.constexpr, MANY: tl.constexpr, MULTIPLIED: tl.constexpr, SUMS: tl.constexpr,
-    ROWS: tl.constexpr, BLOCK: tl.constexpr,
+    NORMED: tl.constexpr, ACTIVE: tl.constexpr, UP: tl.constexpr, MANY: tl.constexpr, MULTIPLIED: tl.constexpr,
+    SUMS: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Codes less 128 of factor·x + term, through SiLU where ACTIVE, for ROWS pixels of an image with its border, which
-    is the code of zero; and their sums over channels.
+    """Codes less 128 of x, or where NORMED of factor·x + term, through SiLU where ACTIVE, for ROWS pixels of an image,
+    each UP × UP times, with its border, which is the code of zero; and their sums over channels.
 
-    scale: of the tensor. zero_point: of it, or where MANY of each channel. multiple: of each channel."""
-    full_width = width + 2 * beside
-    pixels = (height + 2 * above) * full_width
+    height, width: of the image before it grows. scale: of the tensor. zero_point: of it, or where MANY of each channel.
+    multiple: of each channel."""
+    full_width = UP * width + 2 * beside
+    pixels = (UP * height + 2 * above) * full_width
     tiles = tl.cdiv(pixels, ROWS)
     image, p = tl.program_id(0) // tiles, tl.program_id(0) % tiles * ROWS + tl.arange(0, ROWS)
     i, j = p // full_width - above, p % full_width - beside
-    within, inside = p < pixels, (i >= 0) & (i < height) & (j >= 0) & (j < width)
-    source, place = ((image * height + i) * width + j) * channels, (image * pixels + p) * channels
+    within, inside = p < pixels, (i >= 0) & (i < UP * height) & (j >= 0) & (j < UP * width)
+    source, place = ((image * height + i // UP) * width + j // UP) * channels, (image * pixels + p) * channels
     zero = tl.load(code_of_zero).to(tl.int32) - 128
     seen = tl.zeros((ROWS,), tl.int32)
     for start in range(0, channels, BLOCK):
@@ -108,7 +109,8 @@ def codes_of(
         kept = inside[:, None] & there[None, :]
         own = image * channels + c
         y = tl.load(x + source[:, None] + c[None, :], kept, other=0.0).to(tl.float32)
-        y = y * tl.load(factor + own, there, other=0.0)[None, :] + tl.load(term + own, there, other=0.0)[None, :]
+        if NORMED:
+            y = y * tl.load(factor + own, there, other=0.0)[None, :] + tl.load(term + own, there, other=0.0)[None, :]
         if ACTIVE:
             y = y * tl.sigmoid(y)
         step, nothing = tl.load(scale) + tl.zeros((BLOCK,), tl.float32), tl.zeros((BLOCK,), tl.float32)

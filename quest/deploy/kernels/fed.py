@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
+from quest.deploy.kernels import norms, triton
 from quest.deploy.kernels.integers import common_zero_point, middle_zero_points, wholes
 from quest.deploy.packed.layers import ActivationGrid
 
@@ -19,29 +22,42 @@ class Fed(nn.Module):
         super().__init__()
         self.grid, self.product = grid, product
         self.register_buffer("middle", middle_zero_points(grid), persistent=False)
-        common = common_zero_point(grid)
-        device = grid.all_zero_points().device
+        common, device = common_zero_point(grid), grid.all_zero_points().device
         one = None if common is None else torch.full((1,), float(common - grid.grid.low), device=device)
         self.register_buffer("common", one, persistent=False)
 
     @property
-    def plain(self) -> bool:
-        """Whether its grid has the same bits at every timestep."""
-        return self.grid.bounds is None
+    def takes_images(self) -> bool:
+        """Whether its product takes the bytes that `image` makes."""
+        return isinstance(self.product, triton.Product) and not self.product.linear and self.grid.bounds is None
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.takes_images and any(self.product.border):
+            return self.image(x)
         whole, scale = wholes(self.grid, x)
-        code_of_zero = self._code_of_zero(x.device)
-        return self.product(whole.add_(code_of_zero).to(torch.uint8), scale, code_of_zero, x.dtype)
+        return self.product(whole, scale, self._code_of_zero(x.device), x.dtype)
 
-    def place(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
-        """At the present timestep: scale (1,), zero point (1,) or (C,), multiples (C,) if there are, and the zero point
-        (1,) of the codes that the product gets."""
-        scale, multiple = self.grid.scale_and_multiple(device)
-        zero_point = self.grid.now(device)[1].flatten()
-        return (
-            scale.view(1), zero_point, None if multiple is None else multiple.flatten(), self._code_of_zero(device)
+    def image(
+        self,
+        x: Tensor,
+        norm: tuple[Tensor, Tensor] | None = None,
+        *,
+        active: bool = False,
+        up: int = 1,
+        residual: Tensor | None = None,
+    ) -> Tensor:
+        """Of an image whose codes are made by a kernel: after its norm, a factor and a term, and SiLU where ``active``,
+        each pixel ``up`` × ``up`` times; and a residual."""
+        product: Any = self.product
+        scale, multiple = self.grid.scale_and_multiple(x.device)
+        scale, zero_point, code_of_zero = scale.view(1), self.grid.now(x.device)[1], self._code_of_zero(x.device)
+        factor, term = (None, None) if norm is None else norm
+        found, sums = norms.codes(
+            x, factor, term, scale, zero_point.flatten(), None if multiple is None else multiple.flatten(),
+            code_of_zero, active, up, [self.grid.grid.low, self.grid.grid.high], list(product.border[1:3]),
+            product.wants_sums,
         )  # fmt: skip
+        return product.of_bytes(found, sums, scale, code_of_zero, x.dtype, residual)
 
     def _code_of_zero(self, device: torch.device) -> Tensor:
         """The zero point of codes that fit a byte, (1,)."""

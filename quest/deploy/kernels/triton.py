@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from quest.deploy.kernels.integers import Integers, output_size
+from quest.deploy.kernels.integers import Integers, lowest_bits, output_size
 
 _ALIGN = 16  # bytes that the copy engine wants a row to be a multiple of
 _MOST = 2**31  # elements of a tensor: kernels count them in 32 bits
@@ -49,8 +49,8 @@ def refuses(integers: Integers) -> str | None:
 
 
 class Product(nn.Module):
-    """A layer as a function of codes, their scale (1,), zero point (1,), the dtype of the output, and perhaps a
-    residual to add to it."""
+    """A layer as a function of codes less their zero point, their scale (1,), zero point (1,), the dtype of the output,
+    and perhaps a residual to add to it."""
 
     weight: Tensor
     offset: Tensor
@@ -63,7 +63,7 @@ class Product(nn.Module):
         super().__init__()
         weight = integers.weight if integers.weight.ndim == 4 else integers.weight[:, :, None, None]
         self._outputs, self._channels = weight.shape[:2]
-        self._linear = integers.linear
+        self.linear = integers.linear
         stride, (above, beside), dilation = integers.geometry
         self._geometry = [*stride, 0, 0, *dilation]
         self.border = (beside, beside, above, above)
@@ -99,23 +99,23 @@ class Product(nn.Module):
 
     def forward(
         self,
-        codes: Tensor,
+        whole: Tensor,
         scale: Tensor,
         zero_point: Tensor,
         dtype: torch.dtype = torch.float32,
         residual: Tensor | None = None,
     ) -> Tensor:
-        x, shape = codes, codes.shape
-        if self._linear:
-            x = codes.reshape(-1, self._channels, 1, 1)
+        x, shape = whole, whole.shape
+        if self.linear:
+            x = whole.reshape(-1, self._channels, 1, 1)
             residual = None if residual is None else residual.reshape(-1, self._outputs, 1, 1)
-        zero = zero_point.to(torch.int16)
+        if any(self.border):
+            x = nn.functional.pad(x, self.border)
         # Not in the kernel: a compiler fuses these with what makes the codes.
-        x = nn.functional.pad(x.to(torch.int16) - zero, self.border) + (zero - 128)
-        x = x.to(torch.int8).contiguous(memory_format=torch.channels_last)
+        x = lowest_bits(x + (zero_point - 128)).to(torch.int8).contiguous(memory_format=torch.channels_last)
         sums = x.sum(1, dtype=torch.int32) if self.wants_sums else None
         y = self.of_bytes(x, sums, scale, zero_point, dtype, residual)
-        return y.reshape(*shape[:-1], self._outputs) if self._linear else y
+        return y.reshape(*shape[:-1], self._outputs) if self.linear else y
 
     def of_bytes(
         self,
@@ -128,7 +128,7 @@ class Product(nn.Module):
     ) -> Tensor:
         """Of codes (N, C, H, W) int8, less 128, with their border, and their sums (N, H, W) int32 over channels, which
         are wanted where there is a rest."""
-        seen = self.rest if sums is None else self._over_windows(sums)
+        seen = self.rest if sums is None or not self.wants_sums else self._over_windows(sums)
         return integer_convolution(
             codes, seen, scale, zero_point, self.weight, self.offset, self.whole, self.scale, self.bias, self.rest,
             residual, self._geometry, self._narrow, dtype,
@@ -284,7 +284,7 @@ def _empty(codes: Tensor, weight: Tensor, geometry: list[int], dtype: torch.dtyp
 def _trouble(device: torch.device) -> str | None:
     """What goes wrong when Triton multiplies bytes on ``device``; None if the sums are right, by both kernels and for
     both widths of weights."""
-    codes = torch.full((1, 32, 8, 8), 255, dtype=torch.uint8, device=device)
+    codes = torch.full((1, 32, 8, 8), 255.0, device=device)
     one = torch.ones(1, device=device)
     for bits, stride in itertools.product((8, 4), (1, 2)):
         lowest = -(2 ** (bits - 1))

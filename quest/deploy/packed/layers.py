@@ -137,7 +137,7 @@ class ActivationGrid(nn.Module):
     def codes(self, x: Tensor) -> Tensor:
         """Integer codes of x, as float32."""
         scale, zero_point = self.now(x.device)
-        low, high = self._range(x.device)
+        low, high = self.bounds_now(x.device)
         return x.div(scale).round_().add_(zero_point).clamp_(low, high)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -147,7 +147,8 @@ class ActivationGrid(nn.Module):
             return fake_quantize(x.float(), scale, zero_point, self.grid).to(x.dtype)
         return self.codes(x).sub_(zero_point).mul_(scale).to(x.dtype)
 
-    def _range(self, device: torch.device) -> tuple[Any, Any]:
+    def bounds_now(self, device: torch.device) -> tuple[Any, Any]:
+        """The lowest and the highest code at the present timestep."""
         bounds = self.bounds
         if bounds is None:
             return self.grid.low, self.grid.high

@@ -92,11 +92,11 @@ def codes(shape: tuple[int, ...], device: str = "cpu") -> Tensor:
 
 def assert_exact(kernel: Any, shape: tuple[int, ...], integers: Integers, device: str = "cpu") -> None:
     """Integers exactly (scales of one, no bias), and outputs within float32's rounding."""
-    x, one = codes(shape, device), torch.ones(1, device=device)
+    q, one = codes(shape, device).float(), torch.ones(1, device=device)
     plain = Integers(**(vars(integers) | {"scale": torch.ones_like(integers.scale), "bias": None}))
     for zero_point in (0.0, 77.0, 255.0):
-        z = torch.full((1,), zero_point, device=device)
-        found, expected = kernel.make(plain)(x, one, z), reference.sums(x, z, plain)
+        x, z = q - zero_point, torch.full((1,), zero_point, device=device)
+        found, expected = kernel.make(plain)(x, one, z), reference.sums(x, plain)
         assert float(expected.abs().max()) < 2**24, "float32 holds the sums"
         assert torch.equal(found.double(), expected)
         scaled = one * 0.037
@@ -121,7 +121,7 @@ def test_reference_is_what_was_quantized(shape: str, kind: str) -> None:
         if integers.linear
         else functional.conv2d(real, weight, bias, *integers.geometry)
     )
-    found = reference.make(integers)(x, torch.full((1,), 0.037), torch.full((1,), 77.0))
+    found = reference.make(integers)(x.float() - 77, torch.full((1,), 0.037), torch.full((1,), 77.0))
     torch.testing.assert_close(found, expected.float(), rtol=1e-5, atol=1e-4)
 
 
@@ -183,7 +183,7 @@ def test_triton_on_the_layers_of_the_papers(name: str, batch: int) -> None:
             values = weight if bits == 8 else weight.clamp(-8, 7)
             one = torch.ones(outputs, device="cuda")
             integers = Integers(values, extra, one, None, geometry, bits)  # type: ignore[arg-type]
-            x = torch.randint(0, 256, (batch, *size), device="cuda", dtype=torch.uint8)
+            x = torch.randint(-117, 139, (batch, *size), device="cuda").float()
             z, scale = torch.full((1,), 117.0, device="cuda"), torch.full((1,), 0.02, device="cuda")
             found = triton_kernels.make(integers)(x, scale, z)[:2]
             expected = reference.make(integers)(x[:2], scale, z)
@@ -218,7 +218,7 @@ def test_triton_in_its_interpreter() -> None:
         "    assert len(copied) == 6, 'the copy engine fetches rows of whole units'\n"
         "for bits, width in ((8, 24), (4, 160)):\n"
         "    t.assert_attention(bits, width=width)\n"
-        "integers, x = t.layer(t.SHAPES['3x3'], 8, True), t.codes(t.SHAPES['3x3'])\n"
+        "integers, x = t.layer(t.SHAPES['3x3'], 8, True), t.codes(t.SHAPES['3x3']).float() - 1\n"
         "one = torch.ones(1); product = t.triton_kernels.make(integers); plain = product(x, one, one)\n"
         "added = torch.randn_like(plain)\n"
         "torch.testing.assert_close(product(x, one, one, residual=added), plain + added)\n"
@@ -247,7 +247,7 @@ def test_triton_compiles_for_chips_that_are_not_here(chip: int) -> None:
 
     source: Any = importlib.import_module("quest.deploy.kernels._triton_kernel")
     types = dict.fromkeys(("scale", "zero_point", "weight_scale", "bias"), "*fp32") | {"y": "*bf16", "codes": "*i8"}
-    types |= dict.fromkeys(("corners", "rest", "sums"), "*i32") | {"offset": "*u8", "residual": "*bf16"}
+    types |= dict.fromkeys(("whole", "rest", "sums"), "*i32") | {"offset": "*u8", "residual": "*bf16"}
     types |= {"factor": "fp32"} | dict.fromkeys(("q", "k", "v"), "*fp16")
     types |= dict.fromkeys((f"{each}_scale" for each in "qkvp"), "*fp32")
 
@@ -266,7 +266,7 @@ def test_triton_compiles_for_chips_that_are_not_here(chip: int) -> None:
     most = 0
     for width in (32, 160):
         most = max(most, shared(source.attention, source.attention_block(4096, 4096, width)))
-    flags = {"R": 3, "S": 3, "BORDER": True, "BIAS": True, "RESIDUAL": True}
+    flags = {"R": 3, "S": 3, "BIAS": True, "RESIDUAL": True}
     for narrow, rows in itertools.product((True, False), (2**18, 64)):
         flags |= {"NARROW": narrow, "REST": not narrow}
         weight = "u8" if narrow else "i8"
@@ -384,13 +384,14 @@ def test_a_kernel_gets_bytes_of_one_scale() -> None:
     packed.kernel.product.register_forward_pre_hook(lambda _module, given: seen.append(given[:3]))  # type: ignore[union-attr]
     tables.use(torch.tensor([1]))
     packed(x)
-    ((codes, scale, zero_point),) = seen
+    ((whole, scale, zero_point),) = seen
     grid = packed.input
     assert isinstance(grid, ActivationGrid)
-    assert codes.dtype == torch.uint8
     assert zero_point.tolist() == [128]
+    assert -128 <= whole.min() < whole.max() <= 127
+    assert torch.equal(whole, whole.round())
     assert torch.equal(scale, tables.scales[1])
-    assert torch.equal((codes.float() - 128) * scale, grid(x))
+    assert torch.equal(whole * scale, grid(x))
 
 
 def attended(

@@ -50,7 +50,11 @@ class Fed(nn.Module):
         each pixel ``up`` × ``up`` times; and a residual."""
         product: Any = self.product
         scale, multiple = self.grid.scale_and_multiple(x.device)
-        scale, zero_point, code_of_zero = scale.view(1), self.grid.now(x.device)[1], self._code_of_zero(x.device)
+        scale, zero_point, code_of_zero = (
+            scale.view(1),
+            self.grid.zero_point_now(x.device),
+            self._code_of_zero(x.device),
+        )
         factor, term = (None, None) if norm is None else norm
         found, sums = norms.codes(
             x, factor, term, scale, zero_point.flatten(), None if multiple is None else multiple.flatten(),
@@ -65,5 +69,5 @@ class Fed(nn.Module):
             return self.grid.present(self.middle).to(device)
         if self.common is not None:
             return self.common.to(device)
-        zero_point, low = self.grid.now(device)[1].view(1), self.grid.grid.low
+        zero_point, low = self.grid.zero_point_now(device).view(1), self.grid.grid.low
         return zero_point - low if low else zero_point

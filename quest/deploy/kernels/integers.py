@@ -87,8 +87,9 @@ def wholes(grid: ActivationGrid, x: Tensor) -> tuple[Tensor, Tensor]:
 
     In few operations, for they are done for every activation: a whole number within bounds that are whole is the same
     whether it is rounded or bounded first."""
-    step, zero_point = grid.now(x.device)
+    zero_point = grid.zero_point_now(x.device)
     scale, multiple = grid.scale_and_multiple(x.device)
+    step = scale if multiple is None else scale * multiple
     low, high = grid.bounds_now(x.device)
     near = torch.clamp(x.div(step), low - zero_point, high - zero_point)
     whole = (near + _WHOLE) - _WHOLE

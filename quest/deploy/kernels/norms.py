@@ -33,7 +33,7 @@ def norm_terms(
     x = x.contiguous(memory_format=torch.channels_last)
     images, channels, height, width = x.shape
     pixels = height * width
-    block = kernels.moments_block(images, pixels, channels)
+    block = kernels.moments_block(pixels)
     chunks, blocks = -(-pixels // block["SIZE"]), -(-channels // block["BLOCK"])
     mean, spread = x.new_empty((2, images, chunks, channels), dtype=torch.float32)
     factor, term = _terms(x), _terms(x)

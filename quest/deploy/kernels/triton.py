@@ -237,7 +237,7 @@ def _launch_copied(
 ) -> None:
     kernels: Any = importlib.import_module("quest.deploy.kernels._triton_kernel")
     described: Any = importlib.import_module("triton.tools.tensor_descriptor").TensorDescriptor
-    block = kernels.block(sizes.rows, sizes.outputs, sizes.channels, sizes.places, flags["NARROW"])
+    block = kernels.block(sizes.rows, sizes.outputs, sizes.channels, flags["NARROW"])
     wide = _power(sizes.out_width, block["BLOCK_M"])
     high = _power(sizes.out_height, block["BLOCK_M"] // wide)
     images = block.pop("BLOCK_M") // (wide * high)

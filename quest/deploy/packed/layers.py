@@ -102,10 +102,13 @@ class ActivationGrid(nn.Module):
     def now(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """Scale and zero point of the present timestep, float32, in a layout that broadcasts to an activation; where
         there are multiples, the scale is times them."""
-        tables, site = self._shared.tables, self.site
         scale, multiple = self.scale_and_multiple(device)
-        zero_point = _part(tables.zero_point, site.zero_points).view(site.zero_layout or site.layout)
-        return scale if multiple is None else scale * multiple, zero_point.to(device)
+        return scale if multiple is None else scale * multiple, self.zero_point_now(device)
+
+    def zero_point_now(self, device: torch.device) -> Tensor:
+        """Zero point of the present timestep, as `now` has it, alone."""
+        tables, site = self._shared.tables, self.site
+        return _part(tables.zero_point, site.zero_points).view(site.zero_layout or site.layout).to(device)
 
     def scale_and_multiple(self, device: torch.device) -> tuple[Tensor, Tensor | None]:
         """Scale, and multiples if there are, of the present timestep; as `now` has them, but apart."""

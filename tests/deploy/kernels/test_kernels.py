@@ -272,7 +272,7 @@ def test_triton_compiles_for_chips_that_are_not_here(chip: int) -> None:
         weight = "u8" if narrow else "i8"
         most = max(most, shared(source.convolution_loaded, flags | source.loaded_block(rows, 384), weight=f"*{weight}"))
         if chip == 90:
-            block = source.block(rows, 384, 384, 9, narrow)
+            block = source.block(rows, 384, 384, narrow)
             inner, pixels = block["BLOCK_K"], block.pop("BLOCK_M")
             place = f"tensordesc<i8[1,{pixels // 8},8,{inner}]>"
             own = {"codes": place, "more_codes": place, "weight": f"tensordesc<{weight}[{block['BLOCK_N']},{inner}]>"}

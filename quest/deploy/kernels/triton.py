@@ -82,15 +82,15 @@ class Product(nn.Module):
             rows = rows[..., : filled // 2] | rows[..., filled // 2 :] << 4
         none = torch.zeros(0, device=weight.device)
         tensors = {
-            "weight": rows.contiguous(),
+            "weight": rows,
             "offset": offset.to(torch.uint8),
             "whole": whole,
             "scale": integers.scale,
             "bias": none if integers.bias is None else integers.bias,
             "rest": none.to(torch.int32) if integers.rest is None else integers.rest,
         }
-        for name, tensor in tensors.items():
-            self.register_buffer(name, tensor, persistent=False)
+        for name, tensor in tensors.items():  # kernels take their numbers to lie one after another
+            self.register_buffer(name, tensor.contiguous(), persistent=False)
 
     @property
     def wants_sums(self) -> bool:
@@ -188,7 +188,8 @@ def integer_convolution(
     if residual is not None:
         residual = residual.contiguous(memory_format=torch.channels_last)
     sizes = _Sizes(codes, weight, y, geometry)
-    tensors = (scale, zero_point, offset, whole, weight_scale, bias, rest, sums, y if residual is None else residual)
+    added, sums = y if residual is None else residual, sums.contiguous()
+    tensors = (scale, zero_point, offset, whole, weight_scale, bias, rest, sums, added)
     flags: dict[str, Any] = {
         "R": weight.shape[1], "S": weight.shape[2], "NARROW": narrow, "REST": rest.numel() > 0,
         "BIAS": bias.numel() > 0, "RESIDUAL": residual is not None,

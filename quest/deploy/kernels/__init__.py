@@ -6,6 +6,9 @@ A kernel is a module here with three functions:
     make(integers)       a module: codes less their zero point, their scale and zero point and the dtype of the output,
                          to the output
 `reference` computes in exact arithmetic everywhere and is what the others are tested against; it is not fast.
+
+A layer that has a kernel is `fed` its codes. On a GPU the parts of a U-Net between its products have kernels too:
+`attention`, and `images`, which are norms, growing and residuals.
 """
 
 from __future__ import annotations
@@ -65,7 +68,7 @@ def use_kernels(model: Any, kernel: str = "auto") -> dict[str, str]:
     given = {name: _give(found, layer) for name, layer in layers.items()}
     if found == attention.KERNEL:
         given |= {name: _give_attention(products, device) for name, products in attentions.items()}
-        images.give(network)
+        images.give(network, device)
     return given
 
 

@@ -118,8 +118,8 @@ def codes_of(
         if ACTIVE:
             y = y * tl.sigmoid(y)
         step, nothing = tl.load(scale) + tl.zeros((BLOCK,), tl.float32), tl.zeros((BLOCK,), tl.float32)
+        by = tl.load(multiple + c, there, other=1.0) if MULTIPLIED else 1.0
         if MULTIPLIED:
-            by = tl.load(multiple + c, there, other=1.0)
             step *= by
         nothing += tl.load(zero_point + c, there, other=0.0) if MANY else tl.load(zero_point)
         q = y * (1.0 / step)[None, :]

@@ -13,7 +13,11 @@ from quest.deploy.packed.layers import ActivationGrid
 
 
 class Fed(nn.Module):
-    """A layer of a grid and a product; a module, so that it can be traced."""
+    """A layer of a grid and a product; a module, so that it can be traced.
+
+    Codes are made from tensors, in what a compiler fuses with whatever makes the input. Where the product is a GPU's
+    and has a border of zeros, they are made by a kernel (`image`), which writes the border as it goes.
+    """
 
     middle: Tensor | None
     common: Tensor | None
@@ -32,10 +36,11 @@ class Fed(nn.Module):
         return isinstance(self.product, triton.Product) and not self.product.linear and self.grid.bounds is None
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.takes_images and any(self.product.border):
+        product: Any = self.product
+        if self.takes_images and any(product.border):
             return self.image(x)
         whole, scale = wholes(self.grid, x)
-        return self.product(whole, scale, self._code_of_zero(x.device), x.dtype)
+        return product(whole, scale, self._code_of_zero(x.device), x.dtype)
 
     def image(
         self,
@@ -46,20 +51,19 @@ class Fed(nn.Module):
         up: int = 1,
         residual: Tensor | None = None,
     ) -> Tensor:
-        """Of an image whose codes are made by a kernel: after its norm, a factor and a term, and SiLU where ``active``,
-        each pixel ``up`` × ``up`` times; and a residual."""
+        """The layer of an image x (N, C, H, W), whose codes are made by a kernel.
+
+        norm: the factor and the term of each channel, (N, C) each, that x goes through first; then SiLU where
+        ``active``. up: how often each pixel is there, beside and above. residual: added to the output.
+        """
         product: Any = self.product
         scale, multiple = self.grid.scale_and_multiple(x.device)
-        scale, zero_point, code_of_zero = (
-            scale.view(1),
-            self.grid.zero_point_now(x.device),
-            self._code_of_zero(x.device),
-        )
+        scale, zero_point = scale.view(1), self.grid.zero_point_now(x.device).flatten()
+        code_of_zero, bounds = self._code_of_zero(x.device), [self.grid.grid.low, self.grid.grid.high]
         factor, term = (None, None) if norm is None else norm
         found, sums = norms.codes(
-            x, factor, term, scale, zero_point.flatten(), None if multiple is None else multiple.flatten(),
-            code_of_zero, active, up, [self.grid.grid.low, self.grid.grid.high], list(product.border[1:3]),
-            product.wants_sums,
+            x, factor, term, scale, zero_point, None if multiple is None else multiple.flatten(), code_of_zero,
+            active, up, bounds, list(product.border[1:3]), product.wants_sums,
         )  # fmt: skip
         return product.of_bytes(found, sums, scale, code_of_zero, x.dtype, residual)
 

@@ -7,8 +7,10 @@ norm, the shortcut of the second convolution. An image that grows does so as its
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
+import torch
 from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.upsampling import Upsample2D
 from torch import Tensor, nn
@@ -18,13 +20,15 @@ from quest.deploy.kernels.fed import Fed
 from quest.deploy.packed.layers import Packed
 
 
-def give(network: nn.Module) -> None:
-    """Have the parts of a network that can be computed this way, where no gradient is wanted. Undone by `take`."""
+def give(network: nn.Module, device: torch.device) -> None:
+    """Have the parts of a network that can be computed this way, on ``device``, where no gradient is wanted. Undone by
+    `take`."""
     for part in network.modules():
         for kind, (can, forward) in _PARTS.items():
             if isinstance(part, kind) and can(part):
-                # On the instance: what computes the network in floats, and learns, knows nothing of kernels.
-                part.__dict__["forward"] = forward(part)
+                # On the instance: what computes the network in floats, and learns, knows nothing of kernels. Partial,
+                # since a copy of a closure would compute with what it was copied from.
+                part.__dict__["forward"] = partial(forward, part, device)
 
 
 def take(network: nn.Module) -> None:
@@ -34,23 +38,20 @@ def take(network: nn.Module) -> None:
             part.__dict__.pop("forward", None)
 
 
-def _residual(block: Any) -> Callable[..., Tensor]:
-    def forward(x: Tensor, temb: Tensor | None, *args: Any, **named: Any) -> Tensor:
-        first, second = fed(block.conv1), fed(block.conv2)
-        if x.requires_grad or block.training or first is None or second is None:
-            return type(block).forward(block, x, temb, *args, **named)
-        added = None
-        if block.time_emb_proj is not None:
-            assert temb is not None
-            added = block.time_emb_proj(temb if block.skip_time_act else block.nonlinearity(temb))
-        residual, shortcut = x, block.conv_shortcut
-        if shortcut is not None:
-            kernel = fed(shortcut)
-            residual = shortcut(x) if kernel is None else kernel.image(x)
-        y = first.image(x, norms.given(block.norm1, x), active=True)
-        return second.image(y, norms.given(block.norm2, y, added), active=True, residual=residual)
-
-    return forward
+def _residual(block: Any, device: torch.device, x: Tensor, temb: Tensor | None, *args: Any, **named: Any) -> Tensor:
+    first, second = fed(block.conv1), fed(block.conv2)
+    if x.requires_grad or x.device != device or block.training or first is None or second is None:
+        return type(block).forward(block, x, temb, *args, **named)
+    added = None
+    if block.time_emb_proj is not None:
+        assert temb is not None
+        added = block.time_emb_proj(temb if block.skip_time_act else block.nonlinearity(temb))
+    residual, shortcut = x, block.conv_shortcut
+    if shortcut is not None:
+        kernel = fed(shortcut)
+        residual = shortcut(x) if kernel is None else kernel.image(x)
+    y = first.image(x, norms.given(block.norm1, x), active=True)
+    return second.image(y, norms.given(block.norm2, y, added), active=True, residual=residual)
 
 
 def _is_residual(block: Any) -> bool:
@@ -65,31 +66,25 @@ def _is_residual(block: Any) -> bool:
     )
 
 
-def _grows(part: Any) -> Callable[..., Tensor]:
-    def forward(x: Tensor, output_size: Any = None, *args: Any, **named: Any) -> Tensor:
-        kernel = fed(part.conv)
-        if x.requires_grad or kernel is None or output_size is not None:
-            return type(part).forward(part, x, output_size, *args, **named)
-        return kernel.image(x, up=2)
-
-    return forward
+def _grows(part: Any, device: torch.device, x: Tensor, output_size: Any = None, *args: Any, **named: Any) -> Tensor:
+    kernel = fed(part.conv)
+    if x.requires_grad or x.device != device or kernel is None or output_size is not None:
+        return type(part).forward(part, x, output_size, *args, **named)
+    return kernel.image(x, up=2)
 
 
 def _is_growing(part: Any) -> bool:
     return part.norm is None and part.interpolate and part.name == "conv" and fed(part.conv) is not None
 
 
-def _norm(norm: Any) -> Callable[[Tensor], Tensor]:
-    def forward(x: Tensor) -> Tensor:
-        if x.requires_grad or x.ndim != 4:
-            return type(norm).forward(norm, x)
-        factor, term = norms.given(norm, x)
-        return (x * factor[:, :, None, None] + term[:, :, None, None]).to(x.dtype)
-
-    return forward
+def _norm(norm: Any, device: torch.device, x: Tensor) -> Tensor:
+    if x.requires_grad or x.device != device or x.ndim != 4:
+        return type(norm).forward(norm, x)
+    factor, term = norms.given(norm, x)
+    return (x * factor[:, :, None, None] + term[:, :, None, None]).to(x.dtype)
 
 
-_PARTS: dict[type[nn.Module], tuple[Callable[[Any], bool], Callable[[Any], Callable[..., Tensor]]]] = {
+_PARTS: dict[type[nn.Module], tuple[Callable[[Any], bool], Callable[..., Tensor]]] = {
     ResnetBlock2D: (_is_residual, _residual),
     Upsample2D: (_is_growing, _grows),
     nn.GroupNorm: (norms.fits, _norm),

@@ -39,7 +39,10 @@ def width(activation_bits: int) -> Width:
 
 
 def completed(given: Any, default: dict[Width, Any]) -> Any:
-    """A setting by `Width` as it was given: keys may be YAML integers, and one that is left out keeps its default."""
+    """A setting by `Width` as it was given: keys may be YAML integers, and one that is left out keeps its default; a
+    number is the value at any width."""
+    if isinstance(given, int | float):
+        return dict.fromkeys(default, given)
     return default | {str(bits): value for bits, value in given.items()} if isinstance(given, dict) else given
 
 

@@ -45,6 +45,10 @@ class Cache:
             whole[self._filled : end] = part
         self._filled = end
 
+    def refill(self) -> None:
+        """What is added from now on takes the place of what is here, so that graphs find it where it was."""
+        self._filled = 0
+
     def _allocate(self, first: list[Tensor]) -> None:
         self.device = first[-1].device
         size = sum(part[0].numel() * part.element_size() for part in first) * self.samples

@@ -14,6 +14,7 @@ from torch.nn.utils import parametrize
 from tqdm import tqdm
 
 from quest import architectures
+from quest.architectures import Inputs
 from quest.graphs import Replayed
 from quest.learning import optimizers
 from quest.learning.cache import UNLIMITED, Cache
@@ -106,8 +107,9 @@ class Stage:
     """One finetuning stage: what is trained, on how much data, and with which losses.
 
     layers: whose weights and biases are trained and whose outputs the local loss matches. sites: activation
-    quantizers whose scales are trained. samples: of each recorded step; epochs: passes over all of them. Groups of
-    steps are interleaved, so that none is favoured by coming last. batch_setting: what the user calls ``batch_size``.
+    quantizers whose scales are trained. samples: of each recorded step in an epoch, which takes those that come next
+    and after the last the first again. Groups of steps are interleaved, so that none is favoured by coming last.
+    batch_setting: what the user calls ``batch_size``.
     """
 
     name: str
@@ -142,20 +144,34 @@ class Stage:
         groups = sets_of(network, calibration.samples(self.samples))
         return self.epochs * sum(len(members.split(self.batch_size)) for members in groups)
 
-    @torch.no_grad()
-    def record(self, network: QuantizedNetwork, calibration: Calibration, budget: int = UNLIMITED) -> Cache:
-        """The teacher's outputs on this stage's samples: those of each layer by name, and as the target the noise.
+    def samples_of(self, calibration: Calibration, epoch: int) -> Tensor:
+        """Positions of an epoch's samples among all of ``calibration``, as many of each recorded step."""
+        every, each = len(calibration), min(self.samples, len(calibration))
+        chosen = ((torch.arange(each) + epoch * each) % every).sort().values
+        return (torch.arange(len(calibration.steps)).unsqueeze(1) * every + chosen).flatten()
 
-        budget: bytes on the device; what does not fit is in host memory. Call before any weight is trained.
+    def record(self, teacher: QuantizedNetwork, calibration: Calibration, budget: int = UNLIMITED) -> Cache:
+        """The teacher's outputs on the samples of the first epoch: those of each layer by name, and as the target the
+        noise.
+
+        teacher: a network of which no weight was trained yet. budget: bytes on the device; what does not fit is in
+        host memory.
         """
-        data = calibration.samples(self.samples)
-        targets = Cache(budget, len(data))
-        with network.quantizing(weights=False, activations=False):
-            for batch in torch.arange(len(data)).split(_TEACHER_BATCH):
-                with _outputs_of(self.layers if self.local_loss else {}) as outputs:
-                    noise = predict(network, data, batch)
-                targets.add(((), outputs), noise)
+        targets = Cache(budget, len(self.samples_of(calibration, 0)))
+        self.teach(teacher, calibration, 0, targets)
         return targets
+
+    @torch.no_grad()
+    def teach(self, teacher: QuantizedNetwork, calibration: Calibration, epoch: int, targets: Cache) -> None:
+        """Put the teacher's outputs on an epoch's samples in the place of those that ``targets`` has."""
+        data, known = calibration.samples(len(calibration)), teacher.layers()
+        layers = {name: known[name] for name in self.layers} if self.local_loss else {}
+        targets.refill()
+        with teacher.quantizing(weights=False, activations=False):
+            for batch in self.samples_of(calibration, epoch).split(_TEACHER_BATCH):
+                with _outputs_of(layers) as outputs:
+                    noise = predict(teacher, data, batch)
+                targets.add(((), outputs), noise)
 
 
 def _trained(layer: QuantizedLayer) -> list[nn.Parameter]:
@@ -171,16 +187,20 @@ def finetune(
     targets: Cache,
     seed: int,
     progress: Progress = NOT_KEPT,
+    teacher: QuantizedNetwork | None = None,
 ) -> list[dict[str, float]]:
     """Train ``stage`` in place; returns the mean of each loss term in each epoch, {"local", "global"}.
 
+    targets: the teacher's outputs in the first epoch (`Stage.record`). teacher: whom to ask about later epochs, a
+    network of which no weight was trained; without, each has the samples of the first.
     Epochs that ``progress`` has already are taken from it; each finished one is added to it.
 
     Adam on the weights keeps its state throughout; each group of steps has its own Adam for its activation scales.
     Only what is trained requires gradients. Everything is in eval mode.
     """
-    data = calibration.samples(stage.samples)
-    groups = sets_of(network, data)
+    data = calibration.samples(len(calibration))
+    groups = sets_of(network, calibration.samples(stage.samples))  # in any epoch
+    positions = stage.samples_of(calibration, 0).to(data.x.device)
     weights = stage.weights()
     order = torch.Generator().manual_seed(seed)
     history: list[dict[str, float]] = []
@@ -196,7 +216,7 @@ def finetune(
             parameter.requires_grad_(True)
 
         def step(batch: Tensor) -> tuple[Tensor, ...]:
-            terms = _losses(network, data, stage, targets, batch)
+            terms = _losses(network, data.inputs(positions[batch]), stage, targets, batch)
             index = network.step.index
             torch.stack(list(terms.values())).sum().backward()
             for used in (optimizer, scale_optimizers[index]):
@@ -209,7 +229,11 @@ def finetune(
         try:
             left = range(len(history), stage.epochs)
             bar = tqdm(left, stage.name, stage.epochs, initial=len(history), unit="epoch", mininterval=5)
-            for _ in bar:
+            for epoch in bar:
+                turn = positions if teacher is None else stage.samples_of(calibration, epoch).to(positions.device)
+                if teacher is not None and not torch.equal(turn, positions):
+                    stage.teach(teacher, calibration, epoch, targets)
+                    positions.copy_(turn)
                 batches = [
                     (index, batch)
                     for index, members in enumerate(groups)
@@ -231,10 +255,10 @@ def finetune(
     return history
 
 
-def _losses(network: QuantizedNetwork, data: Samples, stage: Stage, targets: Cache, batch: Tensor) -> dict[str, Tensor]:
+def _losses(network: QuantizedNetwork, told: Inputs, stage: Stage, targets: Cache, batch: Tensor) -> dict[str, Tensor]:
     """local: mean_l MSE(O_l, Ô_l); global: MSE(ε, ε̂); those that are switched on."""
     with _outputs_of(stage.layers if stage.local_loss else {}) as outputs:
-        noise = architectures.predict(network, data.inputs(batch))
+        noise = architectures.predict(network, told)
     _, of_layers, of_network = targets.take(batch)
     losses = {}
     if stage.local_loss:

@@ -12,6 +12,7 @@ out, exchanged, or replaced by finetuning everything, and adapters can stand in 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
@@ -49,22 +50,20 @@ def quantize(
     """Calibrate, then TLA, then CMA. Notes: each stage's losses and optimizer steps, the trained share."""
     calibrate_activations(network, calibration)
     stages = [STAGES[name](network, settings) for name in settings.stages]
-    # The teacher is the network before anything is trained, so all its outputs are taken first.
-    targets, left = [], settings.cache_mib * 2**20
-    for stage in stages:
-        targets.append(stage.record(network, calibration, left))
-        left -= targets[-1].device_bytes
+    teacher = copy.deepcopy(network)  # before any weight moves
+    asked = teacher if settings.rotated else None
     if settings.folded:
         for layer in {id(layer): layer for stage in stages for layer in stage.layers.values()}.values():
             layer.fold()
     total = _parameters(network)
     trained: dict[int, nn.Parameter] = {}
     histories = {}
-    for stage, target in zip(stages, targets, strict=True):
+    for stage in stages:
+        targets = stage.record(teacher, calibration, settings.cache_mib * 2**20)
         rank = None if stage.name == "tla" else settings.adapter_rank
         with nullcontext() if rank is None else adapted(stage.layers.values(), rank, seed):
             trained |= {id(parameter): parameter for parameter in stage.weights()}
-            histories[stage.name] = finetune(network, calibration, stage, target, seed, progress)
+            histories[stage.name] = finetune(network, calibration, stage, targets, seed, progress, asked)
     notes = {
         "loss": histories,
         "optimizer_steps": {stage.name: stage.steps(network, calibration) for stage in stages},

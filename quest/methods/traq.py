@@ -9,8 +9,8 @@ the error of the predicted noise against the full-precision network in the same 
 does to the finished sample (`quest.learning.trajectories.influence`). States come from the network's own trajectories,
 which are drawn anew while it learns: that is where it will be when it samples.
 Weights are folded onto their codes first, so that small steps change no code by accident, and rates fall to zero.
-At the end the mean of what is left of the error, of each channel at each step, is measured beside full precision on
-trajectories of its own, and the sampler takes it off. With 8-bit activations that is all, unless `passes` says more.
+With 8-bit activations nothing is trained; instead the mean of the error, of each channel at each step, is measured
+beside full precision on trajectories of its own, and the sampler takes it off. `passes` and `correction` say otherwise.
 """
 
 from __future__ import annotations
@@ -59,13 +59,13 @@ def quantize(
     those of `finetune`."""
     calibrate_activations(network, calibration)
     notes: dict[str, Any] = {"passes": {}}
-    teacher = network
-    if settings.passes[width(network.recipe.bits.activation)]:
+    teacher, bits = network, width(network.recipe.bits.activation)
+    if settings.passes[bits]:
         teacher = copy.deepcopy(network)  # before any weight moves
         notes = finetune(network, teacher, calibration, settings, seed, progress)
-    beside = settings.correction * calibration.halves * len(calibration.sampler.calls())
-    notes["passes"]["beside"] = 2 * beside
-    return Outcome(notes, correction(network, teacher, calibration, settings, seed))
+    beside = settings.correction[bits]
+    notes["passes"]["beside"] = 2 * beside * calibration.halves * len(calibration.sampler.calls())
+    return Outcome(notes, correction(network, teacher, calibration, beside, seed))
 
 
 def finetune(
@@ -98,12 +98,12 @@ def finetune(
 
 
 def correction(
-    network: QuantizedNetwork, teacher: QuantizedNetwork, calibration: Calibration, settings: TraqSettings, seed: int
+    network: QuantizedNetwork, teacher: QuantizedNetwork, calibration: Calibration, beside: int, seed: int
 ) -> Correction | None:
-    """The mean error of the predicted noise, of each channel at each step; None where the sampler is left as it is."""
-    if not settings.correction:
+    """The mean error of the predicted noise, of each channel at each step, on so many trajectories; None for none."""
+    if not beside:
         return None
-    _, bias = measure(network, calibration, seed, range(settings.correction), teacher).means()
+    _, bias = measure(network, calibration, seed, range(beside), teacher).means()
     none = bias.new_zeros(len(bias)).float()
     return Correction(none, bias.float(), none.clone())
 

@@ -6,6 +6,7 @@ is stored between TLA and CMA, so TLA is run again here with the protocol's sett
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -55,7 +56,9 @@ def networks(subject: Subject) -> Iterator[tuple[str, QuantizedNetwork]]:
     network = subject.reconstructed(subject.bits, settings.sets)
     yield STAGES[1], network
     stage = method.time_embedding_alignment(network, settings)
-    finetune(network, subject.calibration, stage, stage.record(network, subject.calibration), subject.seed)
+    teacher, data = copy.deepcopy(network), subject.calibration
+    asked = teacher if settings.rotated else None
+    finetune(network, data, stage, stage.record(teacher, data), subject.seed, teacher=asked)
     yield STAGES[2], network
     checkpoint = subject.checkpoint()
     if checkpoint.method != "quest":

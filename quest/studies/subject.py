@@ -59,10 +59,13 @@ class Subject:
         From noise that neither calibration nor finetuning has seen, so that what was trained is not flattered.
         """
         steps, most = self.settings.sampler.steps, self.settings.analysis.steps
-        few = CalibrationSettings(
-            steps=max(count for count in range(1, most + 1) if steps % count == 0),
-            samples_per_step=self.settings.analysis.samples,
-        )
+        few = max(count for count in range(1, most + 1) if steps % count == 0)
+        return self.fresh(few, self.settings.analysis.samples)
+
+    def fresh(self, steps: int, trajectories: int) -> Samples:
+        """States of the full-precision sampler at ``steps`` evenly spread steps, on trajectories that nothing has
+        seen."""
+        few = CalibrationSettings(steps=steps, samples_per_step=trajectories)
         settings = self.settings.model_copy(update={"calibration": few})
         states = calibrations.record(self.model, settings, self.seed + HELD_OUT, self.device).to(self.device)
         return states.samples(len(states))

@@ -279,6 +279,7 @@ def test_what_depends_on_activation_bits_may_be_given_in_part() -> None:
     assert given.passes == {"4": 0, "8": default.passes["8"]}
     assert given.weight_lr == {"4": default.weight_lr["4"], "8": 1e-3}
     assert given.granularity == {"4": "offsets", "8": "per_tensor"}
+    assert TraqSettings.model_validate({"correction": 7}).correction == {"4": 7, "8": 7}, "a number is for any bits"
 
 
 def test_multiples_are_for_few_bits():

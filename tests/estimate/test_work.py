@@ -72,11 +72,12 @@ def test_a_backend_has_calls_of_its_own() -> None:
 
 
 def test_learned_rounding_records_once_and_steps_as_often_as_configured() -> None:
-    calls = work.of(job("reconstruct", load_dataset("digits"), grouping="blocks", weight_bits="4", seed="0"))
+    settings = changed("digits", reconstruction={"iterations": 300, "samples": 512})
+    calls = work.of(job("reconstruct", settings, grouping="blocks", weight_bits="4", seed="0"))
     # 512 samples over 20 recorded steps are 25 of each.
     assert calls[Call("record", 64)] == 7
     assert calls[Call("record", 500 - 7 * 64)] == 1
-    assert calls[Call("rounding", 32)] == load_dataset("digits").reconstruction.iterations
+    assert calls[Call("rounding", 32)] == 300
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -142,6 +143,16 @@ def test_fewer_recorded_samples_than_asked_for_are_all_there_is() -> None:
     settings = changed("digits", calibration={"samples_per_step": 4, "steps": 20})
     calls = work.of(job("finetune", settings, method="quest", bits="w4a4", seed="0"))
     assert calls[Call("cma", 16)] == 5 * 5  # 4 recorded steps a set, 4 samples each: one batch
+
+
+def test_the_teacher_is_asked_again_where_epochs_take_the_samples_in_turn() -> None:
+    stage = {"stages": ["cma"], "cma_epochs": 5, "cma_samples": 64}
+    forward = []
+    for rotated in (True, False):
+        settings = changed("shapes", methods={"quest": stage | {"rotated": rotated}})
+        calls = work.of(job("finetune", settings, method="quest", bits="w4a4", seed="0"))
+        forward.append(sum(call.batch * count for call, count in calls.items() if call.kind == "forward"))
+    assert forward == [5 * 64 * 20, 64 * 20]
 
 
 def test_stages_without_a_network_make_no_calls() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from dataclasses import replace
@@ -83,7 +84,8 @@ def test_local_losses_carry_gradient(make_quantized: Make, calibration: Calibrat
     _, of_layers, of_network = targets.take(torch.tensor([0, 1]))
     assert all(not target.requires_grad for target in [of_network, *of_layers.values()])
     with finetuning.training_sets(stage.sites) as scales:
-        losses = finetuning._losses(network, data, stage, targets, torch.tensor([0, 1]))
+        batch = torch.tensor([0, 1])
+        losses = finetuning._losses(network, data.inputs(batch), stage, targets, batch)
         assert set(losses) == {"local"}
         losses["local"].backward()
         assert all(parameter.grad is not None and parameter.grad.any() for parameter in weights)
@@ -97,7 +99,7 @@ def test_each_layer_is_matched_on_its_own(make_quantized: Make, calibration: Cal
     targets = stage.record(network, calibration)
     data, batch = calibration.samples(4), torch.tensor([3, 5])
     with torch.no_grad():
-        losses = finetuning._losses(network, data, stage, targets, batch)
+        losses = finetuning._losses(network, data.inputs(batch), stage, targets, batch)
         with finetuning._outputs_of(stage.layers) as outputs:
             noise = finetuning.predict(network, data, batch)
         _, of_layers, of_network = targets.take(batch)
@@ -119,6 +121,44 @@ def test_targets_are_those_of_full_precision(make_quantized: Make, calibration: 
         assert set(of_layers) == set(outputs)
         for name, output in outputs.items():
             torch.testing.assert_close(of_layers[name], output)
+
+
+def test_epochs_take_the_samples_in_turn(make_quantized: Make, calibration: Calibration) -> None:
+    stage = make_stage(make_quantized(), samples=3)
+    assert len(calibration) == 8
+    assert [stage.samples_of(calibration, epoch)[:3].tolist() for epoch in range(3)] == [
+        [0, 1, 2],
+        [3, 4, 5],
+        [0, 6, 7],
+    ]
+    steps = calibration.samples(8).steps
+    assert all(steps[stage.samples_of(calibration, epoch)].bincount().tolist() == [3] * 4 for epoch in range(3))
+    everything = replace(stage, samples=100)
+    assert all(torch.equal(everything.samples_of(calibration, epoch), torch.arange(32)) for epoch in range(3))
+
+
+def test_each_epoch_is_taught_by_the_network_before_any_training(
+    make_quantized: Make, calibration: Calibration
+) -> None:
+    """Two epochs of two samples a step are one epoch of the first two, then one of the next two, with full precision's
+    outputs on each."""
+    network = make_quantized()
+    teacher = copy.deepcopy(network)
+    stage = make_stage(network, ATTENTION, samples=2)
+    targets = stage.record(teacher, calibration)
+    seen: list[Tensor] = []
+    hook = network.network.register_forward_pre_hook(lambda _m, args: seen.append(args[0].clone()))
+    finetune(network, calibration, stage, targets, 0, teacher=teacher)
+    hook.remove()
+    shown = torch.cat(seen)
+    for epoch, chosen in enumerate(([0, 1], [2, 3])):
+        wanted = calibration.x[:, chosen].flatten(0, 1)
+        part = shown[epoch * len(wanted) : (epoch + 1) * len(wanted)]
+        assert all(any(torch.equal(x, y) for y in part) for x in wanted)
+    data, last = calibration.samples(8), stage.samples_of(calibration, 1)
+    with torch.no_grad(), teacher.quantizing(weights=False, activations=False):
+        noise = teacher(data.x[last], data.timesteps[last]).sample
+    torch.testing.assert_close(targets.take(torch.arange(len(last)))[2], noise)
 
 
 def test_only_what_is_trained_moves(make_quantized: Make, calibration: Calibration) -> None:
@@ -196,10 +236,12 @@ def test_batches_are_of_one_set_and_cover_all_samples(
     batches: list[list[int]] = []
     losses_of = finetuning._losses
 
-    def spy(network, data, stage, targets, batch) -> dict[str, Tensor]:
+    steps = calibration.samples(5).steps
+
+    def spy(network, told, stage, targets, batch) -> dict[str, Tensor]:
         batches.append(batch.tolist())
-        assert len(set((data.steps[batch] // 2).tolist())) == 1
-        return losses_of(network, data, stage, targets, batch)
+        assert len(set((steps[batch] // 2).tolist())) == 1
+        return losses_of(network, told, stage, targets, batch)
 
     monkeypatch.setattr(finetuning, "_losses", spy)
     finetune(network, calibration, stage, targets, 0)

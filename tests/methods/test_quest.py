@@ -40,8 +40,9 @@ class Trace:
     def __init__(self, monkeypatch: pytest.MonkeyPatch):
         self.before: dict[str, dict[str, Tensor]] = {}
         self.after: dict[str, dict[str, Tensor]] = {}
+        self.taught: dict[str, dict[str, Tensor]] = {}  # the teacher, whenever it is asked
         self.events: list[str] = []
-        finetune, record = quest.finetune, Stage.record
+        finetune, teach = quest.finetune, Stage.teach
 
         def spy(network: QuantizedNetwork, calibration: Calibration, stage: Stage, *rest: Any) -> Any:
             self.events.append(f"train {stage.name}")
@@ -50,12 +51,13 @@ class Trace:
             self.after[stage.name] = state(network)
             return history
 
-        def recorded(stage: Stage, *arguments: Any) -> Any:
-            self.events.append(f"record {stage.name}")
-            return record(stage, *arguments)
+        def asked(stage: Stage, teacher: QuantizedNetwork, calibration: Calibration, epoch: int, *rest: Any) -> None:
+            self.events.append(f"teach {stage.name} {epoch}")
+            self.taught[stage.name] = state(teacher)
+            teach(stage, teacher, calibration, epoch, *rest)
 
         monkeypatch.setattr(quest, "finetune", spy)
-        monkeypatch.setattr(Stage, "record", recorded)
+        monkeypatch.setattr(Stage, "teach", asked)
 
     def moved(self, stage: str) -> set[str]:
         return moved(self.before[stage], self.after[stage])
@@ -142,8 +144,11 @@ def test_everything_else_is_frozen(network: QuantizedNetwork, trace: Trace) -> N
     assert all(parameter.grad is None for parameter in network.parameters())
 
 
-def test_teacher_is_asked_before_anything_is_trained(trace: Trace) -> None:
-    assert trace.events == ["record tla", "record cma", "train tla", "train cma"]
+def test_the_teacher_is_the_network_before_anything_was_trained(trace: Trace) -> None:
+    assert trace.events == ["teach tla 0", "train tla", "teach tla 1", "teach cma 0", "train cma", "teach cma 1"]
+    assert trace.moved("tla")
+    for taught in trace.taught.values():
+        assert not moved(taught, trace.before["tla"])
 
 
 def test_quest_is_deterministic_and_says_what_it_did(
@@ -178,6 +183,15 @@ def test_steps_of_the_optimizer(make_quantized: Make, calibration: Calibration, 
     assert notes["optimizer_steps"] == {"tla": 16, "cma": 16}
 
 
+def test_epochs_may_have_the_same_samples(
+    monkeypatch: pytest.MonkeyPatch, make_quantized: Make, calibration: Calibration, settings: DatasetSettings
+) -> None:
+    trace = Trace(monkeypatch)
+    network = rounded(make_quantized("w4a4", calibrated=False))
+    quest.quantize(network, calibration, settings.methods.quest.model_copy(update={"rotated": False}), 0)
+    assert trace.events == ["teach tla 0", "train tla", "teach cma 0", "train cma"]
+
+
 @pytest.mark.parametrize("stages", [(), ("tla",), ("cma",), ("cma", "tla")])
 def test_stages_can_be_left_out_and_exchanged(
     stages: tuple[str, ...],
@@ -190,7 +204,8 @@ def test_stages_can_be_left_out_and_exchanged(
     network = rounded(make_quantized("w4a4", calibrated=False))
     weights = {name: layer.weight.clone() for name, layer in network.layers().items()}
     notes = quest.quantize(network, calibration, settings.methods.quest.model_copy(update={"stages": stages}), 0).notes
-    assert trace.events == [*(f"record {name}" for name in stages), *(f"train {name}" for name in stages)]
+    order = ((f"teach {name} 0", f"train {name}", f"teach {name} 1") for name in stages)
+    assert trace.events == [event for stage in order for event in stage]
     assert list(notes["loss"]) == list(stages)
     changed = {layer.role for name, layer in network.layers().items() if not torch.equal(layer.weight, weights[name])}
     attention = {Role.ATTENTION_Q, Role.ATTENTION_K, Role.ATTENTION_V}

@@ -24,7 +24,9 @@ from quest.quantization.quantizers import ActivationQuantizer
 from quest.quantization.rounding import Nearest
 
 Make = Callable[..., QuantizedNetwork]
-SETTINGS = TraqSettings(sets=4, passes={"8": 80, "4": 80}, batch_size=4, draws=2, trajectories=4, correction=3)
+SETTINGS = TraqSettings(
+    sets=4, passes={"8": 80, "4": 80}, batch_size=4, draws=2, trajectories=4, correction={"8": 3, "4": 3}
+)
 
 
 def made(denoiser: Denoiser, settings: DatasetSettings, bits: str = "w4a4") -> QuantizedNetwork:
@@ -73,7 +75,7 @@ def test_the_mean_error_is_taken_off_beside_full_precision_as_it_was(
 ) -> None:
     """The network with its switches off is no full precision any more once its weights were trained."""
     network = made(denoiser, settings)
-    update = {"bias_lr": 5e-2, "correction": 64}
+    update = {"bias_lr": 5e-2, "correction": {"8": 0, "4": 64}}
     correction = traq.quantize(network, calibration, SETTINGS.model_copy(update=update), 0).correction
     assert correction is not None
     fresh = trajectories.states(Outputs(denoiser.network), calibration, 99, 64)
@@ -92,7 +94,10 @@ def test_the_sampler_is_left_alone_where_nothing_is_to_be_taken_off(
     denoiser: Denoiser, settings: DatasetSettings, calibration: Calibration
 ) -> None:
     outcome = traq.quantize(
-        made(denoiser, settings), calibration, SETTINGS.model_copy(update={"correction": 0, "passes": {"4": 0}}), 0
+        made(denoiser, settings),
+        calibration,
+        SETTINGS.model_copy(update={"correction": {"8": 64, "4": 0}, "passes": {"4": 0}}),
+        0,
     )
     assert outcome.correction is None
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+import torch
 
 from quest.learning import reconstruction
 from quest.studies import convergence
@@ -40,6 +41,28 @@ def test_the_unit_keeps_the_rounding_of_the_protocol(subject: Subject, monkeypat
     monkeypatch.setattr(reconstruction, "learn_unit", spy)
     rows = convergence.measure(with_iterations(subject, 3))
     assert seen == [(row["unit"], count) for row in rows for count in (3 * TIMES, 3)]
+
+
+def test_the_loss_is_that_on_states_which_nothing_was_learned_from(
+    subject: Subject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rounding that is fitted to a single sample is worse on others than rounding to nearest, however long it runs."""
+    units = reconstruction.units
+    monkeypatch.setattr(reconstruction, "units", lambda network: units(network)[4:5])
+    fitted = with_iterations(subject, 100)
+    few = fitted.settings.reconstruction.model_copy(update={"samples": 1, "batch_size": 1})
+    fitted = replace(fitted, settings=fitted.settings.model_copy(update={"reconstruction": few}))
+    (row,) = convergence.measure(fitted)
+    assert row["seen_longer"] < row["longer"]
+    assert row["seen_longer"] < row["seen_learned"]
+    network = subject.quantized(subject.bits, calibrated=False)
+    (unit,) = reconstruction.units(network)
+    with network.quantizing(weights=True, activations=False):
+        cache = reconstruction.record(network, unit, convergence.unseen(subject), 64, weights=True)
+        assert row["nearest"] == pytest.approx(convergence.error(unit, cache))
+    assert not any(
+        torch.equal(x, y) for x in convergence.unseen(subject).x for y in subject.calibration.x.flatten(0, 1)
+    )
 
 
 def test_rows_and_chart(subject: Subject) -> None:

@@ -24,10 +24,8 @@ def test_the_stage_that_is_run_again_is_the_one_that_the_checkpoint_went_through
             # Going on from it gives the very checkpoint, whose time projections and other scales it then has.
             second = method.attention_alignment(network, subject.settings.methods.quest)
             full = subject.quantized(subject.bits, subject.settings.methods.quest.sets, calibrated=False)
-            targets = replace(second, layers={name: full.layers()[name] for name in second.layers}).record(
-                full, subject.calibration
-            )
-            finetuning.finetune(network, subject.calibration, second, targets, subject.seed)
+            targets = second.record(full, subject.calibration)
+            finetuning.finetune(network, subject.calibration, second, targets, subject.seed, teacher=full)
             made = storage.export(network)
     for name, tensor in storage.export(subject.checkpoint().network).items():
         assert torch.equal(made[name], tensor), name

@@ -26,19 +26,23 @@ class QuestSettings(CacheSettings, MethodSettings):
         "of stage 2",
     )
     passes: Rate = Field(default=1.0, description="multiplies the passes of every stage")
-    tla_epochs: Positive = Field(default=200, description="passes of stage 1 over its samples")
-    tla_samples: Positive = Field(default=8, description="samples of each recorded step used in stage 1")
+    tla_epochs: Positive = Field(default=200, description="epochs of stage 1")
+    tla_samples: Positive = Field(default=8, description="samples of each recorded step in an epoch of stage 1")
     tla_batch_size: Positive = 2
     tla_weight_lr: Rate = 1e-5
     tla_scale_lr: Rate = 1e-5
-    cma_epochs: Positive = Field(default=20, description="passes of stage 2 over its samples")
-    cma_samples: Positive = Field(default=64, description="samples of each recorded step used in stage 2")
+    cma_epochs: Positive = Field(default=20, description="epochs of stage 2")
+    cma_samples: Positive = Field(default=64, description="… of stage 2")
     cma_batch_size: Positive = 4
     cma_weight_lr: Rate = 1e-5
     cma_scale_lr: Rate = 1e-4
     cma_layers: tuple[str, ...] = Field(
         default=("attention_q", "attention_k", "attention_v", "feed_forward"),
         description="roles of the layers whose weights stage 2 trains",
+    )
+    rotated: bool = Field(
+        default=True,
+        description="an epoch takes the samples that come next; without, every epoch has the first ones again",
     )
     adapter_rank: Positive | None = Field(
         default=None,

@@ -29,7 +29,7 @@ class TraqSettings(MethodSettings):
         "bits, so that integers can be multiplied, at 4 with a zero point and a multiple for each channel",
     )
     passes: dict[Width, Annotated[int, Field(ge=0)]] = Field(
-        default={"8": 0, "4": 5_120},
+        default={"8": 0, "4": 7_680},
         description="samples that go forward and back through the network, by activation bits, up to 4 and up to 8; 0: "
         "nothing is trained",
     )
@@ -46,9 +46,10 @@ class TraqSettings(MethodSettings):
     )
     scale_lr: Rate = Field(default=5e-3, description="of activation scales, times their mean at first")
     bias_lr: Rate = Field(default=5e-4, description="of biases, and of weights and biases of norms")
-    correction: Annotated[int, Field(ge=0)] = Field(
-        default=96,
-        description="full-precision trajectories on which the mean error is measured that the sampler takes off",
+    correction: dict[Width, Annotated[int, Field(ge=0)]] = Field(
+        default={"8": 96, "4": 0},
+        description="full-precision trajectories on which the mean error is measured that the sampler takes off, by "
+        "activation bits, up to 4 and up to 8; 0: none is taken off",
     )
     influence: Annotated[float, Field(ge=0, le=1)] = Field(
         default=1.0,
@@ -58,7 +59,7 @@ class TraqSettings(MethodSettings):
 
     _few = field_validator("granularity")(multiples_of_few_bits)
 
-    @field_validator("granularity", "passes", "weight_lr", mode="before")
+    @field_validator("granularity", "passes", "weight_lr", "correction", mode="before")
     @classmethod
     def _complete(cls, given: Any, info: ValidationInfo) -> Any:
         return completed(given, cls.model_fields[str(info.field_name)].default)

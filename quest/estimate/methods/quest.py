@@ -23,9 +23,10 @@ def calls(settings: DatasetSettings, own: QuestSettings, _bits: str) -> Work:
     found = work.chosen(settings, own.sets)
     for stage in own.stages:
         epochs, each, batch = (getattr(own, f"{_schedule(stage)}_{key}") for key in ("epochs", "samples", "batch_size"))
-        samples = settings.calibration.steps * work.recorded(settings, each)
-        found += work.calls(FORWARD, samples, CHUNK)  # the teacher's outputs
-        found += work.calls(stage, samples / own.sets, batch, max(1, round(own.passes * epochs)) * own.sets)
+        samples, epochs = settings.calibration.steps * work.recorded(settings, each), max(1, round(own.passes * epochs))
+        # The teacher's outputs: of each epoch's samples, unless all have the same.
+        found += work.calls(FORWARD, samples, CHUNK, epochs if own.rotated and each < work.recorded(settings) else 1)
+        found += work.calls(stage, samples / own.sets, batch, epochs * own.sets)
     return found
 
 

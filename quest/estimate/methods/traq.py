@@ -12,11 +12,11 @@ from quest.estimate.work import CHUNK, FORWARD, FULL, QUANTIZED, Work
 
 def calls(settings: DatasetSettings, own: TraqSettings, bits: str) -> Work:
     """What an error at each step does to the image is measured first, where anything is trained."""
-    passes = own.passes[width(Bits.parse(bits).activation)]
+    activation = width(Bits.parse(bits).activation)
+    passes, beside = own.passes[activation], own.correction[activation]
     found = work.chosen(settings, own.sets)
     if passes:
         found += _trained(settings, own, passes)
-    beside = own.correction
     return found + work.sampled(FORWARD, settings, beside, CHUNK) + work.sampled(QUANTIZED, settings, beside, CHUNK)
 
 

@@ -1,7 +1,8 @@
 """`quest.bench.deploy` on a GPU: U-Nets of the papers at their real size, random weights.
 
-Compiling a network takes a minute or two, timing it a second. So each way to compute a step has a process of its own:
-all of them get ready side by side, and are then timed one after another, while the others wait.
+Compiling a network takes minutes, timing it a second. So each way to compute a step has a process of its own: all of
+them get ready side by side, and are then timed one after another, while the others wait. Eight of LDM-4 on 16 cores,
+beside tests: bf16 was ready after 92 to 111 s, W4A4 after 193 and 201, W8A8 not yet after 210.
 """
 
 from __future__ import annotations

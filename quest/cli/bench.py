@@ -209,7 +209,7 @@ def bench_embedded(
 )
 @click.option("--batch", "batches", type=click.IntRange(min=1), multiple=True, default=(1, 8, 50), show_default=True)
 @click.option(
-    "--minutes", type=float, default=8.0, show_default=True, help="On a GPU: what is not ready then is given up."
+    "--minutes", type=float, default=12.0, show_default=True, help="On a GPU: what is not ready then is given up."
 )
 @click.option("--way", "ways", multiple=True, help="On a GPU: one of the first column's names; by default all.")
 @click.option("--profile", is_flag=True, help="On a GPU: say which kernels take the time.")

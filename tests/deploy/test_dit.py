@@ -242,12 +242,12 @@ def test_integers_of_every_layer(bits: str, make: Callable[[str], QuantizedModel
     for kernel in [each for each in (cpu, reference) if each.lacking(CPU) is None]:
         for name, layer in layers.items():
             assert isinstance(layer.input, ActivationGrid)
-            integers, codes = of_layer(layer), layer.input.codes(inputs[name]).to(torch.uint8)
+            integers, (_, zero_point) = of_layer(layer), layer.input.now(CPU)
+            whole = layer.input.codes(inputs[name]) - zero_point
             assert kernel.refuses(integers) is None
-            _, zero_point = layer.input.now(CPU)
-            whole = Integers(**(vars(integers) | {"scale": torch.ones_like(integers.scale), "bias": None}))
-            found = kernel.make(whole)(codes, torch.ones(1), zero_point.view(1))
-            assert torch.equal(found.double(), reference.sums(codes, zero_point.view(1), whole)), name
+            plain = Integers(**(vars(integers) | {"scale": torch.ones_like(integers.scale), "bias": None}))
+            found = kernel.make(plain)(whole, torch.ones(1), zero_point.view(1))
+            assert torch.equal(found.double(), reference.sums(whole, plain)), name
     for kernel in (name for name in kernels.KERNELS if kernels.lacking(name, CPU) is None):
         assert set(kernels.use_kernels(unpacked, kernel).values()) == {kernel}
         for name, layer in layers.items():

@@ -3,8 +3,12 @@
 A kernel is a module here with three functions:
     lacking(device)      why it cannot run on a device, or None
     refuses(integers)    why it cannot compute a layer, or None
-    make(integers)       a module: codes, their scale and zero point and the dtype of the output, to the output
+    make(integers)       a module: codes less their zero point, their scale and zero point and the dtype of the output,
+                         to the output
 `reference` computes in exact arithmetic everywhere and is what the others are tested against; it is not fast.
+
+A layer that has a kernel is `fed` its codes. On a GPU the parts of a U-Net between its products have kernels too:
+`attention`, and `images`, which are norms, growing and residuals.
 """
 
 from __future__ import annotations
@@ -14,11 +18,12 @@ from collections import Counter
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from quest.config.reading import unknown
-from quest.deploy.kernels import attention
-from quest.deploy.kernels.integers import common_zero_point, middle_zero_points, of_layer, wholes, why_not
+from quest.deploy.kernels import attention, images
+from quest.deploy.kernels.fed import Fed
+from quest.deploy.kernels.integers import of_layer, why_not
 from quest.deploy.packed.assembly import packed_layers
 from quest.deploy.packed.description import PARTS
 from quest.deploy.packed.layers import ActivationGrid, Packed, SplitGrid
@@ -50,6 +55,7 @@ def use_kernels(model: Any, kernel: str = "auto") -> dict[str, str]:
         layer.kernel = None
     for products in attentions.values():
         attention.take(products)
+    images.take(network)
     if kernel == FLOATS:
         return dict.fromkeys(layers, FLOATS)
     device = next(iter(layers.values())).codes.device
@@ -62,6 +68,7 @@ def use_kernels(model: Any, kernel: str = "auto") -> dict[str, str]:
     given = {name: _give(found, layer) for name, layer in layers.items()}
     if found == attention.KERNEL:
         given |= {name: _give_attention(products, device) for name, products in attentions.items()}
+        images.give(network, device)
     return given
 
 
@@ -120,7 +127,7 @@ def _give(name: str, layer: Packed) -> str:
     if reason is not None:
         return f"{name}: {reason}"
     assert isinstance(layer.input, ActivationGrid)
-    layer.kernel = _Fed(layer.input, module.make(integers))
+    layer.kernel = Fed(layer.input, module.make(integers))
     return name
 
 
@@ -130,36 +137,6 @@ def _give_attention(products: QuantizedAttention, device: torch.device) -> str:
     if reason is None:
         attention.give(products, device)
     return reason or attention.KERNEL
-
-
-class _Fed(nn.Module):
-    """A layer that quantizes its input and has a kernel multiply the codes; a module, so that it can be traced."""
-
-    middle: Tensor | None
-
-    def __init__(self, grid: ActivationGrid, product: nn.Module):
-        super().__init__()
-        self.grid, self.product = grid, product
-        self.common = common_zero_point(grid)
-        self.register_buffer("middle", middle_zero_points(grid), persistent=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        codes, scale, zero_point = self._codes(x)
-        return self.product(codes.to(torch.uint8), scale.view(1), zero_point.view(1), x.dtype)
-
-    def _codes(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Codes that fit a byte, their scale and their zero point, one of each."""
-        if self.middle is not None:
-            whole, scale = wholes(self.grid, x)
-            middle = self.grid.present(self.middle).to(x.device)
-            return whole.add_(middle), scale, middle
-        scale, zero_point = self.grid.now(x.device)
-        codes, offset = self.grid.codes(x), self.grid.grid.low
-        if self.common is not None:
-            codes, zero_point = codes + (self.common - zero_point), zero_point.new_full((1,), self.common)
-        if offset:
-            codes, zero_point = codes - offset, zero_point - offset
-        return codes, scale, zero_point
 
 
 def _module(name: str) -> Any:

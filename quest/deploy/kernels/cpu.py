@@ -36,7 +36,8 @@ def refuses(integers: Integers) -> str | None:
 
 
 class Product(nn.Module):
-    """A layer as a function of codes, their scale (1,), zero point (1,) and the dtype of the output.
+    """A layer as a function of codes less their zero point, their scale (1,), zero point (1,) and the dtype of the
+    output.
 
     halves: whether weights are computed as 2·h + l; where they must be, unless said.
     """
@@ -68,9 +69,9 @@ class Product(nn.Module):
             # A zero point that is not zero makes the operator expect one; its value is given with each call.
             self._packed = torch.ops.onednn.qconv_prepack(weight, scale, 1.0, 1, *_place(self._geometry), None)
 
-    def forward(self, codes: Tensor, scale: Tensor, zero_point: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    def forward(self, whole: Tensor, scale: Tensor, zero_point: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         form = torch.channels_last if self._geometry else torch.contiguous_format
-        codes = codes.contiguous(memory_format=form)
+        codes = (whole + zero_point).to(torch.uint8).contiguous(memory_format=form)
         weight = self._packed, self._scale, self._no_zero_points, self._bias
         product = integer_product if torch.compiler.is_compiling() else _product
         y = product(codes, scale, zero_point.to(torch.int32), *weight, self._geometry)
@@ -130,6 +131,6 @@ def _exact() -> bool:
     """Whether this machine adds the largest products of bytes without loss."""
     weight = torch.full((16, 32, 3, 3), -128, dtype=torch.int8)
     integers = Integers(weight, None, torch.ones(16), None, ((1, 1), (1, 1), (1, 1)), 8)
-    codes = torch.full((1, 32, 8, 8), 255, dtype=torch.uint8)
-    found = make(integers, halves=False)(codes, torch.ones(1), torch.zeros(1))
+    whole = torch.full((1, 32, 8, 8), 255.0)
+    found = make(integers, halves=False)(whole, torch.ones(1), torch.zeros(1))
     return float(found.min()) == -128.0 * 255 * 32 * 9

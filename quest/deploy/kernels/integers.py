@@ -25,6 +25,8 @@ RECIPE = (
     "number per channel up to 4 bits)"
 )
 _MIDDLE = 128
+_WHOLE = 12582912.0
+"""1.5·2^23: added to a float32 it leaves the nearest whole number, of two the even one, in the lowest bits."""
 
 
 @dataclass(frozen=True)
@@ -81,11 +83,23 @@ def why_not(layer: Packed) -> str | None:
 
 def wholes(grid: ActivationGrid, x: Tensor) -> tuple[Tensor, Tensor]:
     """(q_x - z_x), times its channel's multiple where there are multiples, as float32, and the scale of all of it (1,);
-    of a grid with one scale at a timestep."""
-    _, zero_point = grid.now(x.device)
+    of a grid with one scale at a timestep.
+
+    In few operations, for they are done for every activation: a whole number within bounds that are whole is the same
+    whether it is rounded or bounded first."""
+    zero_point = grid.zero_point_now(x.device)
     scale, multiple = grid.scale_and_multiple(x.device)
-    whole = grid.codes(x).sub_(zero_point)
-    return whole if multiple is None else whole.mul_(multiple), scale.view(1)
+    step = scale if multiple is None else scale * multiple
+    low, high = grid.bounds_now(x.device)
+    near = torch.clamp(x.div(step), low - zero_point, high - zero_point)
+    whole = (near + _WHOLE) - _WHOLE
+    return whole if multiple is None else whole * multiple, scale.view(1)
+
+
+def lowest_bits(whole: Tensor) -> Tensor:
+    """Whole numbers below 2^22 in float32 as integers of which the lowest 22 bits are theirs: a conversion that costs
+    one addition."""
+    return (whole + _WHOLE).view(torch.int32)
 
 
 def output_size(codes: Tensor, geometry: Sequence[int], window: Sequence[int]) -> list[int]:

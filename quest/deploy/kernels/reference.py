@@ -19,12 +19,12 @@ def refuses(integers: Integers) -> str | None:
     return None
 
 
-def sums(codes: Tensor, zero_point: Tensor, integers: Integers) -> Tensor:
-    """Σ (q_x - z_x)·(w - r), whole numbers as float64. codes: (N, C, H, W) or (…, C) uint8; zero_point: (1,)."""
+def sums(whole: Tensor, integers: Integers) -> Tensor:
+    """Σ (q_x - z_x)·(w - r), whole numbers as float64. whole: q_x - z_x, (N, C, H, W) or (…, C)."""
     weight = integers.weight.double()
     if integers.rest is not None:
         weight = weight - integers.rest.double().view(-1, *(1,) * (weight.ndim - 1))
-    x = codes.double() - zero_point.double()
+    x = whole.double()
     if integers.linear:
         return functional.linear(x, weight)
     stride, padding, dilation = integers.geometry
@@ -32,15 +32,16 @@ def sums(codes: Tensor, zero_point: Tensor, integers: Integers) -> Tensor:
 
 
 class Product(nn.Module):
-    """A layer as a function of codes, their scale (1,), zero point (1,) and the dtype of the output."""
+    """A layer as a function of codes less their zero point, their scale (1,), zero point (1,) and the dtype of the
+    output."""
 
     def __init__(self, integers: Integers):
         super().__init__()
         self._integers = integers
 
-    def forward(self, codes: Tensor, scale: Tensor, zero_point: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    def forward(self, whole: Tensor, scale: Tensor, zero_point: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         integers, shape = self._integers, (-1,) if self._integers.linear else (-1, 1, 1)
-        y = sums(codes, zero_point, integers) * (scale.double() * integers.scale.double()).view(shape)
+        y = sums(whole, integers) * (scale.double() * integers.scale.double()).view(shape)
         return (y if integers.bias is None else y + integers.bias.double().view(shape)).to(dtype)
 
 

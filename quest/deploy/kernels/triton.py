@@ -1,11 +1,10 @@
 """Integer products on a GPU: one implicit matrix product in Triton, of convolutions and linear layers alike.
 
 Rows are the pixels of the output, columns its channels, and the inner axis runs over the kernel's window and blocks of
-input channels. Tensor cores take signed bytes, so that inputs are less 128: q = q_x - 128 and z = z_x - 128. Beyond the
-border q counts as 0, and what is of zero points is taken off at the end, from sums over what is inside (I) alone:
-    Σ_I (q - z)·(w - r) = Σ_I q·w - z·Σ_I w - r·(Σ_I q - z·|I|).
-Σ_I w is a difference of the weights' sums over the first rows and columns of a window, which are known; Σ_I q, wanted
-where a weight has a rest, comes from sums over the channels of each pixel.
+input channels. Tensor cores take signed bytes, so that inputs are less 128: q = q_x - 128 and z = z_x - 128. Codes are
+made with a border of zero points, so that every window is whole and what is of zero points is taken off at the end:
+    Σ (q - z)·(w - r) = Σ q·w - z·Σ w - r·(Σ q - z·|window|).
+Σ w is known for each output channel; Σ q, wanted where a weight has a rest, is known for each output pixel before.
 
 Weights of up to 4 bits are read two to a byte and unpacked in registers: the low halves are the first half of the input
 channels, the high ones the second. They are multiplied as bytes, since the chips meant have no products of 4 bits.
@@ -22,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from quest.deploy.kernels.integers import Integers, output_size
+from quest.deploy.kernels.integers import Integers, lowest_bits, output_size
 
 _ALIGN = 16  # bytes that the copy engine wants a row to be a multiple of
 _MOST = 2**31  # elements of a tensor: kernels count them in 32 bits
@@ -50,12 +49,12 @@ def refuses(integers: Integers) -> str | None:
 
 
 class Product(nn.Module):
-    """A layer as a function of codes, their scale (1,), zero point (1,), the dtype of the output, and perhaps a
-    residual to add to it."""
+    """A layer as a function of codes less their zero point, their scale (1,), zero point (1,), the dtype of the output,
+    and perhaps a residual to add to it."""
 
     weight: Tensor
     offset: Tensor
-    corners: Tensor
+    whole: Tensor
     scale: Tensor
     bias: Tensor
     rest: Tensor
@@ -64,10 +63,13 @@ class Product(nn.Module):
         super().__init__()
         weight = integers.weight if integers.weight.ndim == 4 else integers.weight[:, :, None, None]
         self._outputs, self._channels = weight.shape[:2]
-        self._linear = integers.linear
-        self._geometry = [*integers.geometry[0], *integers.geometry[1], *integers.geometry[2]]
+        self.linear = integers.linear
+        stride, (above, beside), dilation = integers.geometry
+        self._geometry = [*stride, 0, 0, *dilation]
+        self.border = (beside, beside, above, above)
+        """Zeros that an input has around it, left, right, above and below."""
         self._narrow = integers.bits <= 4 and integers.rest is None
-        corners = weight.sum(1, dtype=torch.int32).cumsum(1, dtype=torch.int32).cumsum(2, dtype=torch.int32)
+        whole = weight.sum((1, 2, 3), dtype=torch.int32)
         unit = 2 * _ALIGN if self._narrow else _ALIGN
         filled = -(-self._channels // unit) * unit
         offset = weight.int().amin((1, 2, 3)) + 128
@@ -80,36 +82,70 @@ class Product(nn.Module):
             rows = rows[..., : filled // 2] | rows[..., filled // 2 :] << 4
         none = torch.zeros(0, device=weight.device)
         tensors = {
-            "weight": rows.contiguous(),
+            "weight": rows,
             "offset": offset.to(torch.uint8),
-            "corners": corners.permute(1, 2, 0).contiguous(),
+            "whole": whole,
             "scale": integers.scale,
             "bias": none if integers.bias is None else integers.bias,
             "rest": none.to(torch.int32) if integers.rest is None else integers.rest,
         }
-        for name, tensor in tensors.items():
-            self.register_buffer(name, tensor, persistent=False)
+        for name, tensor in tensors.items():  # kernels take their numbers to lie one after another
+            self.register_buffer(name, tensor.contiguous(), persistent=False)
+
+    @property
+    def wants_sums(self) -> bool:
+        """Whether a weight has a rest, so that the sums of codes are wanted."""
+        return self.rest.numel() > 0
 
     def forward(
         self,
-        codes: Tensor,
+        whole: Tensor,
         scale: Tensor,
         zero_point: Tensor,
         dtype: torch.dtype = torch.float32,
         residual: Tensor | None = None,
     ) -> Tensor:
-        x, added = codes, residual
-        if self._linear:
-            x = codes.reshape(-1, self._channels, 1, 1)
-            added = None if residual is None else residual.reshape(-1, self._outputs, 1, 1)
+        x, shape = whole, whole.shape
+        if self.linear:
+            x = whole.reshape(-1, self._channels, 1, 1)
+            residual = None if residual is None else residual.reshape(-1, self._outputs, 1, 1)
+        if any(self.border):
+            x = nn.functional.pad(x, self.border)
         # Not in the kernel: a compiler fuses these with what makes the codes.
-        x = (x.to(torch.int16) - 128).to(torch.int8).contiguous(memory_format=torch.channels_last)
-        sums = x.sum(1, dtype=torch.int32) if self.rest.numel() else self.rest
-        y = integer_convolution(
-            x, sums, scale, zero_point, self.weight, self.offset, self.corners, self.scale, self.bias, self.rest,
-            added, self._geometry, self._narrow, dtype,
+        x = lowest_bits(x + (zero_point - 128)).to(torch.int8).contiguous(memory_format=torch.channels_last)
+        sums = x.sum(1, dtype=torch.int32) if self.wants_sums else None
+        y = self.of_bytes(x, sums, scale, zero_point, dtype, residual)
+        return y.reshape(*shape[:-1], self._outputs) if self.linear else y
+
+    def of_bytes(
+        self,
+        codes: Tensor,
+        sums: Tensor | None,
+        scale: Tensor,
+        zero_point: Tensor,
+        dtype: torch.dtype,
+        residual: Tensor | None = None,
+    ) -> Tensor:
+        """Of codes (N, C, H, W) int8, less 128, with their border, and their sums (N, H, W) int32 over channels, which
+        are wanted where there is a rest."""
+        seen = self.rest if sums is None or not self.wants_sums else self._over_windows(sums)
+        return integer_convolution(
+            codes, seen, scale, zero_point, self.weight, self.offset, self.whole, self.scale, self.bias, self.rest,
+            residual, self._geometry, self._narrow, dtype,
         )  # fmt: skip
-        return y.reshape(*codes.shape[:-1], self._outputs) if self._linear else y
+
+    def _over_windows(self, sums: Tensor) -> Tensor:
+        """(N, H, W) summed over the window of each output pixel, (N, P, Q)."""
+        window = self.weight.shape[1:3]
+        if tuple(window) == (1, 1) and self._geometry[:2] == [1, 1]:
+            return sums
+        stride, dilation = self._geometry[:2], self._geometry[4:]
+        high, wide = output_size(sums[:, None], self._geometry, window)
+        parts = [
+            sums[:, i : i + stride[0] * (high - 1) + 1 : stride[0], j : j + stride[1] * (wide - 1) + 1 : stride[1]]
+            for i, j in itertools.product(*(range(0, n * by, by) for n, by in zip(window, dilation, strict=True)))
+        ]
+        return sum(parts[1:], parts[0]).contiguous()
 
 
 make = Product
@@ -123,7 +159,7 @@ def integer_convolution(
     zero_point: Tensor,
     weight: Tensor,
     offset: Tensor,
-    corners: Tensor,
+    whole: Tensor,
     weight_scale: Tensor,
     bias: Tensor,
     rest: Tensor,
@@ -135,10 +171,10 @@ def integer_convolution(
     """A convolution of codes (N, C, H, W) int8, less 128, with packed weights; (N, O, P, Q) ``dtype`` in channels-last
     layout.
 
-    sums: (N, H, W) int32, of the codes over channels, where there is a rest. scale, zero_point: (1,) float32, of the
-    codes before 128 was taken off. weight: (O, R, S, filled C) int8, or half as many bytes of two. corners: (R, S, O)
-    int32, the weights' sums over rows and columns up to that one. weight_scale: (O,); bias, rest: (O,), or empty.
-    geometry: stride, padding, dilation, each twice. narrow: two weights to a byte, each less its channel's smallest,
+    sums: (N, P, Q) int32, of the codes in each window, where there is a rest. scale, zero_point: (1,) float32, of the
+    codes before 128 was taken off. weight: (O, R, S, filled C) int8, or half as many bytes of two. whole: (O,) int32,
+    the weights' sums. weight_scale: (O,); bias, rest: (O,), or empty. geometry: stride, padding, dilation, each twice,
+    the padding 0. narrow: two weights to a byte, each less its channel's smallest,
     which is ``offset`` (O,) uint8 less 128.
     """
     codes = codes.contiguous(memory_format=torch.channels_last)
@@ -152,10 +188,11 @@ def integer_convolution(
     if residual is not None:
         residual = residual.contiguous(memory_format=torch.channels_last)
     sizes = _Sizes(codes, weight, y, geometry)
-    tensors = (scale, zero_point, offset, corners, weight_scale, bias, rest, sums, y if residual is None else residual)
+    added, sums = y if residual is None else residual, sums.contiguous()
+    tensors = (scale, zero_point, offset, whole, weight_scale, bias, rest, sums, added)
     flags: dict[str, Any] = {
-        "R": weight.shape[1], "S": weight.shape[2], "BORDER": any(geometry[2:4]), "NARROW": narrow,
-        "REST": rest.numel() > 0, "BIAS": bias.numel() > 0, "RESIDUAL": residual is not None,
+        "R": weight.shape[1], "S": weight.shape[2], "NARROW": narrow, "REST": rest.numel() > 0,
+        "BIAS": bias.numel() > 0, "RESIDUAL": residual is not None,
     }  # fmt: skip
     with torch.cuda.device_of(codes):
         if _copied(codes, weight, geometry, narrow):
@@ -174,7 +211,7 @@ class _Sizes:
         self.filled = weight.shape[-1]
         self.places = weight.shape[1] * weight.shape[2]
         self.rows = self.images * self.out_height * self.out_width
-        if self.places == 1 and geometry[:4] == [1, 1, 0, 0]:
+        if self.places == 1 and geometry[:2] == [1, 1]:
             self.images = self.height = self.out_height = 1
             self.width = self.out_width = self.rows
 
@@ -201,7 +238,7 @@ def _launch_copied(
 ) -> None:
     kernels: Any = importlib.import_module("quest.deploy.kernels._triton_kernel")
     described: Any = importlib.import_module("triton.tools.tensor_descriptor").TensorDescriptor
-    block = kernels.block(sizes.rows, sizes.outputs, sizes.channels, sizes.places, flags["NARROW"])
+    block = kernels.block(sizes.rows, sizes.outputs, sizes.channels, flags["NARROW"])
     wide = _power(sizes.out_width, block["BLOCK_M"])
     high = _power(sizes.out_height, block["BLOCK_M"] // wide)
     images = block.pop("BLOCK_M") // (wide * high)
@@ -212,7 +249,7 @@ def _launch_copied(
     rows = described.from_tensor(weight.view(sizes.outputs, -1), [block["BLOCK_N"], block["BLOCK_K"]])
     tiles = -(-sizes.images // images) * -(-sizes.out_height // high) * -(-sizes.out_width // wide)
     kernels.convolution_copied[(tiles * -(-sizes.outputs // block["BLOCK_N"]),)](
-        *descriptors, rows, *tensors, y, *sizes.arguments(), *geometry,
+        *descriptors, rows, *tensors, y, *sizes.arguments(), *geometry[:2], *geometry[4:],
         **flags, IMAGES=images, HIGH=high, WIDE=wide, **block,
     )  # fmt: skip
 
@@ -223,7 +260,9 @@ def _launch_loaded(
     kernels: Any = importlib.import_module("quest.deploy.kernels._triton_kernel")
     block = kernels.loaded_block(sizes.rows, sizes.outputs)
     grid = (-(-sizes.rows // block["BLOCK_M"]) * -(-sizes.outputs // block["BLOCK_N"]),)
-    kernels.convolution_loaded[grid](codes, weight, *tensors, y, *sizes.arguments(), *geometry, **flags, **block)
+    kernels.convolution_loaded[grid](
+        codes, weight, *tensors, y, *sizes.arguments(), *geometry[:2], *geometry[4:], **flags, **block
+    )
 
 
 def _power(size: int, most: int) -> int:
@@ -246,7 +285,7 @@ def _empty(codes: Tensor, weight: Tensor, geometry: list[int], dtype: torch.dtyp
 def _trouble(device: torch.device) -> str | None:
     """What goes wrong when Triton multiplies bytes on ``device``; None if the sums are right, by both kernels and for
     both widths of weights."""
-    codes = torch.full((1, 32, 8, 8), 255, dtype=torch.uint8, device=device)
+    codes = torch.full((1, 32, 8, 8), 255.0, device=device)
     one = torch.ones(1, device=device)
     for bits, stride in itertools.product((8, 4), (1, 2)):
         lowest = -(2 ** (bits - 1))

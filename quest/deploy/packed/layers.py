@@ -102,10 +102,13 @@ class ActivationGrid(nn.Module):
     def now(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """Scale and zero point of the present timestep, float32, in a layout that broadcasts to an activation; where
         there are multiples, the scale is times them."""
-        tables, site = self._shared.tables, self.site
         scale, multiple = self.scale_and_multiple(device)
-        zero_point = _part(tables.zero_point, site.zero_points).view(site.zero_layout or site.layout)
-        return scale if multiple is None else scale * multiple, zero_point.to(device)
+        return scale if multiple is None else scale * multiple, self.zero_point_now(device)
+
+    def zero_point_now(self, device: torch.device) -> Tensor:
+        """Zero point of the present timestep, as `now` has it, alone."""
+        tables, site = self._shared.tables, self.site
+        return _part(tables.zero_point, site.zero_points).view(site.zero_layout or site.layout).to(device)
 
     def scale_and_multiple(self, device: torch.device) -> tuple[Tensor, Tensor | None]:
         """Scale, and multiples if there are, of the present timestep; as `now` has them, but apart."""
@@ -137,7 +140,7 @@ class ActivationGrid(nn.Module):
     def codes(self, x: Tensor) -> Tensor:
         """Integer codes of x, as float32."""
         scale, zero_point = self.now(x.device)
-        low, high = self._range(x.device)
+        low, high = self.bounds_now(x.device)
         return x.div(scale).round_().add_(zero_point).clamp_(low, high)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -147,7 +150,8 @@ class ActivationGrid(nn.Module):
             return fake_quantize(x.float(), scale, zero_point, self.grid).to(x.dtype)
         return self.codes(x).sub_(zero_point).mul_(scale).to(x.dtype)
 
-    def _range(self, device: torch.device) -> tuple[Any, Any]:
+    def bounds_now(self, device: torch.device) -> tuple[Any, Any]:
+        """The lowest and the highest code at the present timestep."""
         bounds = self.bounds
         if bounds is None:
             return self.grid.low, self.grid.high

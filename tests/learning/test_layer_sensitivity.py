@@ -58,7 +58,9 @@ def test_it_is_how_far_samples_move(denoiser: Denoiser, calibration: Calibration
     with torch.no_grad():
         layer.weight.copy_(sensitivity._rounded(network, layer, 2))
     each = (drawn() - full).square().flatten(1).mean(1)
-    assert found[name][2] == pytest.approx(each.median().item(), rel=1e-5)
+    # Processors sum in other orders, which moves the last of ten steps by some 1e-5; the mean is far from the median.
+    assert found[name][2] == pytest.approx(each.median().item(), rel=1e-3)
+    assert abs(each.mean() / each.median() - 1) > 0.01
 
 
 def test_what_a_layer_moves(

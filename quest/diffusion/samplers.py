@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -111,6 +112,12 @@ class Sampler:
                 yield walk.x
             walk.step(call, predict(walk.x, call))
         yield walk.x
+
+    def sample(
+        self, predict: Predict, noise: SampleNoise, device: torch.device, correction: Correction | None = None
+    ) -> Tensor:
+        """Finished samples, the last of `trajectory`; no state before them is kept."""
+        return deque(self.trajectory(predict, noise, device, correction), maxlen=1).pop()
 
     def update(self, step: int) -> Update:
         """What DDIM multiplies the predicted noise and its fresh noise by (Song et al. 2021, eq. 12, 16)."""

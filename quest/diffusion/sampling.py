@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections import deque
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -70,8 +69,8 @@ def sample(
         batch = slice(first, first + size)
         noise = SampleNoise(EVALUATION, seed, indices[batch], model.shape)
         guidance = model.guidance(None if wanted is None else wanted[batch], sampler.guidance_scale)
-        trajectory = sampler.trajectory(denoisers.predictor(outputs, guidance), noise, device, correction)
-        return to_uint8(model.decode(deque(trajectory, maxlen=1).pop()))
+        x = sampler.sample(denoisers.predictor(outputs, guidance), noise, device, correction)
+        return to_uint8(model.decode(x))
 
     batches = range(0, len(indices), batch_size)
     for first in tqdm(batches, desc="sample", unit="batch", mininterval=5):

@@ -230,7 +230,7 @@ def finetune(
             left = range(len(history), stage.epochs)
             bar = tqdm(left, stage.name, stage.epochs, initial=len(history), unit="epoch", mininterval=5)
             for epoch in bar:
-                turn = positions if teacher is None else stage.samples_of(calibration, epoch).to(positions.device)
+                turn = stage.samples_of(calibration, epoch).to(positions.device)
                 if teacher is not None and not torch.equal(turn, positions):
                     stage.teach(teacher, calibration, epoch, targets)
                     positions.copy_(turn)

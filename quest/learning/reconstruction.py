@@ -294,8 +294,7 @@ def learn_unit(
 
     Call it where weights are quantized and activations are not.
     """
-    every = torch.arange(cache.samples)
-    losses = {"nearest": error(unit, cache, every)}
+    losses = {"nearest": error(unit, cache)}
     rounding = LearnedRounding(list(unit.layers.values()))
     optimizer = optimizers.adam([rounding.v], settings.lr)
 
@@ -312,7 +311,7 @@ def learn_unit(
         for batch, weight, beta in zip(batches, weights, betas, strict=True):
             replayed(batch, weight, beta)
     rounding.decide()
-    return losses | {"learned": error(unit, cache, every)}
+    return losses | {"learned": error(unit, cache)}
 
 
 def penalties(settings: ReconstructionSettings) -> tuple[Tensor, Tensor]:
@@ -330,9 +329,9 @@ def distance(output: Tensor, target: Tensor, power: float = 2.0) -> Tensor:
 
 
 @torch.no_grad()
-def error(unit: Unit, cache: Cache, samples: Tensor, power: float = 2.0) -> float:
-    """`distance` of a unit's outputs from its targets, over the given samples of its cache."""
-    total = 0.0
+def error(unit: Unit, cache: Cache, samples: Tensor | None = None, power: float = 2.0) -> float:
+    """`distance` of a unit's outputs from its targets, over the given samples of its cache, or all of them."""
+    samples, total = torch.arange(cache.samples) if samples is None else samples, 0.0
     for batch in samples.split(_CHUNK):
         args, named, target = cache.take(batch)
         total += distance(unit.module(*args, **named), target, power).item() * len(batch)

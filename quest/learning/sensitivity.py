@@ -133,7 +133,4 @@ def _drawn(
 ) -> Tensor:
     """Samples (TRAJECTORIES, …) from held-out noise, always the same."""
     noise = SampleNoise("trajectories", seed + HELD_OUT, range(TRAJECTORIES), shape)
-    predict, walk = denoisers.predictor(outputs, guidance), sampler.walk(noise, device)
-    for call in sampler.calls():
-        walk.step(call, predict(walk.x, call))
-    return walk.x
+    return sampler.sample(denoisers.predictor(outputs, guidance), noise, device)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from dataclasses import replace
 
 import torch
@@ -54,7 +53,7 @@ def influence(network: QuantizedNetwork, calibration: Calibration, seed: int) ->
             return noise + error if call.step == disturbed else noise
 
         noise = SampleNoise("trajectories", seed, numbers, shape)
-        return deque(sampler.trajectory(predicted, noise, device), maxlen=1).pop()
+        return sampler.sample(predicted, noise, device)
 
     with network.quantizing(weights=False, activations=False):
         undisturbed = sample(None)

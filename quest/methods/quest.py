@@ -51,7 +51,6 @@ def quantize(
     calibrate_activations(network, calibration)
     stages = [STAGES[name](network, settings) for name in settings.stages]
     teacher = copy.deepcopy(network)  # before any weight moves
-    asked = teacher if settings.rotated else None
     if settings.folded:
         for layer in {id(layer): layer for stage in stages for layer in stage.layers.values()}.values():
             layer.fold()
@@ -59,17 +58,31 @@ def quantize(
     trained: dict[int, nn.Parameter] = {}
     histories = {}
     for stage in stages:
-        targets = stage.record(teacher, calibration, settings.cache_mib * 2**20)
         rank = None if stage.name == "tla" else settings.adapter_rank
         with nullcontext() if rank is None else adapted(stage.layers.values(), rank, seed):
             trained |= {id(parameter): parameter for parameter in stage.weights()}
-            histories[stage.name] = finetune(network, calibration, stage, targets, seed, progress, asked)
+            histories[stage.name] = train(network, teacher, calibration, stage, settings, seed, progress)
     notes = {
         "loss": histories,
         "optimizer_steps": {stage.name: stage.steps(network, calibration) for stage in stages},
         "trained_share": sum(parameter.numel() for parameter in trained.values()) / total,
     }
     return Outcome(notes)
+
+
+def train(
+    network: QuantizedNetwork,
+    teacher: QuantizedNetwork,
+    calibration: Calibration,
+    stage: Stage,
+    settings: QuestSettings,
+    seed: int,
+    progress: Progress = NOT_KEPT,
+) -> list[dict[str, float]]:
+    """One stage in place; returns what `finetune` does. teacher: the network before any weight of it was trained."""
+    targets = stage.record(teacher, calibration, settings.cache_mib * 2**20)
+    asked = teacher if settings.rotated else None
+    return finetune(network, calibration, stage, targets, seed, progress, asked)
 
 
 def paper_policy(bits: Bits, places: Places) -> Policy:

@@ -36,14 +36,13 @@ from quest.metrics import distances
 from quest.metrics.measure import squared_errors
 from quest.noise import HELD_OUT
 from quest.quantization import allocation, mixed
-from quest.quantization.allocation import Choice, Option
+from quest.quantization.allocation import WIDTHS, Choice, Option
 from quest.quantization.network import QuantizedNetwork
 from quest.quantization.recipe import Recipe
 from quest.quantization.roles import Role
 
 log = logging.getLogger(__name__)
 
-WIDTHS = (2, 3, 4, 5, 6, 8)
 _STEP = 0.01  # of all codes' bytes, between two choices whose images are drawn
 _DRAWS = 10  # choices whose images are drawn, with what their calibration takes; about log2(1 / _STEP)
 _CORRECTION = 1_024  # bytes that a sampler's correction may take beside 4 for each step and channel

@@ -61,9 +61,9 @@ def run(
     for all weight bits. Where there is one choice alone, in the fewest bytes and in the most, that is the uniform one.
     measured: a folder of metrics, whose cells of this seed are taken for uniform bits.
     """
-    for each in bits or [Bits(weight, 8) for weight in choices.WIDTHS]:
+    for each in bits or [Bits(weight, 8) for weight in allocation.WIDTHS]:
         for way in chosen:
-            if way == MIXED and each.weight in (min(choices.WIDTHS), max(choices.WIDTHS)):
+            if way == MIXED and each.weight in (min(allocation.WIDTHS), max(allocation.WIDTHS)):
                 continue
             file = folder / f"{front.name(method, each, way, seed)}.json"
             if not file.is_file():
@@ -90,7 +90,7 @@ class _Chain:
         self._dataset, self._settings, self._method, self._bits, self._chosen = dataset, settings, method, bits, chosen
         self._images, self._seed, self._work, self._device = images, seed, work, device
         self._model = settings.model
-        most = Bits(max(choices.WIDTHS), bits.activation)
+        most = Bits(max(allocation.WIDTHS), bits.activation)
         self._found: Candidates = choices.candidates(denoisers.load(self._model), settings, method, most)
 
     def write(self, file: Path, measured: Path | None) -> None:

@@ -11,6 +11,8 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
+WIDTHS = (2, 3, 4, 5, 6, 8)
+"""Weight bits that a layer may be given, from few to many."""
 Choice = dict[str, int]
 """Weight bits by the name of a layer."""
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -19,6 +20,7 @@ from matplotlib.lines import Line2D
 from quest import artifacts
 from quest.artifacts import ArtifactError
 from quest.config.values import Bits
+from quest.quantization.allocation import WIDTHS
 from quest.report import drawing, rows, sheet
 from quest.report.figures import front
 from quest.report.paired import CONFIDENCE, interval_of_images
@@ -32,7 +34,7 @@ _STYLES: dict[str, Any] = {UNIFORM: "--", MIXED: "-"}
 _BEST: dict[str, Any] = {"color": "#cccccc", "linewidth": 5}
 CHAIN, TABLE = "chain", "table"
 """What a point is of, `source` of its row: a chain that was made for it, or a cell of the tables."""
-_ENDS = (2, 8)  # weight bits of which there is one choice, which belongs to both lines
+_ENDS = (WIDTHS[0], WIDTHS[-1])  # weight bits of which there is one choice, which belongs to both lines
 COLUMNS = (
     *("dataset", "method", "bits", "chosen", "seed", "source", "share", "bytes", "mean_weight_bits", "predicted_mse"),
     *("psnr", "worst_psnr", "images", "layers", "seconds"),
@@ -177,8 +179,8 @@ def _is(row: Row, way: str) -> bool:
 def write(folder: Path, seed: int) -> list[Point]:
     """Join the points in a folder into front.csv, front.md and front.png beside them; returns them."""
     found = points(folder, seed)
-    lines = [COLUMNS, *([_written(point.row[key]) for key in COLUMNS] for point in found)]
-    artifacts.write_bytes(folder / "front.csv", "".join(f"{','.join(line)}\n" for line in lines).encode())
+    table = pd.DataFrame([[_written(point.row[key]) for key in COLUMNS] for point in found], columns=list(COLUMNS))
+    artifacts.write_bytes(folder / "front.csv", table.to_csv(index=False, lineterminator="\n").encode())
     artifacts.write_bytes(folder / "front.md", markdown(found).encode())
     drawing.save(chart(found), folder / "front.png", small=True)
     return found

@@ -14,7 +14,6 @@ import torch
 from matplotlib.figure import Figure
 
 from quest.learning import reconstruction
-from quest.learning.cache import Cache
 from quest.learning.calibration import Samples
 from quest.learning.reconstruction import Unit
 from quest.report import drawing
@@ -42,11 +41,11 @@ def measure(subject: Subject) -> list[Row]:
             with network.frozen():
                 cache = reconstruction.record(network, unit, data, settings.cache_mib, weights=True)
                 others = reconstruction.record(network, unit, fresh, settings.cache_mib, weights=True)
-            nearest = error(unit, others)
+            nearest = reconstruction.error(unit, others)
             # The longer run first: what comes after sees the rounding of the last.
             long, losses = (
                 reconstruction.learn_unit(unit, cache, each, torch.Generator().manual_seed(subject.seed))
-                | {"unseen": error(unit, others)}
+                | {"unseen": reconstruction.error(unit, others)}
                 for each in (longer, settings)
             )
             rows.append(row(unit, subject, nearest, losses, long))
@@ -58,11 +57,6 @@ def unseen(subject: Subject) -> Samples:
     calibration = subject.calibration
     steps = len(calibration.steps)
     return subject.fresh(steps, max(1, UNSEEN // (steps * calibration.halves)))
-
-
-def error(unit: Unit, cache: Cache) -> float:
-    """The loss of a unit, as it is rounded now, over all that is recorded."""
-    return reconstruction.error(unit, cache, torch.arange(cache.samples))
 
 
 def row(unit: Unit, subject: Subject, nearest: float, learned: Mapping[str, float], longer: Mapping[str, float]) -> Row:

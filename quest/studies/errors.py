@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from quest.learning.finetuning import finetune
 from quest.methods import quest as method
 from quest.quantization.network import QuantizedNetwork
 from quest.report import drawing
@@ -56,9 +55,7 @@ def networks(subject: Subject) -> Iterator[tuple[str, QuantizedNetwork]]:
     network = subject.reconstructed(subject.bits, settings.sets)
     yield STAGES[1], network
     stage = method.time_embedding_alignment(network, settings)
-    teacher, data = copy.deepcopy(network), subject.calibration
-    asked = teacher if settings.rotated else None
-    finetune(network, data, stage, stage.record(teacher, data), subject.seed, teacher=asked)
+    method.train(network, copy.deepcopy(network), subject.calibration, stage, settings, subject.seed)
     yield STAGES[2], network
     checkpoint = subject.checkpoint()
     if checkpoint.method != "quest":

@@ -59,7 +59,7 @@ def test_the_loss_is_that_on_states_which_nothing_was_learned_from(
     (unit,) = reconstruction.units(network)
     with network.quantizing(weights=True, activations=False):
         cache = reconstruction.record(network, unit, convergence.unseen(subject), 64, weights=True)
-        assert row["nearest"] == pytest.approx(convergence.error(unit, cache))
+        assert row["nearest"] == pytest.approx(reconstruction.error(unit, cache))
     assert not any(
         torch.equal(x, y) for x in convergence.unseen(subject).x for y in subject.calibration.x.flatten(0, 1)
     )

@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 from quest.config.reading import unknown
-from quest.deploy.kernels import attention, images
+from quest.deploy.kernels import attention, images, instead
 from quest.deploy.kernels.fed import Fed
 from quest.deploy.kernels.integers import of_layer, why_not
 from quest.deploy.packed.assembly import packed_layers
@@ -54,7 +54,7 @@ def use_kernels(model: Any, kernel: str = "auto") -> dict[str, str]:
     for layer in layers.values():
         layer.kernel = None
     for products in attentions.values():
-        attention.take(products)
+        instead.take(products)
     images.take(network)
     if kernel == FLOATS:
         return dict.fromkeys(layers, FLOATS)

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import importlib
 import math
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from quest.deploy.kernels import instead
 from quest.deploy.kernels.integers import wholes
 from quest.deploy.packed.layers import ActivationGrid
 from quest.quantization.attention import QuantizedAttention
@@ -45,35 +45,20 @@ def why_not(products: QuantizedAttention) -> str | None:
 
 
 def give(products: QuantizedAttention, device: torch.device) -> None:
-    """Have an attention that `why_not` has nothing against computed by the kernel on ``device``, where no gradient is
-    wanted. Undone by `take`."""
-    # On the instance: what computes the network in floats, and learns, knows nothing of kernels. Partial, since a copy
-    # of a closure would compute with what it was copied from.
-    products.__dict__["forward"] = partial(_forward, products, device)
-
-
-def take(products: QuantizedAttention) -> None:
-    """Have it computed in floats again."""
-    products.__dict__.pop("forward", None)
+    """Have an attention that `why_not` has nothing against computed by the kernel (`instead`)."""
+    instead.give(products, device, _forward)
 
 
 def _forward(
-    products: QuantizedAttention,
-    device: torch.device,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    scale: float,
-    mask: Tensor | None = None,
-) -> Tensor:
-    wanted = any(each.requires_grad for each in (q, k, v))
-    if wanted or mask is not None or q.shape[-1] > _WIDEST or q.device != device:
-        return QuantizedAttention.forward(products, q, k, v, scale, mask)
+    products: QuantizedAttention, q: Tensor, k: Tensor, v: Tensor, scale: float, mask: Tensor | None = None
+) -> Tensor | None:
+    if mask is not None or q.shape[-1] > _WIDEST:
+        return None
     (q_codes, q_scale), (k_codes, k_scale), (v_codes, v_scale) = (
         wholes(_grid(products, name), x) for name, x in zip("qkv", (q, k, v), strict=True)
     )
     probabilities = _grid(products, "probabilities")
-    p_scale, _ = probabilities.scale_and_multiple(device)
+    p_scale, _ = probabilities.scale_and_multiple(q.device)
     scales = q_scale, k_scale, v_scale, p_scale.view(1)
     codes = (each.to(torch.float16) for each in (q_codes, k_codes, v_codes))
     return integer_attention(*codes, *scales, scale, probabilities.grid.high, q.dtype)

@@ -7,7 +7,6 @@ norm, the shortcut of the second convolution. An image that grows does so as its
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import torch
@@ -15,33 +14,30 @@ from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.upsampling import Upsample2D
 from torch import Tensor, nn
 
-from quest.deploy.kernels import norms
+from quest.deploy.kernels import instead, norms
 from quest.deploy.kernels.fed import Fed
 from quest.deploy.packed.layers import Packed
 
 
 def give(network: nn.Module, device: torch.device) -> None:
-    """Have the parts of a network that can be computed this way, on ``device``, where no gradient is wanted. Undone by
-    `take`."""
+    """Have the parts of a network that can be computed this way by kernels (`instead`). Undone by `take`."""
     for part in network.modules():
         for kind, (can, forward) in _PARTS.items():
             if isinstance(part, kind) and can(part):
-                # On the instance: what computes the network in floats, and learns, knows nothing of kernels. Partial,
-                # since a copy of a closure would compute with what it was copied from.
-                part.__dict__["forward"] = partial(forward, part, device)
+                instead.give(part, device, forward)
 
 
 def take(network: nn.Module) -> None:
     """Have them computed as they were again."""
     for part in network.modules():
         if isinstance(part, tuple(_PARTS)):
-            part.__dict__.pop("forward", None)
+            instead.take(part)
 
 
-def _residual(block: Any, device: torch.device, x: Tensor, temb: Tensor | None, *args: Any, **named: Any) -> Tensor:
+def _residual(block: Any, x: Tensor, temb: Tensor | None, *args: Any, **named: Any) -> Tensor | None:
     first, second = fed(block.conv1), fed(block.conv2)
-    if x.requires_grad or x.device != device or block.training or first is None or second is None:
-        return type(block).forward(block, x, temb, *args, **named)
+    if block.training or first is None or second is None:
+        return None
     added = None
     if block.time_emb_proj is not None:
         assert temb is not None
@@ -66,25 +62,23 @@ def _is_residual(block: Any) -> bool:
     )
 
 
-def _grows(part: Any, device: torch.device, x: Tensor, output_size: Any = None, *args: Any, **named: Any) -> Tensor:
+def _grows(part: Any, x: Tensor, output_size: Any = None, *args: Any, **named: Any) -> Tensor | None:
     kernel = fed(part.conv)
-    if x.requires_grad or x.device != device or kernel is None or output_size is not None:
-        return type(part).forward(part, x, output_size, *args, **named)
-    return kernel.image(x, up=2)
+    return None if kernel is None or output_size is not None else kernel.image(x, up=2)
 
 
 def _is_growing(part: Any) -> bool:
     return part.norm is None and part.interpolate and part.name == "conv" and fed(part.conv) is not None
 
 
-def _norm(norm: Any, device: torch.device, x: Tensor) -> Tensor:
-    if x.requires_grad or x.device != device or x.ndim != 4:
-        return type(norm).forward(norm, x)
+def _norm(norm: Any, x: Tensor) -> Tensor | None:
+    if x.ndim != 4:
+        return None
     factor, term = norms.given(norm, x)
     return (x * factor[:, :, None, None] + term[:, :, None, None]).to(x.dtype)
 
 
-_PARTS: dict[type[nn.Module], tuple[Callable[[Any], bool], Callable[..., Tensor]]] = {
+_PARTS: dict[type[nn.Module], tuple[Callable[[Any], bool], instead.Forward]] = {
     ResnetBlock2D: (_is_residual, _residual),
     Upsample2D: (_is_growing, _grows),
     nn.GroupNorm: (norms.fits, _norm),

@@ -19,7 +19,7 @@ import quest
 from quest.config.dataset import DatasetSettings
 from quest.config.values import Bits
 from quest.deploy import kernels
-from quest.deploy.kernels import attention, cpu, reference
+from quest.deploy.kernels import attention, cpu, instead, reference
 from quest.deploy.kernels import triton as triton_kernels
 from quest.deploy.kernels.integers import (
     RECIPE,
@@ -466,7 +466,7 @@ def assert_attention(bits: int, device: str = "cpu", width: int = 24) -> None:
         expected = products(*operands, width**-0.5)
         attention.give(products, torch.device(device))
         found = products(*operands, width**-0.5)
-        attention.take(products)
+        instead.take(products)
         apart = float((found - expected).norm() / expected.norm())
         assert apart < 1e-3
         assert float((full - expected).norm() / expected.norm()) > 10 * max(apart, 1e-3)
@@ -488,7 +488,7 @@ def test_attentions_that_no_kernel_computes() -> None:
     expected = products(q, k, v, 24**-0.5, mask)
     attention.give(products, torch.device("cpu"))
     assert torch.equal(products(q, k, v, 24**-0.5, mask), expected)
-    attention.take(products)
+    instead.take(products)
     products.register_module("probabilities", nn.Identity())
     assert attention.why_not(products) == "its probabilities is not on a grid"
 

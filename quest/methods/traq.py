@@ -6,7 +6,8 @@ biases, norms, and a scale a tensor for each sampling step. A batch has samples 
 takes its own scales, so that no step waits for its turn. What is minimised is
     Σ_t w_t · mean (ε̂ - ε)²,    w_t ∝ I_t^p,
 the error of the predicted noise against the full-precision network in the same state; I_t is what an error at step t
-does to the finished sample (`quest.learning.trajectories.influence`). States come from the network's own trajectories,
+does to the finished sample (`quest.learning.trajectories.influence`). Each sample's part goes through a Cauchy loss:
+where the network has lost its way it errs by hundreds of times as much, and would decide every step. States come from the network's own trajectories,
 which are drawn anew while it learns: that is where it will be when it samples.
 Weights are folded onto their codes first, so that small steps change no code by accident, and rates fall to zero.
 With 8-bit activations nothing is trained; instead the mean of the error, of each channel at each step, is measured
@@ -38,9 +39,12 @@ from quest.learning.moments import measure
 from quest.learning.progress import NOT_KEPT, Progress, Training
 from quest.methods import Outcome
 from quest.quantization.network import QuantizedNetwork
+from quest.quantization.quantizers import ActivationQuantizer
+from quest.quantization.roles import Role
 
 _TEACHER_BATCH = 64
 _WARM = 10  # steps in which rates rise
+_ROOM = 8  # bits of an input whose range can be wider than what was seen
 
 
 def quantizer(settings: TraqSettings, given: QuantizerSettings) -> QuantizerSettings:
@@ -58,6 +62,7 @@ def quantize(
     """Calibrate, train, correct. Notes: samples that passed the network beside full precision for the correction, and
     those of `finetune`."""
     calibrate_activations(network, calibration)
+    widen(network, settings.margin[width(network.recipe.bits.activation)])
     notes: dict[str, Any] = {"passes": {}}
     teacher, bits = network, width(network.recipe.bits.activation)
     if settings.passes[bits]:
@@ -95,6 +100,26 @@ def finetune(
         "step_weights": weights.tolist(),
         "passes": {"trained": steps * settings.batch_size, "drawn": 2 * drawn},
     }
+
+
+@torch.no_grad()
+def widen(network: QuantizedNetwork, margin: float) -> None:
+    """Make the range of the first layer's input so many times as wide, where 8 bits leave room for it: a state that is
+    clipped there cannot be brought back."""
+    for layer in network.layers().values():
+        site = layer.input_quantizer
+        if layer.role is Role.FIRST and isinstance(site, ActivationQuantizer) and site.grid.bits >= _ROOM:
+            site.scale.mul_(margin)
+
+
+def cauchy(errors: Tensor, medians: float) -> Tensor:
+    """c · log(1 + e / c) of squared errors (n,), c so many times their median: as they are where they are small, and
+    hardly more than c where they are not. 0 medians: as they are."""
+    if not medians:
+        return errors
+    median = errors.detach().sort().values[(len(errors) - 1) // 2]
+    c = (medians * median).clamp(min=torch.finfo(errors.dtype).tiny)
+    return c * torch.log1p(errors / c)
 
 
 def correction(
@@ -155,7 +180,7 @@ def train(
         with network.step.each(steps_of[batch]):
             noise = architectures.predict(network, data.inputs(batch))
         errors = (noise - targets[batch]).square().flatten(1).mean(1)
-        loss = (weights[steps_of[batch]] * errors).mean()
+        loss = cauchy(weights[steps_of[batch]] * errors, settings.cauchy).mean()
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()

@@ -19,8 +19,10 @@ from quest.learning import trajectories
 from quest.learning.calibration import Calibration
 from quest.methods import traq
 from quest.quantization.granularity import Multiples
+from quest.quantization.grid import Grid
 from quest.quantization.network import QuantizedNetwork
 from quest.quantization.quantizers import ActivationQuantizer
+from quest.quantization.roles import Role
 from quest.quantization.rounding import Nearest
 
 Make = Callable[..., QuantizedNetwork]
@@ -113,6 +115,45 @@ def test_the_error_falls_on_states_that_it_has_not_seen(
     outcome = methods.get("traq").quantize(network, calibration, SETTINGS.model_copy(update=update), 0)
     assert error(network, denoiser.network, held_out) < 0.85 * before  # 0.62 to 0.75, by seed and processor
     assert outcome.notes["optimizer_steps"] == {"traq": 100}
+
+
+def test_a_sample_that_has_lost_its_way_does_not_decide_the_step() -> None:
+    """Of squared errors 1, 1, 1 and 1,000 the last has 4·log(1 + 250) instead of 250 times the weight of all others,
+    and a gradient of 1/251."""
+    errors = torch.tensor([1.0, 1.0, 1.0, 1000.0], requires_grad=True)
+    found = traq.cauchy(errors, 4.0)
+    assert found[3].item() == pytest.approx(22.1, abs=0.05)
+    found.sum().backward()
+    assert errors.grad is not None
+    assert errors.grad[3].item() == pytest.approx(1 / 251, rel=1e-4)
+    assert errors.grad[0].item() == pytest.approx(0.8, rel=1e-6)
+    assert torch.equal(traq.cauchy(errors, 0.0), errors)
+    assert torch.equal(traq.cauchy(torch.zeros(3), 4.0), torch.zeros(3))
+
+
+def test_the_first_layers_range_has_room_where_it_has_8_bits(
+    denoiser: Denoiser, settings: DatasetSettings, calibration: Calibration
+) -> None:
+    """What is half as far out again as anything that was seen still comes through; at 4 bits the range stays."""
+    sites = {}
+    for bits, margin in (("w4a4", 1.0), ("w4a4", 2.0)):
+        network = made(denoiser, settings, bits)
+        update = {"passes": {"8": 0, "4": 0}, "margin": {"8": 1.0, "4": margin}}
+        traq.quantize(network, calibration, SETTINGS.model_copy(update=update), 0)
+        sites[margin] = network.sites()
+    for name, site in sites[1.0].items():
+        factor = 2 if name.startswith("conv_in") else 1
+        assert torch.allclose(sites[2.0][name].scale, factor * site.scale), name
+    network.set_step(0)
+    for x in (1.5 * calibration.x[0].max(), 1.5 * calibration.x[0].min()):
+        assert sites[2.0]["conv_in.input_quantizer"](x.view(1, 1, 1, 1)).item() == pytest.approx(x.item(), rel=0.03)
+    few = made(denoiser, settings)
+    traq.calibrate_activations(few, calibration)
+    (layer,) = (layer for layer in few.layers().values() if layer.role is Role.FIRST)
+    layer.input_quantizer.grid = Grid(4)
+    before = layer.input_quantizer.scale.clone()
+    traq.widen(few, 2.0)
+    assert torch.equal(layer.input_quantizer.scale, before)
 
 
 def test_passes_of_drawn_states_are_counted(

@@ -46,6 +46,16 @@ class TraqSettings(MethodSettings):
     )
     scale_lr: Rate = Field(default=5e-3, description="of activation scales, times their mean at first")
     bias_lr: Rate = Field(default=5e-4, description="of biases, and of weights and biases of norms")
+    cauchy: Annotated[float, Field(ge=0)] = Field(
+        default=4.0,
+        description="width of the Cauchy loss that errors of samples go through, in medians of a batch, so that a few "
+        "states where the network has lost its way do not decide every step; 0: errors count as they are",
+    )
+    margin: dict[Width, Annotated[float, Field(ge=1)]] = Field(
+        default={"8": 1.0, "4": 2.0},
+        description="how many times as wide as searched the range of the first layer's input is where that has 8 bits, "
+        "by activation bits, up to 4 and up to 8: the network's own states go beyond full precision's",
+    )
     correction: dict[Width, Annotated[int, Field(ge=0)]] = Field(
         default={"8": 96, "4": 0},
         description="full-precision trajectories on which the mean error is measured that the sampler takes off, by "
@@ -59,7 +69,7 @@ class TraqSettings(MethodSettings):
 
     _few = field_validator("granularity")(multiples_of_few_bits)
 
-    @field_validator("granularity", "passes", "weight_lr", "correction", mode="before")
+    @field_validator("granularity", "passes", "weight_lr", "margin", "correction", mode="before")
     @classmethod
     def _complete(cls, given: Any, info: ValidationInfo) -> Any:
         return completed(given, cls.model_fields[str(info.field_name)].default)

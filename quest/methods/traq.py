@@ -7,8 +7,8 @@ takes its own scales, so that no step waits for its turn. What is minimised is
     Σ_t w_t · mean (ε̂ - ε)²,    w_t ∝ I_t^p,
 the error of the predicted noise against the full-precision network in the same state; I_t is what an error at step t
 does to the finished sample (`quest.learning.trajectories.influence`). Each sample's part goes through a Cauchy loss:
-where the network has lost its way it errs by hundreds of times as much, and would decide every step. States come from the network's own trajectories,
-which are drawn anew while it learns: that is where it will be when it samples.
+where the network has lost its way it errs by hundreds of times as much, and would decide every step. States come from
+the network's own trajectories, which are drawn anew while it learns: that is where it will be when it samples.
 Weights are folded onto their codes first, so that small steps change no code by accident, and rates fall to zero.
 With 8-bit activations nothing is trained; instead the mean of the error, of each channel at each step, is measured
 beside full precision on trajectories of its own, and the sampler takes it off. `passes` and `correction` say otherwise.

@@ -22,7 +22,6 @@ from quest.quantization.granularity import Multiples
 from quest.quantization.grid import Grid
 from quest.quantization.network import QuantizedNetwork
 from quest.quantization.quantizers import ActivationQuantizer
-from quest.quantization.roles import Role
 from quest.quantization.rounding import Nearest
 
 Make = Callable[..., QuantizedNetwork]
@@ -149,11 +148,10 @@ def test_the_first_layers_range_has_room_where_it_has_8_bits(
         assert sites[2.0]["conv_in.input_quantizer"](x.view(1, 1, 1, 1)).item() == pytest.approx(x.item(), rel=0.03)
     few = made(denoiser, settings)
     traq.calibrate_activations(few, calibration)
-    (layer,) = (layer for layer in few.layers().values() if layer.role is Role.FIRST)
-    layer.input_quantizer.grid = Grid(4)
-    before = layer.input_quantizer.scale.clone()
+    site = few.sites()["conv_in.input_quantizer"]
+    site.grid, before = Grid(4), site.scale.clone()
     traq.widen(few, 2.0)
-    assert torch.equal(layer.input_quantizer.scale, before)
+    assert torch.equal(site.scale, before)
 
 
 def test_passes_of_drawn_states_are_counted(

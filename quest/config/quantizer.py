@@ -10,6 +10,9 @@ from quest.config.values import Positive, Settings, Width, completed
 
 ActivationGranularity = Literal["per_tensor", "offsets", "multiples", "per_token", "per_channel"]
 
+FACTORED: tuple[ActivationGranularity, ...] = ("per_tensor", "offsets", "multiples")
+"""Those whose scales factor out of a sum of integers, so that integer kernels can multiply them."""
+
 
 def multiples_of_few_bits(given: dict[Width, ActivationGranularity]) -> dict[Width, ActivationGranularity]:
     """``given``, unless it asks for multiples at 8 bits, which raises ValueError."""

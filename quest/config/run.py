@@ -13,6 +13,7 @@ from quest.config.dataset import DatasetSettings, load_dataset
 from quest.config.evaluation import FAKE
 from quest.config.methods import METHODS, base_method, python_name
 from quest.config.policies import clash
+from quest.config.quantizer import FACTORED
 from quest.config.reading import named_files, read, unknown, validate
 from quest.config.values import FULL_PRECISION, UNQUANTIZED, Bits, Cell, ConfigError, Positive, Settings, width
 from quest.config.variants import MethodVariant, load_variants, of_cell
@@ -154,7 +155,7 @@ def _require_integers(file: str, settings: DatasetSettings, cell: Cell) -> None:
     own = getattr(settings.method(cell.method), "granularity", None)  # a method may have its own
     granularity = quantizer.activation_granularity if own is None else own
     key = "quantizer.activation_granularity" if own is None else f"methods.{python_name(cell.method)}.granularity"
-    shared = ("per_tensor", "offsets", "multiples") if of_bits == "4" else ("per_tensor",)
+    shared = FACTORED if of_bits == "4" else ("per_tensor",)  # shifted, codes of 8 bits fit no byte
     fine = {
         f"{key}.{of_bits}": (granularity[of_bits], shared),
         "quantizer.weight_group": (quantizer.weight_group, (None,)),

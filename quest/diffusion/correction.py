@@ -70,9 +70,12 @@ class Correction:
         return 1 + max(float(self.slope[step]), 0.0)
 
     def export(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Tensors by the names that a checkpoint gives them, and the rest as JSON."""
+        """Tensors by the names that a checkpoint gives them, and the rest as JSON.
+
+        Each has memory of its own, for files refuse tensors that share it, as tables of zeros may.
+        """
         tensors = {"slope": self.slope, "bias": self.bias, "deviation": self.deviation}
-        return {PREFIX + name: tensor for name, tensor in tensors.items()}, {"direction": self.direction}
+        return {PREFIX + name: tensor.clone() for name, tensor in tensors.items()}, {"direction": self.direction}
 
     @classmethod
     def restore(cls, tensors: Mapping[str, Tensor], notes: Mapping[str, Any], steps: int, channels: int) -> Correction:

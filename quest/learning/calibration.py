@@ -76,6 +76,10 @@ class Calibration:
             of_sample[1::2] = len(contexts) - 1
         return replace(samples, contexts=contexts, context_of=of_sample.repeat(len(self.steps)).to(x.device))
 
+    def evenly(self, total: int) -> Samples:
+        """About ``total`` samples in one row, the same number of every recorded step: at least one, at most all."""
+        return self.samples(max(1, total // len(self.steps)))
+
     def to(self, device: torch.device) -> Calibration:
         """The same on another device."""
         moved = {name: None if value is None else value.to(device) for name, value in self._tensors().items()}

@@ -112,7 +112,7 @@ def reconstruct(
     Units that ``progress`` has already are taken from it; each finished unit is added to it.
     """
     losses = {}
-    data = calibration.samples(max(1, settings.samples // len(calibration.steps)))
+    data = calibration.evenly(settings.samples)
     every = units(network, grouping)
     recorder = Recorder(network, every, data, settings.cache_mib, weights=True)
     with network.quantizing(weights=True, activations=False):

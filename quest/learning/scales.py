@@ -69,7 +69,7 @@ def learn_scales(
     Returns the loss of each unit before and after, and the cost in samples: ``recorded`` calls of the full-precision
     network up to a unit, ``trained`` passes forward and back through a unit.
     """
-    data = calibration.samples(max(1, settings.samples // len(calibration.steps)))
+    data = calibration.evenly(settings.samples)
     groups = sets_of(network, data)
     units = [unit for unit in reconstruction.units(network) if sites_of(unit)]
     losses = {}

@@ -95,9 +95,9 @@ def search_offsets(x: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
     few = x[:, :: max(1, x.numel() // _OFFSET_SAMPLE)]
     shrinks = x.new_tensor(_SHRINKS[::_OFFSET_STRIDE])
     tried = []
-    for low, high in [(x.amin(1), x.amax(1)), *_percentiles(x, _OFFSET_PERCENTILES)]:
+    for low, high in _ranges(x, _OFFSET_PERCENTILES):
         scales = ((high - low).amax() * shrinks / (grid.levels - 1)).clamp(min=MIN_SCALE)
-        zero_points = torch.round((grid.low + grid.high) / 2 - (low + high) / (2 * scales.unsqueeze(1)))
+        zero_points = _in_the_middle(low, high, scales.unsqueeze(1), grid)
         quantized = fake_quantize(few, scales.view(-1, 1, 1), zero_points.unsqueeze(2), grid)
         tried.append(((quantized - few).square_().mean((1, 2)), scales, zero_points))
     errors, scales, zero_points = (torch.cat(part) for part in zip(*tried, strict=True))
@@ -123,7 +123,7 @@ def search_multiples(x: Tensor, grid: Grid) -> tuple[Tensor, Tensor, Tensor]:
     """
     _require_finite(x)
     few = x[:, :: x.numel() // _MULTIPLE_SAMPLE | 1]  # an odd stride meets every column of an image
-    ranges = [(x.amin(1), x.amax(1)), *_percentiles(x, _MULTIPLE_PERCENTILES)]
+    ranges = _ranges(x, _MULTIPLE_PERCENTILES)
     low, high = (torch.stack(bounds) for bounds in zip(*ranges, strict=True))  # (ranges, rows)
     least, most = _SIGNED_BYTE
     largest, span = largest_multiple(grid), grid.levels - 1
@@ -132,10 +132,11 @@ def search_multiples(x: Tensor, grid: Grid) -> tuple[Tensor, Tensor, Tensor]:
     tried = []
     for scale in (widest * x.new_tensor(_MULTIPLE_SHRINKS)).clamp(min=MIN_SCALE):
         multiple = torch.ceil((high - low) / span / scale).clamp(1, largest)
-        zero_point = torch.round((grid.low + grid.high) / 2 - (low + high) / (2 * scale * multiple))
+        step = scale * multiple
+        zero_point = _in_the_middle(low, high, step, grid)
         bounds = torch.ceil(grid.high - most / multiple), torch.floor(grid.low - least / multiple)
         zero_point = torch.minimum(torch.maximum(zero_point, bounds[0]), bounds[1])
-        quantized = fake_quantize(few, (scale * multiple).unsqueeze(2), zero_point.unsqueeze(2), grid)
+        quantized = fake_quantize(few, step.unsqueeze(2), zero_point.unsqueeze(2), grid)
         error, best = (quantized - few).square_().mean(2).min(0, keepdim=True)
         tried.append((error.sum().view(1), scale.view(1), zero_point.gather(0, best)[0], multiple.gather(0, best)[0]))
     errors, *found = (torch.stack(part) for part in zip(*tried, strict=True))
@@ -233,6 +234,16 @@ def _shrinks(x: Tensor, grid: Grid) -> Iterator[tuple[Tensor, Tensor]]:
         low = torch.zeros_like(low)
     for shrink in _SHRINKS:
         yield low * shrink, high * shrink
+
+
+def _ranges(x: Tensor, percentiles: tuple[float, ...]) -> Iterator[tuple[Tensor, Tensor]]:
+    yield x.amin(1), x.amax(1)
+    yield from _percentiles(x, percentiles)
+
+
+def _in_the_middle(low: Tensor, high: Tensor, scale: Tensor, grid: Grid) -> Tensor:
+    """The zero point with which the middle of low … high is in the middle of the codes."""
+    return torch.round((grid.low + grid.high) / 2 - (low + high) / (2 * scale))
 
 
 def _percentiles(x: Tensor, percentiles: tuple[float, ...] = _PERCENTILES) -> Iterator[tuple[Tensor, Tensor]]:

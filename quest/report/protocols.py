@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping, Sized
 from pathlib import Path
+from typing import TypeVar
 
 from quest.artifacts import JsonArtifact
 from quest.report import tables
+
+Group = TypeVar("Group", bound=Sized)
 
 
 def groups(dataset: str, artifacts: Mapping[Path, JsonArtifact]) -> list[dict[Path, JsonArtifact]]:
@@ -20,6 +23,14 @@ def groups(dataset: str, artifacts: Mapping[Path, JsonArtifact]) -> list[dict[Pa
         else:
             found.append({file: artifact})
     return found
+
+
+def in_order(alike: Iterable[Group], seen: Callable[[Group], int]) -> list[Group]:
+    """Groups of one dataset as they are shown: first that with images of most rows, or else the largest.
+
+    seen: of how many of a group's rows images are here.
+    """
+    return sorted(alike, key=lambda group: (-seen(group), -len(group)))
 
 
 def difference(dataset: str, first: Mapping[Path, JsonArtifact], other: Mapping[Path, JsonArtifact]) -> str:

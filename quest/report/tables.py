@@ -13,6 +13,7 @@ import pandas as pd
 
 from quest.artifacts import JsonArtifact
 from quest.config import policies
+from quest.config.quantizer import FACTORED
 from quest.config.values import FULL_PRECISION, Bits
 from quest.report import ahead, sheet
 from quest.report import convergence as learned
@@ -194,7 +195,7 @@ def _integers(row: Row) -> list[str] | None:
     """What channels have of their own where a product of a row's integers can be summed before it is scaled; None
     where it cannot."""
     kinds = set(row["activation_granularity"].split(" and "))
-    if row.get("weight_granularity", "per_channel") != "per_channel" or not kinds <= {"per_tensor", *_OF_CHANNELS}:
+    if row.get("weight_granularity", "per_channel") != "per_channel" or not kinds <= set(FACTORED):
         return None
     return [kind for kind in _OF_CHANNELS if kind in kinds]
 

@@ -33,7 +33,7 @@ def measure(subject: Subject) -> list[Row]:
     settings = subject.settings.reconstruction
     longer = settings.model_copy(update={"iterations": TIMES * settings.iterations})
     network = subject.quantized(subject.bits, calibrated=False)
-    data = subject.calibration.samples(max(1, settings.samples // len(subject.calibration.steps)))
+    data = subject.calibration.evenly(settings.samples)
     fresh = unseen(subject)
     rows = []
     with network.quantizing(weights=True, activations=False):

@@ -136,6 +136,17 @@ def test_correction_of_the_sampler_travels(make_quantized: Make, denoiser: Denoi
         assert torch.equal(getattr(loaded, name), getattr(correction, name))
 
 
+def test_a_correction_whose_tables_are_one_tensor_is_written(
+    make_quantized: Make, denoiser: Denoiser, tmp_path: Path
+) -> None:
+    path, zeros = tmp_path / "checkpoint.safetensors", torch.zeros(4)
+    save(path, make_quantized(), denoiser, correction=Correction(zeros, torch.rand(4, 1), zeros))
+    loaded = checkpoints.load(path, denoiser).correction
+    assert loaded is not None
+    assert torch.equal(loaded.slope, zeros)
+    assert torch.equal(loaded.deviation, zeros)
+
+
 @pytest.mark.parametrize("name", ["sampler.slop", "conv_in.slope"])
 def test_strange_tensor(make_quantized: Make, denoiser: Denoiser, tmp_path: Path, name: str) -> None:
     path = tmp_path / "checkpoint.safetensors"

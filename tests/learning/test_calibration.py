@@ -66,6 +66,13 @@ def test_samples_in_one_row(calibration: Calibration) -> None:
     assert len(calibration.samples(100)) == 4 * 8
 
 
+@pytest.mark.parametrize(("total", "each"), [(1, 1), (4, 1), (11, 2), (12, 3), (1000, 8)])
+def test_as_many_samples_of_every_step(calibration: Calibration, total: int, each: int) -> None:
+    samples = calibration.evenly(total)
+    assert samples.steps.bincount().tolist() == [each] * 4
+    assert torch.equal(samples.x, calibration.x[:, :each].flatten(0, 1))
+
+
 def test_file_round_trip(calibration: Calibration, denoiser: Denoiser, settings: DatasetSettings) -> None:
     recorded = calibrations.record(denoiser, settings, 0, CPU)
     assert torch.equal(recorded.x, calibration.x)

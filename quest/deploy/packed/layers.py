@@ -139,7 +139,9 @@ class ActivationGrid(nn.Module):
 
     def codes(self, x: Tensor) -> Tensor:
         """Integer codes of x, as float32."""
-        scale, zero_point = self.now(x.device)
+        return self._codes(x, *self.now(x.device))
+
+    def _codes(self, x: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
         low, high = self.bounds_now(x.device)
         return x.div(scale).round_().add_(zero_point).clamp_(low, high)
 
@@ -148,7 +150,7 @@ class ActivationGrid(nn.Module):
         scale, zero_point = self.now(x.device)
         if x.requires_grad and self.bounds is None:
             return fake_quantize(x.float(), scale, zero_point, self.grid).to(x.dtype)
-        return self.codes(x).sub_(zero_point).mul_(scale).to(x.dtype)
+        return self._codes(x, scale, zero_point).sub_(zero_point).mul_(scale).to(x.dtype)
 
     def bounds_now(self, device: torch.device) -> tuple[Any, Any]:
         """The lowest and the highest code at the present timestep."""

@@ -102,12 +102,12 @@ def _require_known(wanted: Iterable[str], known: set[str]) -> None:
 def _measured_alike(
     dataset: str, artifacts: Mapping[Path, JsonArtifact], root: Path
 ) -> list[tuple[dict[Path, JsonArtifact], str]]:
-    """``artifacts`` in groups of one protocol each, and what tells each other from the first: the one with images of
-    most rows, or else with most rows."""
-    alike = protocols.groups(dataset, artifacts)
-    seen = [sum(_preview(dataset, each.content, root).is_file() for each in group.values()) for group in alike]
-    order = sorted(range(len(alike)), key=lambda place: (-seen[place], -len(alike[place])))
-    alike = [alike[place] for place in order]
+    """``artifacts`` in groups of one protocol each, and what tells each other from the first."""
+
+    def seen(group: Mapping[Path, JsonArtifact]) -> int:
+        return sum(_preview(dataset, each.content, root).is_file() for each in group.values())
+
+    alike = protocols.in_order(protocols.groups(dataset, artifacts), seen)
     return [(group, protocols.difference(dataset, alike[0], group)) for group in alike]
 
 

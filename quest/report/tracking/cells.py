@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from quest import paths
 from quest.config.methods import base_method
 from quest.config.values import FULL_PRECISION, UNQUANTIZED, Bits
-from quest.report import tables
+from quest.report import protocols, tables
 from quest.report.tables import METRICS, MISSING, Row, row_key
 from quest.report.tracking import views
 from quest.report.tracking.store import Entry
@@ -105,19 +105,18 @@ def entries(cells: Sequence[Cell]) -> Iterator[Entry]:
 def views_of(cells: Sequence[Cell]) -> dict[View, list[Cell]]:
     """The saved views with the cells in each: of a dataset, of its bit-widths, and of these with variants.
 
-    A dataset that was measured by several protocols has views of each, named by it but for the first: that with images
-    of most rows, or else with most cells. Full precision stands in all.
+    A dataset that was measured by several protocols has views of each, named by it but for the first
+    (`protocols.in_order`). Full precision stands in all.
     """
     found: dict[View, list[Cell]] = {}
     for dataset in dict.fromkeys(cell.name[0] for cell in cells):
-        protocols: dict[str, list[Cell]] = {}
+        alike: dict[str, list[Cell]] = {}
         for cell in cells:
             if cell.name[0] == dataset:
-                protocols.setdefault(cell.protocol, []).append(cell)
-        shown = sorted(protocols, key=lambda protocol: (-_seen(protocols[protocol]), -len(protocols[protocol])))
-        for number, protocol in enumerate(shown):
+                alike.setdefault(cell.protocol, []).append(cell)
+        for number, own in enumerate(protocols.in_order(alike.values(), _seen)):
+            protocol = own[0].protocol
             suffix, words = (f"-{protocol}", f", protocol {protocol}") if number else ("", "")
-            own = protocols[protocol]
             plain = [cell for cell in own if "+" not in cell.name[1]]
             found[View(f"{dataset}{suffix}", f"{dataset}{words}")] = plain
             for bits in dict.fromkeys(cell.name[2] for cell in own if cell.name[1] != FULL_PRECISION):

@@ -130,7 +130,7 @@ def correction(
         return None
     _, bias = measure(network, calibration, seed, range(beside), teacher).means()
     none = bias.new_zeros(len(bias)).float()
-    return Correction(none, bias.float(), none.clone())
+    return Correction(none, bias.float(), none)
 
 
 def trained(network: QuantizedNetwork, settings: TraqSettings) -> list[dict[str, Any]]:

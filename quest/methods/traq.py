@@ -113,8 +113,8 @@ def widen(network: QuantizedNetwork, margin: float) -> None:
 
 
 def cauchy(errors: Tensor, medians: float) -> Tensor:
-    """c · log(1 + e / c) of squared errors (n,), c so many times their median: as they are where they are small, and
-    hardly more than c where they are not. 0 medians: as they are."""
+    """c · log(1 + e / c) of squared errors (n,), c so many times their median: as they are where they are small, by
+    their logarithm where they are not. 0 medians: as they are."""
     if not medians:
         return errors
     median = errors.detach().sort().values[(len(errors) - 1) // 2]

@@ -61,10 +61,11 @@ def quantize(
 ) -> Outcome:
     """Calibrate, train, correct. Notes: samples that passed the network beside full precision for the correction, and
     those of `finetune`."""
+    bits = width(network.recipe.bits.activation)
     calibrate_activations(network, calibration)
-    widen(network, settings.margin[width(network.recipe.bits.activation)])
+    widen(network, settings.margin[bits])
     notes: dict[str, Any] = {"passes": {}}
-    teacher, bits = network, width(network.recipe.bits.activation)
+    teacher = network
     if settings.passes[bits]:
         teacher = copy.deepcopy(network)  # before any weight moves
         notes = finetune(network, teacher, calibration, settings, seed, progress)

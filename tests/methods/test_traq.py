@@ -117,8 +117,7 @@ def test_the_error_falls_on_states_that_it_has_not_seen(
 
 
 def test_a_sample_that_has_lost_its_way_does_not_decide_the_step() -> None:
-    """Of squared errors 1, 1, 1 and 1,000 the last has 4·log(1 + 250) instead of 250 times the weight of all others,
-    and a gradient of 1/251."""
+    """Of squared errors 1, 1, 1 and 1,000 the last counts 4·log(1 + 250), and its gradient is 1/251."""
     errors = torch.tensor([1.0, 1.0, 1.0, 1000.0], requires_grad=True)
     found = traq.cauchy(errors, 4.0)
     assert found[3].item() == pytest.approx(22.1, abs=0.05)
@@ -135,8 +134,8 @@ def test_the_first_layers_range_has_room_where_it_has_8_bits(
 ) -> None:
     """What is half as far out again as anything that was seen still comes through; at 4 bits the range stays."""
     sites = {}
-    for bits, margin in (("w4a4", 1.0), ("w4a4", 2.0)):
-        network = made(denoiser, settings, bits)
+    for margin in (1.0, 2.0):
+        network = made(denoiser, settings)
         update = {"passes": {"8": 0, "4": 0}, "margin": {"8": 1.0, "4": margin}}
         traq.quantize(network, calibration, SETTINGS.model_copy(update=update), 0)
         sites[margin] = network.sites()

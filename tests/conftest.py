@@ -62,7 +62,7 @@ SETTINGS: dict[str, Any] = {
         },
         "efficientdm": {"sets": 4, "trajectories": 2, "rank": 4},
         "tfmq_dm": {"sets": 4, "batch_size": 4},
-        "traq": {"sets": 4, "passes": {"8": 24, "4": 24}, "batch_size": 4, "draws": 2, "trajectories": 4},
+        "traq": {"sets": 4, "passes": 24, "batch_size": 4, "draws": 2, "trajectories": 4},
     },
     "evaluation": {"images": 6, "shards": 2, "batch_size": 4},
 }

@@ -10,8 +10,8 @@ does to the finished sample (`quest.learning.trajectories.influence`). Each samp
 where the network has lost its way it errs by hundreds of times as much, and would decide every step. States come from
 the network's own trajectories, which are drawn anew while it learns: that is where it will be when it samples.
 Weights are folded onto their codes first, so that small steps change no code by accident, and rates fall to zero.
-With 8-bit activations nothing is trained; instead the mean of the error, of each channel at each step, is measured
-beside full precision on trajectories of its own, and the sampler takes it off. `passes` and `correction` say otherwise.
+What is left of the mean error, of each channel at each step, is then measured beside full precision on trajectories of
+its own, and the sampler takes it off.
 """
 
 from __future__ import annotations
@@ -61,17 +61,15 @@ def quantize(
 ) -> Outcome:
     """Calibrate, train, correct. Notes: samples that passed the network beside full precision for the correction, and
     those of `finetune`."""
-    bits = width(network.recipe.bits.activation)
     calibrate_activations(network, calibration)
-    widen(network, settings.margin[bits])
+    widen(network, settings.margin[width(network.recipe.bits.activation)])
     notes: dict[str, Any] = {"passes": {}}
     teacher = network
-    if settings.passes[bits]:
+    if settings.passes:
         teacher = copy.deepcopy(network)  # before any weight moves
         notes = finetune(network, teacher, calibration, settings, seed, progress)
-    beside = settings.correction[bits]
-    notes["passes"]["beside"] = 2 * beside * calibration.halves * len(calibration.sampler.calls())
-    return Outcome(notes, correction(network, teacher, calibration, beside, seed))
+    notes["passes"]["beside"] = 2 * settings.correction * calibration.halves * len(calibration.sampler.calls())
+    return Outcome(notes, correction(network, teacher, calibration, settings.correction, seed))
 
 
 def finetune(
@@ -93,7 +91,7 @@ def finetune(
     groups = trained(network, settings)
     history = train(network, teacher, calibration, settings, groups, weights, seed, progress)
     drawn = settings.draws * settings.trajectories * calibration.halves * len(calibration.sampler.calls())
-    steps = _steps(network, settings)
+    steps = _steps(settings)
     return {
         "loss": history,
         "optimizer_steps": {"traq": steps},
@@ -165,7 +163,7 @@ def train(
 ) -> list[float]:
     """Train ``groups`` in place; returns the mean loss between two draws of states. What ``progress`` has is done."""
     device = calibration.x.device
-    rates, total = [group["lr"] for group in groups], _steps(network, settings)
+    rates, total = [group["lr"] for group in groups], _steps(settings)
     parameters = [parameter for group in groups for parameter in group["params"]]
     optimizer = optimizers.adamw(groups, 0.0)
     scales = [site.scale for site in network.sites().values()]
@@ -210,8 +208,8 @@ def train(
     return history
 
 
-def _steps(network: QuantizedNetwork, settings: TraqSettings) -> int:
-    return max(1, settings.passes[width(network.recipe.bits.activation)] // settings.batch_size)
+def _steps(settings: TraqSettings) -> int:
+    return max(1, settings.passes // settings.batch_size)
 
 
 def _states(

@@ -274,12 +274,10 @@ def test_granularity_by_activation_bits_keeps_the_defaults_of_other_widths():
 
 
 def test_what_depends_on_activation_bits_may_be_given_in_part() -> None:
-    given = TraqSettings.model_validate({"passes": {4: 0}, "weight_lr": {8: 1e-3}, "granularity": {"4": "offsets"}})
-    default = TraqSettings()
-    assert given.passes == {"4": 0, "8": default.passes["8"]}
-    assert given.weight_lr == {"4": default.weight_lr["4"], "8": 1e-3}
+    given = TraqSettings.model_validate({"weight_lr": {8: 0.25}, "granularity": {"4": "offsets"}})
+    assert given.weight_lr == {"4": TraqSettings().weight_lr["4"], "8": 0.25}
     assert given.granularity == {"4": "offsets", "8": "per_tensor"}
-    assert TraqSettings.model_validate({"correction": 7}).correction == {"4": 7, "8": 7}, "a number is for any bits"
+    assert TraqSettings.model_validate({"weight_lr": 0.5}).weight_lr == {"4": 0.5, "8": 0.5}, "a number is for any bits"
 
 
 def test_multiples_are_for_few_bits():

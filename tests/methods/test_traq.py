@@ -25,9 +25,7 @@ from quest.quantization.quantizers import ActivationQuantizer
 from quest.quantization.rounding import Nearest
 
 Make = Callable[..., QuantizedNetwork]
-SETTINGS = TraqSettings(
-    sets=4, passes={"8": 80, "4": 80}, batch_size=4, draws=2, trajectories=4, correction={"8": 3, "4": 3}
-)
+SETTINGS = TraqSettings(sets=4, passes=80, batch_size=4, draws=2, trajectories=4, correction=3)
 
 
 def made(denoiser: Denoiser, settings: DatasetSettings, bits: str = "w4a4") -> QuantizedNetwork:
@@ -65,7 +63,7 @@ def test_where_nothing_is_to_be_trained_no_weight_moves(
 ) -> None:
     network = made(denoiser, settings, "w4a8")
     before = {name: layer.weight.clone() for name, layer in network.layers().items()}
-    outcome = traq.quantize(network, calibration, SETTINGS.model_copy(update={"passes": {"8": 0, "4": 80}}), 0)
+    outcome = traq.quantize(network, calibration, SETTINGS.model_copy(update={"passes": 0}), 0)
     assert all(torch.equal(layer.weight, before[name]) for name, layer in network.layers().items())
     assert outcome.notes == {"passes": {"beside": 2 * 3 * 4}}
     assert outcome.correction is not None
@@ -76,7 +74,7 @@ def test_the_mean_error_is_taken_off_beside_full_precision_as_it_was(
 ) -> None:
     """The network with its switches off is no full precision any more once its weights were trained."""
     network = made(denoiser, settings)
-    update = {"bias_lr": 5e-2, "correction": {"8": 0, "4": 64}}
+    update = {"bias_lr": 5e-2, "correction": 64}
     correction = traq.quantize(network, calibration, SETTINGS.model_copy(update=update), 0).correction
     assert correction is not None
     fresh = trajectories.states(Outputs(denoiser.network), calibration, 99, 64)
@@ -94,12 +92,8 @@ def test_the_mean_error_is_taken_off_beside_full_precision_as_it_was(
 def test_the_sampler_is_left_alone_where_nothing_is_to_be_taken_off(
     denoiser: Denoiser, settings: DatasetSettings, calibration: Calibration
 ) -> None:
-    outcome = traq.quantize(
-        made(denoiser, settings),
-        calibration,
-        SETTINGS.model_copy(update={"correction": {"8": 64, "4": 0}, "passes": {"4": 0}}),
-        0,
-    )
+    update = {"correction": 0, "passes": 0}
+    outcome = traq.quantize(made(denoiser, settings), calibration, SETTINGS.model_copy(update=update), 0)
     assert outcome.correction is None
 
 
@@ -110,7 +104,7 @@ def test_the_error_falls_on_states_that_it_has_not_seen(
     traq.calibrate_activations(network, calibration)
     held_out = trajectories.states(Outputs(denoiser.network), calibration, 99, 8)
     before = error(network, denoiser.network, held_out)
-    update = {"passes": {"8": 400}, "weight_lr": {"8": 2e-2}, "bias_lr": 5e-3, "influence": 0.0, "trajectories": 8}
+    update = {"passes": 400, "weight_lr": {"8": 2e-2}, "bias_lr": 5e-3, "influence": 0.0, "trajectories": 8}
     outcome = methods.get("traq").quantize(network, calibration, SETTINGS.model_copy(update=update), 0)
     assert error(network, denoiser.network, held_out) < 0.85 * before  # 0.62 to 0.75, by seed and processor
     assert outcome.notes["optimizer_steps"] == {"traq": 100}
@@ -136,7 +130,7 @@ def test_the_first_layers_range_has_room_where_it_has_8_bits(
     sites = {}
     for margin in (1.0, 2.0):
         network = made(denoiser, settings)
-        update = {"passes": {"8": 0, "4": 0}, "margin": {"8": 1.0, "4": margin}}
+        update = {"passes": 0, "margin": {"8": 1.0, "4": margin}}
         traq.quantize(network, calibration, SETTINGS.model_copy(update=update), 0)
         sites[margin] = network.sites()
     for name, site in sites[1.0].items():

@@ -24,7 +24,7 @@ FEW: dict[str, Any] = {
         "q_diffusion": {"iterations": 1, "samples": 4},
         "ptqd": {"iterations": 1, "samples": 4, "trajectories": 4, "held_out": 2},
         "efficientdm": {"trajectories": 1, "batch_size": 2, "rank": 2},
-        "traq": {"passes": {"8": 4, "4": 4}, "batch_size": 2, "trajectories": 2, "draws": 1},
+        "traq": {"passes": 4, "batch_size": 2, "trajectories": 2, "draws": 1},
     },
     "images": 2,
     "batch_size": 1,

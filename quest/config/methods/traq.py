@@ -28,12 +28,10 @@ class TraqSettings(MethodSettings):
         description="what shares an activation scale, as quantizer.activation_granularity has it: a tensor at any "
         "bits, so that integers can be multiplied, at 4 with a zero point and a multiple for each channel",
     )
-    passes: dict[Width, Annotated[int, Field(ge=0)]] = Field(
-        default={"8": 0, "4": 7_680},
-        description="samples that go forward and back through the network, by activation bits, up to 4 and up to 8; 0: "
-        "nothing is trained",
+    passes: Annotated[int, Field(ge=0)] = Field(
+        default=7_680, description="samples that go forward and back through the network; 0: nothing is trained"
     )
-    batch_size: Positive = Field(default=16, description="samples of one optimizer step, of any sampling steps")
+    batch_size: Positive = Field(default=8, description="samples of one optimizer step, of any sampling steps")
     draws: Annotated[int, Field(ge=0)] = Field(
         default=3,
         description="how often the states that are trained on are drawn anew, along trajectories of the network as it "
@@ -41,7 +39,7 @@ class TraqSettings(MethodSettings):
     )
     trajectories: Positive = Field(default=64, description="of each draw")
     weight_lr: dict[Width, Rate] = Field(
-        default={"8": 4e-3, "4": 5e-3},
+        default={"8": 1e-3, "4": 5e-3},
         description="of weights, times the mean weight scale of their layer, by activation bits, up to 4 and up to 8",
     )
     scale_lr: Rate = Field(default=5e-3, description="of activation scales, times their mean at first")
@@ -56,10 +54,10 @@ class TraqSettings(MethodSettings):
         description="how many times as wide as searched the range of the first layer's input is where that has 8 bits, "
         "by activation bits, up to 4 and up to 8: the network's own states go beyond full precision's",
     )
-    correction: dict[Width, Annotated[int, Field(ge=0)]] = Field(
-        default={"8": 96, "4": 0},
-        description="full-precision trajectories on which the mean error is measured that the sampler takes off, by "
-        "activation bits, up to 4 and up to 8; 0: none is taken off",
+    correction: Annotated[int, Field(ge=0)] = Field(
+        default=96,
+        description="full-precision trajectories on which the mean error is measured that the sampler takes off; 0: "
+        "none is taken off",
     )
     influence: Annotated[float, Field(ge=0, le=1)] = Field(
         default=1.0,
@@ -69,7 +67,7 @@ class TraqSettings(MethodSettings):
 
     _few = field_validator("granularity")(multiples_of_few_bits)
 
-    @field_validator("granularity", "passes", "weight_lr", "margin", "correction", mode="before")
+    @field_validator("granularity", "weight_lr", "margin", mode="before")
     @classmethod
     def _complete(cls, given: Any, info: ValidationInfo) -> Any:
         return completed(given, cls.model_fields[str(info.field_name)].default)

@@ -5,22 +5,20 @@ from __future__ import annotations
 
 from quest.config.dataset import DatasetSettings
 from quest.config.methods.traq import TraqSettings
-from quest.config.values import Bits, width
 from quest.estimate import work
 from quest.estimate.work import CHUNK, FORWARD, FULL, QUANTIZED, Work
 
 
 def calls(settings: DatasetSettings, own: TraqSettings, bits: str) -> Work:
     """What an error at each step does to the image is measured first, where anything is trained."""
-    activation = width(Bits.parse(bits).activation)
-    passes, beside = own.passes[activation], own.correction[activation]
     found = work.chosen(settings, own.sets)
-    if passes:
-        found += _trained(settings, own, passes)
-    return found + work.sampled(FORWARD, settings, beside, CHUNK) + work.sampled(QUANTIZED, settings, beside, CHUNK)
+    if own.passes:
+        found += _trained(settings, own)
+    beside = work.sampled(FORWARD, settings, own.correction, CHUNK)
+    return found + beside + work.sampled(QUANTIZED, settings, own.correction, CHUNK)
 
 
-def _trained(settings: DatasetSettings, own: TraqSettings, passes: int) -> Work:
+def _trained(settings: DatasetSettings, own: TraqSettings) -> Work:
     steps = settings.sampler.steps
     influence = work.sampled(FORWARD, settings, 32, 32)
     drawn = work.sampled(QUANTIZED, settings, own.trajectories, CHUNK)
@@ -28,5 +26,5 @@ def _trained(settings: DatasetSettings, own: TraqSettings, passes: int) -> Work:
     return (
         work.times(influence, steps + 1)
         + work.times(drawn + taught, max(1, own.draws))
-        + work.calls(FULL, own.batch_size, own.batch_size, passes // own.batch_size)
+        + work.calls(FULL, own.batch_size, own.batch_size, own.passes // own.batch_size)
     )

@@ -31,6 +31,7 @@ _METHODS: dict[str, Any] = {
 }
 _LEAST = {
     **{"images": 4, "samples_per_step": 8, "iterations": 50, "samples": 64, "trajectories": 8, "held_out": 4},
+    **{"passes": 240, "correction": 8},
     **{"epochs": 1, "tla_epochs": 1, "tla_samples": 4, "cma_epochs": 1, "cma_samples": 8},
 }
 

@@ -90,7 +90,8 @@ def finetune(
         layer.fold()
     groups = trained(network, settings)
     history = train(network, teacher, calibration, settings, groups, weights, seed, progress)
-    drawn = settings.draws * settings.trajectories * calibration.halves * len(calibration.sampler.calls())
+    draws = rounds(settings) if settings.draws else 0
+    drawn = draws * settings.trajectories * calibration.halves * len(calibration.sampler.calls())
     steps = _steps(settings)
     return {
         "loss": history,
@@ -171,7 +172,7 @@ def train(
     weights = weights.to(device)
     network.set_step(0)  # samples bring their own
 
-    rounds = max(1, settings.draws)
+    draws = rounds(settings)
     data, targets = _states(network, teacher, calibration, settings, seed, 0)
     steps_of = data.steps.to(device)
 
@@ -191,12 +192,12 @@ def train(
     if (kept := progress.get("traq")) is not None:
         training.resume(kept["training"])
         history = kept["history"]
-    for number in range(len(history), rounds):
+    for number in range(len(history), draws):
         if number:
             fresh, found = _states(network, teacher, calibration, settings, seed, number)
             data.x.copy_(fresh.x)
             targets.copy_(found)
-        first, last = total * number // rounds, total * (number + 1) // rounds
+        first, last = total * number // draws, total * (number + 1) // draws
         losses, batches = [], _batches(len(data), settings.batch_size, order)
         with _training(parameters):
             for count, batch in zip(range(first, last), batches, strict=False):
@@ -210,6 +211,11 @@ def train(
 
 def _steps(settings: TraqSettings) -> int:
     return max(1, settings.passes // settings.batch_size)
+
+
+def rounds(settings: TraqSettings) -> int:
+    """Into how many parts the training falls, each on states of its own: as `draws` says, but none without a step."""
+    return min(max(1, settings.draws), _steps(settings))
 
 
 def _states(

@@ -155,6 +155,16 @@ def test_passes_of_drawn_states_are_counted(
     assert outcome.notes["passes"] == {"trained": 80, "drawn": 2 * 2 * 4 * 4, "beside": 2 * 3 * 4}
 
 
+def test_states_are_not_drawn_for_no_step(
+    denoiser: Denoiser, settings: DatasetSettings, calibration: Calibration
+) -> None:
+    """Three draws, and passes for two steps: two are drawn, and each has a step."""
+    few = SETTINGS.model_copy(update={"draws": 3, "passes": 8})
+    outcome = traq.quantize(made(denoiser, settings), calibration, few, 0)
+    assert len(outcome.notes["loss"]) == outcome.notes["optimizer_steps"]["traq"] == 2
+    assert outcome.notes["passes"]["drawn"] == 2 * 2 * 4 * 4
+
+
 def test_everything_but_the_grids_of_weights_is_trained(
     denoiser: Denoiser, settings: DatasetSettings, calibration: Calibration
 ) -> None:

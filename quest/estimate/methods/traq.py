@@ -3,13 +3,14 @@ mean error beside full precision."""
 
 from __future__ import annotations
 
+from quest import methods
 from quest.config.dataset import DatasetSettings
 from quest.config.methods.traq import TraqSettings
 from quest.estimate import work
 from quest.estimate.work import CHUNK, FORWARD, FULL, QUANTIZED, Work
 
 
-def calls(settings: DatasetSettings, own: TraqSettings, bits: str) -> Work:
+def calls(settings: DatasetSettings, own: TraqSettings, _bits: str) -> Work:
     """What an error at each step does to the image is measured first, where anything is trained."""
     found = work.chosen(settings, own.sets)
     if own.passes:
@@ -25,6 +26,6 @@ def _trained(settings: DatasetSettings, own: TraqSettings) -> Work:
     taught = work.calls(FORWARD, steps * own.trajectories * work.halves(settings), CHUNK)
     return (
         work.times(influence, steps + 1)
-        + work.times(drawn + taught, max(1, own.draws))
+        + work.times(drawn + taught, methods.get("traq").rounds(own))
         + work.calls(FULL, own.batch_size, own.batch_size, own.passes // own.batch_size)
     )

@@ -28,7 +28,6 @@ _METHODS: dict[str, Any] = {
         **{"tla_epochs": 4, "tla_samples": 16, "tla_batch_size": 32, "tla_weight_lr": 1e-4, "tla_scale_lr": 1e-4},
         **{"cma_epochs": 5, "cma_samples": 64, "cma_batch_size": 32, "cma_weight_lr": 1e-4, "cma_scale_lr": 1e-3},
     },
-    "traq": {"correction": 0},  # worth nothing after training, and no model that predicts v can have one
 }
 _LEAST = {
     **{"images": 4, "samples_per_step": 8, "iterations": 50, "samples": 64, "trajectories": 8, "held_out": 4},

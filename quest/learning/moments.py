@@ -86,33 +86,24 @@ class Moments:
 
 
 @torch.no_grad()
-def measure(
-    network: QuantizedNetwork,
-    calibration: Calibration,
-    seed: int,
-    trajectories: range,
-    teacher: QuantizedNetwork | None = None,
-) -> Moments:
+def measure(network: QuantizedNetwork, calibration: Calibration, seed: int, trajectories: range) -> Moments:
     """ε and Δ on full-precision trajectories, which are drawn from noise of their own.
 
-    teacher: whose full precision it is; the network's own unless given, which is right as long as no parameter of it
-    was trained.
+    Full precision is the network with its switches off, so no parameter of it may have been trained.
     """
-    teacher = network if teacher is None else teacher
     sampler = calibration.sampler
     outputs = denoisers.Outputs(network, replayed=True)
-    of_teacher = outputs if teacher is network else denoisers.Outputs(teacher, replayed=True)
     batches = []
     with network.frozen():
         for batch in tqdm(torch.tensor(trajectories).split(_BATCH), desc="measure noise", unit="batch", mininterval=5):
             moments: list[Moments] = []
             noise = SampleNoise("correction", seed, batch.tolist(), calibration.x.shape[2:])
             guidance = calibration.guidance(batch.tolist())
-            predict, wanted = (denoisers.predictor(each, guidance) for each in (outputs, of_teacher))
+            predict = denoisers.predictor(outputs, guidance)
             walk = sampler.walk(noise, calibration.x.device)
             for call in sampler.calls():
-                with teacher.quantizing(weights=False, activations=False):
-                    full = wanted(walk.x, call)
+                with network.quantizing(weights=False, activations=False):
+                    full = predict(walk.x, call)
                 if len(moments) == call.step:  # one entry a step, also where PLMS calls twice
                     moments.append(Moments.of(full, predict(walk.x, call) - full))
                 walk.step(call, full)

@@ -10,8 +10,6 @@ does to the finished sample (`quest.learning.trajectories.influence`). Each samp
 where the network has lost its way it errs by hundreds of times as much, and would decide every step. States come from
 the network's own trajectories, which are drawn anew while it learns: that is where it will be when it samples.
 Weights are folded onto their codes first, so that small steps change no code by accident, and rates fall to zero.
-What is left of the mean error, of each channel at each step, is then measured beside full precision on trajectories of
-its own, and the sampler takes it off.
 """
 
 from __future__ import annotations
@@ -29,22 +27,17 @@ from quest import architectures
 from quest.config.methods.traq import TraqSettings
 from quest.config.quantizer import QuantizerSettings
 from quest.config.values import width
-from quest.diffusion.correction import Correction
 from quest.diffusion.denoiser import Outputs
 from quest.graphs import Replayed
 from quest.learning import optimizers, trajectories
 from quest.learning.calibration import Calibration, Samples
 from quest.learning.finetuning import calibrate_activations, keep_positive
-from quest.learning.moments import measure
 from quest.learning.progress import NOT_KEPT, Progress, Training
 from quest.methods import Outcome
 from quest.quantization.network import QuantizedNetwork
-from quest.quantization.quantizers import ActivationQuantizer
-from quest.quantization.roles import Role
 
 _TEACHER_BATCH = 64
 _WARM = 10  # steps in which rates rise
-_ROOM = 8  # bits of an input whose range can be wider than what was seen
 
 
 def quantizer(settings: TraqSettings, given: QuantizerSettings) -> QuantizerSettings:
@@ -59,22 +52,13 @@ def quantize(
     seed: int,
     progress: Progress = NOT_KEPT,
 ) -> Outcome:
-    """Calibrate, train, correct. Notes: samples that passed the network beside full precision for the correction, and
-    those of `finetune`."""
+    """Calibrate, and train. Notes: those of `finetune`."""
     calibrate_activations(network, calibration)
-    widen(network, settings.margin[width(network.recipe.bits.activation)])
-    notes: dict[str, Any] = {"passes": {}}
-    teacher = network
-    if settings.passes:
-        teacher = copy.deepcopy(network)  # before any weight moves
-        notes = finetune(network, teacher, calibration, settings, seed, progress)
-    notes["passes"]["beside"] = 2 * settings.correction * calibration.halves * len(calibration.sampler.calls())
-    return Outcome(notes, correction(network, teacher, calibration, settings.correction, seed))
+    return Outcome(finetune(network, calibration, settings, seed, progress) if settings.passes else {"passes": {}})
 
 
 def finetune(
     network: QuantizedNetwork,
-    teacher: QuantizedNetwork,
     calibration: Calibration,
     settings: TraqSettings,
     seed: int,
@@ -82,15 +66,17 @@ def finetune(
 ) -> dict[str, Any]:
     """Train everything in place. Notes: the mean loss between two draws of states, optimizer steps, influence of steps,
     samples that passed the network."""
+    teacher = copy.deepcopy(network)  # before any weight moves
     weights = torch.ones(network.step.steps)
     if settings.influence:
         found = trajectories.influence(network, calibration, seed) ** settings.influence
         weights = (found / found.mean()).cpu()
-    for layer in network.layers().values():
-        layer.fold()
+    if settings.folded:
+        for layer in network.layers().values():
+            layer.fold()
     groups = trained(network, settings)
     history = train(network, teacher, calibration, settings, groups, weights, seed, progress)
-    draws = rounds(settings) if settings.draws else 0
+    draws = len(history) if settings.draws else 0
     drawn = draws * settings.trajectories * calibration.halves * len(calibration.sampler.calls())
     steps = _steps(settings)
     return {
@@ -102,16 +88,6 @@ def finetune(
     }
 
 
-@torch.no_grad()
-def widen(network: QuantizedNetwork, margin: float) -> None:
-    """Make the range of the first layer's input so many times as wide, where 8 bits leave room for it: a state that is
-    clipped there cannot be brought back."""
-    for layer in network.layers().values():
-        site = layer.input_quantizer
-        if layer.role is Role.FIRST and isinstance(site, ActivationQuantizer) and site.grid.bits >= _ROOM:
-            site.scale.mul_(margin)
-
-
 def cauchy(errors: Tensor, medians: float) -> Tensor:
     """c · log(1 + e / c) of squared errors (n,), c so many times their median: as they are where they are small, by
     their logarithm where they are not. 0 medians: as they are."""
@@ -120,17 +96,6 @@ def cauchy(errors: Tensor, medians: float) -> Tensor:
     median = errors.detach().sort().values[(len(errors) - 1) // 2]
     c = (medians * median).clamp(min=torch.finfo(errors.dtype).tiny)
     return c * torch.log1p(errors / c)
-
-
-def correction(
-    network: QuantizedNetwork, teacher: QuantizedNetwork, calibration: Calibration, beside: int, seed: int
-) -> Correction | None:
-    """The mean error of the predicted noise, of each channel at each step, on so many trajectories; None for none."""
-    if not beside:
-        return None
-    _, bias = measure(network, calibration, seed, range(beside), teacher).means()
-    none = bias.new_zeros(len(bias)).float()
-    return Correction(none, bias.float(), none)
 
 
 def trained(network: QuantizedNetwork, settings: TraqSettings) -> list[dict[str, Any]]:

@@ -51,7 +51,7 @@ def test_stage_writes_a_checkpoint(
     assert loaded.method == method
     assert loaded.network.recipe.bits == Bits(4, 4)
     assert loaded.network.recipe.sets == settings.method(method).sets
-    assert (loaded.correction is not None) == (method in ("ptqd", "traq"))
+    assert (loaded.correction is not None) == (method == "ptqd")
     again = tmp_path / "again.safetensors"
     finetune.run("tiny", settings, model_file, method, "w4a4", 0, calibration_file, weights, again, CPU)
     assert again.read_bytes() == output.read_bytes()

@@ -38,6 +38,9 @@ class TraqSettings(MethodSettings):
         "then is; 0: calibration data, which are full precision's",
     )
     trajectories: Positive = Field(default=64, description="of each draw")
+    folded: bool = Field(
+        default=True, description="move weights onto their codes first, so that a small update crosses none by accident"
+    )
     weight_lr: dict[Width, Rate] = Field(
         default={"8": 1e-3, "4": 5e-3},
         description="of weights, times the mean weight scale of their layer, by activation bits, up to 4 and up to 8",
@@ -49,16 +52,6 @@ class TraqSettings(MethodSettings):
         description="width of the Cauchy loss that errors of samples go through, in medians of a batch, so that a few "
         "states where the network has lost its way do not decide every step; 0: errors count as they are",
     )
-    margin: dict[Width, Annotated[float, Field(ge=1)]] = Field(
-        default={"8": 1.0, "4": 2.0},
-        description="how many times as wide as searched the range of the first layer's input is where that has 8 bits, "
-        "by activation bits, up to 4 and up to 8: the network's own states go beyond full precision's",
-    )
-    correction: Annotated[int, Field(ge=0)] = Field(
-        default=96,
-        description="full-precision trajectories on which the mean error is measured that the sampler takes off; 0: "
-        "none is taken off",
-    )
     influence: Annotated[float, Field(ge=0, le=1)] = Field(
         default=1.0,
         description="exponent of the weight that a sampling step has in the loss: what an error there does to "
@@ -67,7 +60,7 @@ class TraqSettings(MethodSettings):
 
     _few = field_validator("granularity")(multiples_of_few_bits)
 
-    @field_validator("granularity", "weight_lr", "margin", mode="before")
+    @field_validator("granularity", "weight_lr", mode="before")
     @classmethod
     def _complete(cls, given: Any, info: ValidationInfo) -> Any:
         return completed(given, cls.model_fields[str(info.field_name)].default)

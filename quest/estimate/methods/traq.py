@@ -1,5 +1,4 @@
-"""TRAQ: states of its own trajectories with the teacher's predictions on them, steps of training everything, and the
-mean error beside full precision."""
+"""TRAQ: states of its own trajectories with the teacher's predictions on them, and steps of training everything."""
 
 from __future__ import annotations
 
@@ -15,8 +14,7 @@ def calls(settings: DatasetSettings, own: TraqSettings, _bits: str) -> Work:
     found = work.chosen(settings, own.sets)
     if own.passes:
         found += _trained(settings, own)
-    beside = work.sampled(FORWARD, settings, own.correction, CHUNK)
-    return found + beside + work.sampled(QUANTIZED, settings, own.correction, CHUNK)
+    return found
 
 
 def _trained(settings: DatasetSettings, own: TraqSettings) -> Work:

@@ -4,7 +4,7 @@ Both hold their sums as (output channels, pixels): weights are the left operand,
 as well, where 4-bit weights are unpacked; pixels are the right one, which they take from shared memory alone.
 """
 
-# pyright: reportOperatorIssue=false, reportIndexIssue=false
+# pyright: reportOperatorIssue=false, reportIndexIssue=false, reportGeneralTypeIssues=false
 # In a kernel a constexpr is a number; Triton's versions differ in what they tell a type checker.
 from __future__ import annotations
 
@@ -94,16 +94,20 @@ def _halves(pair, offset):
 
 @triton.jit
 def _finish(
-    total, pixel, inside, n, there, scale, zero_point, whole, weight_scale, bias, rest, sums, residual, y,
-    outputs, count, REST: tl.constexpr, BIAS: tl.constexpr, RESIDUAL: tl.constexpr,
+    total, pixel, first, inside, n, there, scale, zero_point, whole, weight_scale, bias, rest, sums, residual, y,
+    outputs, channels, down, beside,
+    R: tl.constexpr, S: tl.constexpr, REST: tl.constexpr, BIAS: tl.constexpr, RESIDUAL: tl.constexpr,
 ):  # fmt: skip
     """Take off what is of zero points, scale, add, and store. total: (rows, channels) sums of codes less 128; pixel:
-    (rows,) places in the output. What is read for each pixel, or for each channel, is all that a sum needs: an epilogue
-    that reads for each sum takes as long as the products."""
+    (rows,) places in the output; first: (rows,) places in the input where their windows begin. down, beside: from a
+    place of the window to the next one. What is read for each pixel, or for each channel, is all that a sum needs: an
+    epilogue that reads for each sum takes as long as the products."""
     zero = tl.load(zero_point).to(tl.int32) - 128
     total -= (zero * tl.load(whole + n, there, other=0))[None, :]
     if REST:
-        seen = tl.load(sums + pixel, inside, other=0) - zero * count
+        seen = tl.zeros_like(first) - zero * (R * S * channels)
+        for window in tl.static_range(R * S):
+            seen += tl.load(sums + first + (window // S * down + window % S * beside), inside, other=0)
         total -= seen[:, None] * tl.load(rest + n, there, other=0)[None, :]
     found = total.to(tl.float32) * (tl.load(scale) * tl.load(weight_scale + n, there, other=0.0))[None, :]
     if BIAS:
@@ -154,8 +158,9 @@ def convolution_copied(
     image, p, q = first_image + m // (HIGH * WIDE), first_p + m // WIDE % HIGH, first_q + m % WIDE
     inside = (image < images) & (p < out_height) & (q < out_width)
     _finish(
-        tl.trans(total), (image * out_height + p) * out_width + q, inside, n, there, scale, zero_point, whole,
-        weight_scale, bias, rest, sums, residual, y, outputs, R * S * channels, REST, BIAS, RESIDUAL,
+        tl.trans(total), (image * out_height + p) * out_width + q, (image * height + p) * width + q, inside, n, there,
+        scale, zero_point, whole, weight_scale, bias, rest, sums, residual, y,
+        outputs, channels, dilation_h * width, dilation_w, R, S, REST, BIAS, RESIDUAL,
     )  # fmt: skip
 
 
@@ -193,8 +198,9 @@ def convolution_loaded(
         else:
             total = tl.dot(left, tl.trans(right), total, out_dtype=tl.int32)
     _finish(
-        tl.trans(total), m, within, n, there, scale, zero_point, whole,
-        weight_scale, bias, rest, sums, residual, y, outputs, R * S * channels, REST, BIAS, RESIDUAL,
+        tl.trans(total), m, (image * height + p * stride_h) * width + q * stride_w, within, n, there,
+        scale, zero_point, whole, weight_scale, bias, rest, sums, residual, y,
+        outputs, channels, dilation_h * width, dilation_w, R, S, REST, BIAS, RESIDUAL,
     )  # fmt: skip
 
 

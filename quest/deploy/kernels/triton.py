@@ -4,7 +4,8 @@ Rows are the pixels of the output, columns its channels, and the inner axis runs
 input channels. Tensor cores take signed bytes, so that inputs are less 128: q = q_x - 128 and z = z_x - 128. Codes are
 made with a border of zero points, so that every window is whole and what is of zero points is taken off at the end:
     Σ (q - z)·(w - r) = Σ q·w - z·Σ w - r·(Σ q - z·|window|).
-Σ w is known for each output channel; Σ q, wanted where a weight has a rest, is known for each output pixel before.
+Σ w is known for each output channel. Σ q, wanted where a weight has a rest, is summed over channels with the codes, and
+over the window in the epilogue: in the graph of a compiler it would be a slice for each place, of every convolution.
 
 Weights of up to 4 bits are read two to a byte and unpacked in registers: the low halves are the first half of the input
 channels, the high ones the second. They are multiplied as bytes, since the chips meant have no products of 4 bits.
@@ -113,39 +114,25 @@ class Product(nn.Module):
             x = nn.functional.pad(x, self.border)
         # Not in the kernel: a compiler fuses these with what makes the codes.
         x = lowest_bits(x + (zero_point - 128)).to(torch.int8).contiguous(memory_format=torch.channels_last)
-        sums = x.sum(1, dtype=torch.int32) if self.wants_sums else None
+        sums = x.sum(1, dtype=torch.int32) if self.wants_sums else self.rest
         y = self.of_bytes(x, sums, scale, zero_point, dtype, residual)
         return y.reshape(*shape[:-1], self._outputs) if self.linear else y
 
     def of_bytes(
         self,
         codes: Tensor,
-        sums: Tensor | None,
+        sums: Tensor,
         scale: Tensor,
         zero_point: Tensor,
         dtype: torch.dtype,
         residual: Tensor | None = None,
     ) -> Tensor:
-        """Of codes (N, C, H, W) int8, less 128, with their border, and their sums (N, H, W) int32 over channels, which
-        are wanted where there is a rest."""
-        seen = self.rest if sums is None or not self.wants_sums else self._over_windows(sums)
+        """Of codes (N, C, H, W) int8, less 128, with their border, and their sums (N, H, W) int32 over channels, or
+        none of them where they are not wanted."""
         return integer_convolution(
-            codes, seen, scale, zero_point, self.weight, self.offset, self.whole, self.scale, self.bias, self.rest,
+            codes, sums, scale, zero_point, self.weight, self.offset, self.whole, self.scale, self.bias, self.rest,
             residual, self._geometry, self._narrow, dtype,
         )  # fmt: skip
-
-    def _over_windows(self, sums: Tensor) -> Tensor:
-        """(N, H, W) summed over the window of each output pixel, (N, P, Q)."""
-        window = self.weight.shape[1:3]
-        if tuple(window) == (1, 1) and self._geometry[:2] == [1, 1]:
-            return sums
-        stride, dilation = self._geometry[:2], self._geometry[4:]
-        high, wide = output_size(sums[:, None], self._geometry, window)
-        parts = [
-            sums[:, i : i + stride[0] * (high - 1) + 1 : stride[0], j : j + stride[1] * (wide - 1) + 1 : stride[1]]
-            for i, j in itertools.product(*(range(0, n * by, by) for n, by in zip(window, dilation, strict=True)))
-        ]
-        return sum(parts[1:], parts[0]).contiguous()
 
 
 make = Product
@@ -171,7 +158,7 @@ def integer_convolution(
     """A convolution of codes (N, C, H, W) int8, less 128, with packed weights; (N, O, P, Q) ``dtype`` in channels-last
     layout.
 
-    sums: (N, P, Q) int32, of the codes in each window, where there is a rest. scale, zero_point: (1,) float32, of the
+    sums: (N, H, W) int32, of the codes over channels, where there is a rest. scale, zero_point: (1,) float32, of the
     codes before 128 was taken off. weight: (O, R, S, filled C) int8, or half as many bytes of two. whole: (O,) int32,
     the weights' sums. weight_scale: (O,); bias, rest: (O,), or empty. geometry: stride, padding, dilation, each twice,
     the padding 0. narrow: two weights to a byte, each less its channel's smallest,

@@ -57,6 +57,9 @@ SHAPES = {  # batch, channels, height, width, outputs, kernel, stride, padding, 
     "whole rows, dilated": (2, 32, 9, 7, 10, 3, 1, 2, 2),
     "whole rows, 1x1": (2, 64, 3, 5, 70, 1, 1, 0, 1),
     "one half": (1, 16, 4, 4, 8, 3, 1, 1, 1),
+    "strided and dilated": (2, 5, 11, 8, 3, 3, 2, 2, 2),
+    "strided 1x1": (2, 9, 5, 4, 6, 1, 2, 0, 1),
+    "1x1 with a border": (2, 16, 3, 5, 6, 1, 1, 1, 1),
     "linear": (5, 33, 0, 0, 7, 0, 0, 0, 0),
 }
 KINDS = {"4 bits": (4, False), "8 bits": (8, False), "8 bits with a rest": (8, True)}
@@ -220,6 +223,19 @@ def test_triton_in_its_interpreter(interpreted: Callable[[str], None]) -> None:
     )
 
 
+def test_triton_sums_codes_over_windows(interpreted: Callable[[str], None]) -> None:
+    """Wanted of 8-bit weights with a rest alone; also over a window that is not the same down and beside."""
+    interpreted(
+        "import test_kernels as t\n"
+        "some = '3x3', 'one channel', 'strided and dilated', 'strided 1x1', '1x1 with a border', 'linear'\n"
+        "for name in (*some, 'whole rows', 'whole rows, 1x1'):\n"
+        "    t.assert_exact(t.triton_kernels, t.SHAPES[name], t.layer(t.SHAPES[name], 8, True))\n"
+        "integers = t.layer(t.SHAPES['one channel'], 8, True)\n"
+        "changed = {'weight': integers.weight[..., :2], 'geometry': ((2, 1), (1, 2), (1, 3))}\n"
+        "t.assert_exact(t.triton_kernels, t.SHAPES['one channel'], t.Integers(**(vars(integers) | changed)))\n"
+    )
+
+
 def test_triton_reads_what_it_is_given_and_no_more(interpreted: Callable[[str], None]) -> None:
     """Numbers that do not lie one after another, as one scale that is seen as many: other numbers lie there. So the
     check of a GPU refused it where memory had been used before."""
@@ -246,12 +262,13 @@ def apart(integers: Integers) -> Integers:
     return Integers(**given)
 
 
+@pytest.mark.parametrize("bits", ["w4a4", "w8a8"])
 def test_parts_with_kernels_are_copied(
-    make_quantized: Callable[..., QuantizedNetwork], interpreted: Callable[[str], None], tmp_path: Path
+    bits: str, make_quantized: Callable[..., QuantizedNetwork], interpreted: Callable[[str], None], tmp_path: Path
 ) -> None:
     """A U-Net's norms, residual blocks, growing and attentions by kernels are what they are in floats, at timesteps of
     different scales; so are those of a copy, whatever becomes of what it was copied from."""
-    unet, x = packed(make_quantized("w4a4", **MULTIPLES)), torch.randn(1, 1, 8, 8)
+    unet, x = packed(make_quantized(bits, **MULTIPLES)), torch.randn(1, 1, 8, 8)
     with torch.no_grad():
         expected = [unet(x, timestep).sample for timestep in (750, 0)]
     assert float((expected[0] - expected[1]).norm() / expected[1].norm()) > 0.1

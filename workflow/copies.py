@@ -1,9 +1,9 @@
 """Tables and pictures in README.md and docs/ are copies of results: `python -m workflow.copies` renews them, `--check`
 compares.
 
-A copy of tables stands below `<!-- results/tables/NAME.md -->`, or another such file of results/front: as many of that
-file's tables, in order, as the text has before its next heading. What stands between them is the text's own. A picture
-below `<!-- results/….png -->` is a copy of that one.
+A copy of tables stands below `<!-- results/tables/NAME.md -->`, or another such file of results/front or results/paper:
+as many of that file's tables, in order, as the text has before its next heading. What stands between them is the text's
+own. A picture below `<!-- results/….png -->` is a copy of that one.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from quest.artifacts import load_json, write_bytes
-from quest.report import tables
+from quest.report import paper, published, tables
 
-_COPY = re.compile(r"<!-- (results/(?:tables|front)/\S+)\.md -->\n.*?(?=\n#|\n<!-- results|\Z)", re.DOTALL)
+_COPY = re.compile(r"<!-- (results/(?:tables|front|paper)/\S+)\.md -->\n.*?(?=\n#|\n<!-- results|\Z)", re.DOTALL)
 _TABLE = re.compile(r"(?:^\|.*\n)+", re.MULTILINE)
 _PICTURE = re.compile(r"<!-- (results/\S+\.png) -->\n!\[[^]]*\]\((\S+)\)")
 
@@ -63,9 +63,11 @@ def main(check: bool) -> None:
 def _markdown(source: Path) -> str | None:
     """The tables of a result, made anew where it says what they are made of; None where it is not here."""
     table, text = source.with_name(f"{source.name}.json"), source.with_name(f"{source.name}.md")
-    if table.exists():
-        return tables.to_markdown(load_json(table, "table").content) + "\n"
-    return text.read_text(encoding="utf-8") if text.exists() else None
+    if not table.exists():
+        return text.read_text(encoding="utf-8") if text.exists() else None
+    if source.parent.parent.name == "paper":
+        return paper.to_markdown(load_json(table, "paper").content, published.load())
+    return tables.to_markdown(load_json(table, "table").content) + "\n"
 
 
 if __name__ == "__main__":

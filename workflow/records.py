@@ -77,17 +77,29 @@ def _readable(file: Path) -> list[dict[str, Any]]:
         return []
 
 
-def restore(root: Path) -> None:
-    """Put back records of collections that came since the last call. Raises ArtifactError for a damaged one."""
+def restore(root: Path) -> list[str]:
+    """Put back records of collections that came since the last call, and mark the results beside them that are left
+    without one, to be made again: Snakemake would take a result of which nothing is known for current.
+
+    Returns the marked ones. Models are never marked, for they may be anybody's. Raises ArtifactError for a damaged
+    collection.
+    """
     synced = _read_json(root / SYNCED)
     found = {str(file.relative_to(root)): hashlib.sha256(file.read_bytes()).hexdigest() for file in _collections(root)}
+    unknown = []
     if new := [name for name, digest in found.items() if synced.get(name) != digest]:
         for name in new:
             for entry in _entries(root / name):
                 digest = sha256(root / entry["file"])
                 if digest is None or digest == entry["sha256"]:
                     _put(root, entry)
+            unknown += [
+                result for result in _results(root / name, root) if not (root / METADATA / _encoded(result)).exists()
+            ]
+        for result in unknown:
+            _mark(root, result)
         write_bytes(root / SYNCED, json.dumps({**synced, **found}, indent=1, sort_keys=True).encode())
+    return unknown
 
 
 def mend(root: Path) -> list[str]:
@@ -109,7 +121,7 @@ def mend(root: Path) -> list[str]:
             _put(root, kept[name])
         elif digest is not None:
             unknown.append(name)
-            write_bytes(root / INCOMPLETE / _encoded(name), json.dumps({"external_jobid": None}).encode())
+            _mark(root, name)
     return unknown
 
 
@@ -135,6 +147,20 @@ def _collections(root: Path) -> list[Path]:
 
 def _put(root: Path, entry: dict[str, Any]) -> None:
     write_bytes(root / METADATA / _encoded(entry["file"]), json.dumps(entry["record"]).encode())
+
+
+def _mark(root: Path, name: str) -> None:
+    """Have Snakemake make a result again."""
+    write_bytes(root / INCOMPLETE / _encoded(name), json.dumps({"external_jobid": None}).encode())
+
+
+def _results(collection: Path, root: Path) -> list[str]:
+    """The results that lie beside a collection, which may be of any dataset but a trial run's."""
+    if collection.parent.parent.name != "results":
+        return []
+    files = [file for file in sorted(collection.parent.rglob("*")) if file.is_file() and file != collection]
+    names = [str(file.relative_to(root)) for file in files if not file.name.startswith(".")]
+    return [name for name in names if ".progress." not in name and _UNSHARED not in name]
 
 
 def _entries(file: Path) -> list[dict[str, Any]]:

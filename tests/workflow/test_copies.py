@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from quest.artifacts import Manifest, save_json
-from quest.report import tables
+from quest.report import paper, published, tables
 from workflow import copies
 
 MARK = "<!-- results/tables/digits.md -->\n"
@@ -45,6 +45,17 @@ def test_every_table_below_a_mark_is_a_copy(root: Path) -> None:
     (root / "README.md").write_text(f"{MARK}| old |\n\nBetween.\n\n| older |\n{MARK}| old |\n")
     copies.main(check=False)
     assert (root / "README.md").read_text() == f"{MARK}{FID}\nBetween.\n\n{INCEPTION}{MARK}{FID}"
+
+
+def test_a_table_of_the_papers_is_a_copy_of_what_its_result_says(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(paper, "to_markdown", lambda content, known: f"| {known} |\n|---|\n| {content['rows']} |\n")
+    monkeypatch.setattr(published, "load", lambda: "published")
+    save_json(root / "results/paper/digits/layers.json", {"rows": [3]}, Manifest("paper"))
+    (root / "README.md").write_text(f"<!-- results/paper/digits/layers.md -->\n{OLD}")
+    copies.main(check=False)
+    assert (root / "README.md").read_text() == (
+        "<!-- results/paper/digits/layers.md -->\n| published |\n|---|\n| [3] |\n"
+    )
 
 
 def test_points_are_copied_with_their_picture(root: Path) -> None:

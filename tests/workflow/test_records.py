@@ -75,9 +75,24 @@ def test_a_record_is_not_put_to_another_result(run: Path, tmp_path: Path) -> Non
     records.collect(run)
     other = clone(run, tmp_path / "clone")
     write(other, TABLE, "another table")
-    records.restore(other)
+    assert records.restore(other) == [TABLE]
     assert not place(other, TABLE).exists()
     assert place(other, METRICS).exists()
+
+
+def test_a_result_of_which_nothing_is_known_is_made_again(run: Path, tmp_path: Path) -> None:
+    """Snakemake asks the time alone of what it has no record of; all that is fetched is new. Models are anybody's."""
+    stale = "results/tables/shapes.json"
+    marks = [tmp_path / "clone" / records.INCOMPLETE / records._encoded(name) for name in (stale, TABLE)]
+    records.collect(run)
+    write(run, stale, "of older code")
+    write(run, "data/models/digits/denoiser.safetensors", "brought")
+    write(run, f"data/models/{records.NAME}", "")
+    other = clone(run, tmp_path / "clone")
+    shutil.copytree(run / "data", other / "data")
+    assert records.restore(other) == [stale]
+    assert [mark.exists() for mark in marks] == [True, False]
+    assert records.restore(other) == [], "once"
 
 
 def test_what_a_run_recorded_since_stays(run: Path) -> None:

@@ -48,7 +48,11 @@ if workflow.is_main_process:
 snakemake.exceptions.LockException = lambda: WorkflowError(lock.refusal(Path.cwd()))
 
 try:
-    records.restore(Path(workflow.basedir))
+    if unknown := records.restore(Path(workflow.basedir)):
+        logger.warning(
+            f"{unknown[0]}{f' and {len(unknown) - 1} more' * (len(unknown) > 1)}: there is no record of what made them; "
+            "they are made again where they are wanted"
+        )
     if workflow.is_main_process and not lock.others(Path.cwd()):  # a run that lives may be writing a record
         for name in records.mend(Path(workflow.basedir)):
             logger.warning(f"{name}: made again, for Snakemake's record of what it was made from is damaged")

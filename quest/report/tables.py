@@ -69,6 +69,7 @@ CHOICES = (
     "clip_model",
     "clip_prompts_sha256",
 )
+_APART = 3.0  # dB
 KEYS = ("dataset", "method", "bits", "seed", "chain_seed")
 
 
@@ -212,7 +213,25 @@ def _notes(rows: Sequence[Row], summary: Sequence[Row]) -> list[str]:
         f"PSNR and MSE compare with the full-precision (FP) images of the same seeds, values in [0, 1]. {_grids(rows)}"
         f"{MISSING} is not available."
     )
-    return [how, *learned.notes(summary), *_surprising_sizes(summary), *_of_integers(summary)]
+    return [how, *learned.notes(summary), *apart(rows), *_surprising_sizes(summary), *_of_integers(summary)]
+
+
+def apart(rows: Sequence[Row]) -> list[str]:
+    """A sentence on each seed whose PSNR stands alone, by 3 dB and by twice what the cell's others span: a spread does
+    not say whether a method varies or lost one chain, or whether something went wrong there."""
+    cells: dict[tuple[str, str], list[Row]] = {}
+    for row in rows:
+        if row.get("psnr") is not None:
+            cells.setdefault((row["method"], row["bits"]), []).append(row)
+    said = []
+    for (_, bits), cell in cells.items():
+        for lone in cell if len(cell) > 2 else ():
+            others = sorted(row["psnr"] for row in cell if row is not lone)
+            gap = min(abs(lone["psnr"] - other) for other in others)
+            if gap > max(_APART, 2 * (others[-1] - others[0])):
+                where, rest = f"{named(lone)} {bits.upper()}", " and ".join(f"{other:.1f}" for other in others)
+                said.append(f"Seed {lone['seed']} of {where} stands apart: {lone['psnr']:.1f} dB, the others {rest}.")
+    return said
 
 
 def _of_integers(summary: Sequence[Row]) -> list[str]:

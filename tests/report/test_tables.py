@@ -69,6 +69,23 @@ def test_variants_stand_beside_their_method():
     ]
 
 
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ((24.1, 16.9, 24.2), "Seed 1 of QuEST W4A4 stands apart: 16.9 dB, the others 24.1 and 24.2."),
+        ((24.0, 22.0, 30.5), "Seed 2 of QuEST W4A4 stands apart: 30.5 dB, the others 22.0 and 24.0."),
+        ((24.0, 20.0, 30.5), None),  # others as far from each other: it varies
+        ((24.0, 21.1, 24.0), None),
+        ((24.0, 16.0), None),  # of two, which?
+        ((24.0, None, 16.0), None),
+    ],
+)
+def test_a_chain_that_stands_apart_is_said(given: tuple[float | None, ...], said: str | None) -> None:
+    rows = [row("quest", "w4a4", seed=seed, psnr=psnr) for seed, psnr in enumerate(given)]
+    rows += [row("nearest", "w4a4", seed=seed, psnr=10.0) for seed in range(3)]
+    assert tables.apart(rows) == ([said] if said else [])
+
+
 def test_more_levels_than_the_bits_hold_are_named(tmp_path: Path):
     rows = [row("quest", "w4a4", activation_levels=16), row("quest+33-levels", "w4a4", activation_levels=33)]
     _, _, markdown = make(tmp_path, [write_metrics(tmp_path, each) for each in rows])

@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 import torch
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 
-from quest import architectures
-from quest.bench import measuring, resident
+from quest import architectures, resident
+from quest.bench import measuring
 from quest.bench.memory import RandomFeatures
 from quest.config.dataset import DatasetSettings
 from quest.config.evaluation import EvaluationSettings

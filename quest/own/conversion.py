@@ -16,9 +16,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from quest import artifacts, methods
+from quest import artifacts, methods, resident
 from quest.artifacts import plain, write_bytes
-from quest.bench import resident
 from quest.config.dataset import DatasetSettings
 from quest.config.methods import METHODS, python_name
 from quest.config.own import OwnSettings, own_settings

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +21,7 @@ from quest.learning import optimizers
 from quest.learning.cache import UNLIMITED, Cache
 from quest.learning.calibration import Calibration, Samples
 from quest.learning.progress import NOT_KEPT, Progress, Training
+from quest.learning.recomputing import Limited
 from quest.quantization import grid as grids
 from quest.quantization.granularity import Offsets
 from quest.quantization.grid import MIN_SCALE
@@ -215,8 +217,12 @@ def finetune(
         for parameter in weights:
             parameter.requires_grad_(True)
 
+        @partial(Limited, network, setting=stage.batch_setting)
+        def losses(batch: Tensor) -> dict[str, Tensor]:
+            return _losses(network, data.inputs(positions[batch]), stage, targets, batch)
+
         def step(batch: Tensor) -> tuple[Tensor, ...]:
-            terms = _losses(network, data.inputs(positions[batch]), stage, targets, batch)
+            terms = losses(batch)
             index = network.step.index
             torch.stack(list(terms.values())).sum().backward()
             for used in (optimizer, scale_optimizers[index]):

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Container, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -97,6 +97,19 @@ class QuantizedNetwork(nn.Module):
             yield
         finally:
             self.switches.weights, self.switches.activations = before
+
+    def as_now(self) -> Callable[[], AbstractContextManager[None]]:
+        """Contexts within which a call computes as it would at this one: at the same sampling steps, the same
+        quantized, whatever was said since. For what a backward pass computes again."""
+        step = self.step.as_now()
+        weights, activations = self.switches.weights, self.switches.activations
+
+        @contextmanager
+        def within() -> Iterator[None]:
+            with step(), self.quantizing(weights=weights, activations=activations):
+                yield
+
+        return within
 
     @contextmanager
     def frozen(self, but: Container[str] = ()) -> Iterator[None]:

@@ -74,9 +74,10 @@ def _place(gpus: list[str]) -> int:
 def limited(gib: float | None) -> Iterator[None]:
     """Within, this is the limit of `memory_limit`, in GiB; None leaves it as it is, infinity is none.
 
-    Raises ConfigError for a limit that is not above 0.
+    Raises ConfigError for a limit, or an environment, that is not above 0.
     """
     if gib is None:
+        memory_limit()  # refused before the work, not in the middle of it
         yield
         return
     if not gib > 0:

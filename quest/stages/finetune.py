@@ -26,7 +26,7 @@ PARAMETERS = (
     DEVICE,
     click.Option(
         ["--memory"],
-        type=float,
+        type=click.FloatRange(min=0, min_open=True),
         help="GiB of the device, within which the backward pass computes again what does not fit; the result is the "
         "same. Default: QUEST_MEMORY_GIB, or any.",
     ),

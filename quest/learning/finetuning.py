@@ -171,7 +171,7 @@ class Stage:
         targets.refill()
         with teacher.quantizing(weights=False, activations=False):
             for batch in self.samples_of(calibration, epoch).split(_TEACHER_BATCH):
-                with _outputs_of(layers) as outputs:
+                with outputs_of(layers) as outputs:
                     noise = predict(teacher, data, batch)
                 targets.add(((), outputs), noise)
 
@@ -263,7 +263,7 @@ def finetune(
 
 def _losses(network: QuantizedNetwork, told: Inputs, stage: Stage, targets: Cache, batch: Tensor) -> dict[str, Tensor]:
     """local: mean_l MSE(O_l, Ô_l); global: MSE(ε, ε̂); those that are switched on."""
-    with _outputs_of(stage.layers if stage.local_loss else {}) as outputs:
+    with outputs_of(stage.layers if stage.local_loss else {}) as outputs:
         noise = architectures.predict(network, told)
     _, of_layers, of_network = targets.take(batch)
     losses = {}
@@ -276,7 +276,7 @@ def _losses(network: QuantizedNetwork, told: Inputs, stage: Stage, targets: Cach
 
 
 @contextmanager
-def _outputs_of(layers: dict[str, QuantizedLayer]) -> Iterator[dict[str, Tensor]]:
+def outputs_of(layers: dict[str, QuantizedLayer]) -> Iterator[dict[str, Tensor]]:
     """Within, the outputs of layers as they come out, inside the graph: a local loss on them carries gradient."""
     outputs: dict[str, Tensor] = {}
 

@@ -32,7 +32,8 @@ from quest.quantization.network import QuantizedNetwork
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
-_OF_A_WEIGHT = 3  # its gradient and two moments
+OF_A_WEIGHT = 3
+"""What training takes beside a weight, in weights: its gradient and Adam's two moments."""
 
 
 class Limited(Generic[T]):
@@ -62,7 +63,7 @@ class Limited(Generic[T]):
     def _choose(self, inputs: tuple[Tensor, ...]) -> Sequence[str]:
         if self._standing is None:
             trained = (weight for weight in self._network.parameters() if weight.requires_grad)
-            moments = _OF_A_WEIGHT * sum(weight.numel() * weight.element_size() for weight in trained)
+            moments = OF_A_WEIGHT * sum(weight.numel() * weight.element_size() for weight in trained)
             self._standing = held(inputs[0].device) + moments
         samples, kept = len(inputs[0]), self._measured(inputs)
         again = kept.blocks_for(self._limit - self._standing)

@@ -25,9 +25,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils.checkpoint import checkpoint
 
-from quest.architectures.order import outermost
 from quest.device import MEMORY, OutOfMemory, held, memory_limit
-from quest.quantization.layers import QuantizedLayer
 from quest.quantization.network import QuantizedNetwork
 
 log = logging.getLogger(__name__)
@@ -176,7 +174,7 @@ def measure(network: QuantizedNetwork, forward: Callable[[], Any]) -> Kept:
         within.pop()
 
     with ExitStack() as stack:
-        for name, block in blocks(network).items():
+        for name, block in network.blocks().items():
             stack.callback(block.register_forward_pre_hook(enter(name), with_kwargs=True).remove)
             stack.callback(block.register_forward_hook(leave).remove)
         stack.enter_context(torch.enable_grad())
@@ -187,16 +185,13 @@ def measure(network: QuantizedNetwork, forward: Callable[[], Any]) -> Kept:
 
 @contextmanager
 def recomputed(network: QuantizedNetwork, names: Collection[str]) -> Iterator[None]:
-    """Within, what these blocks keep of forward passes is computed again by the backward pass, whenever that is."""
+    """Within, what these blocks (`QuantizedNetwork.blocks`) keep of forward passes is computed again by the backward
+    pass, whenever that is."""
+    every = network.blocks() if names else {}
     with ExitStack() as stack:
         for name in names:
-            stack.enter_context(_forgetting(network, network.network.get_submodule(name)))
+            stack.enter_context(_forgetting(network, every[name]))
         yield
-
-
-def blocks(network: QuantizedNetwork) -> dict[str, nn.Module]:
-    """What is computed again as a whole, by name: blocks that are reconstructed together, and layers outside any."""
-    return outermost(network.network, (*network.architecture.blocks, QuantizedLayer))
 
 
 @contextmanager

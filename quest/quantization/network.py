@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from quest import architectures
+from quest.architectures.order import outermost
 from quest.quantization import granularity, packing
 from quest.quantization.account import account, assert_levels
 from quest.quantization.attention import QuantizedAttention
@@ -81,6 +82,10 @@ class QuantizedNetwork(nn.Module):
     def layers(self) -> dict[str, QuantizedLayer]:
         """Quantized layers by name, in registration order."""
         return {name: module for name, module in self.network.named_modules() if isinstance(module, QuantizedLayer)}
+
+    def blocks(self) -> dict[str, nn.Module]:
+        """What is learned, or computed again, as a whole, by name: blocks of the architecture, layers outside any."""
+        return outermost(self.network, (*self.architecture.blocks, QuantizedLayer))
 
     def sites(self) -> dict[str, ActivationQuantizer]:
         """Activation quantizers by name: layer inputs and attention operands."""

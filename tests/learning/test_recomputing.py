@@ -136,7 +136,7 @@ def test_a_limit_by_itself_chooses_blocks(
             traq.quantize(network, calibration, settings, 0)
         found.append(state(network))
     assert len(chosen) == 1, "a batch of one size is measured once"
-    assert 0 < len(chosen[0]) < len(recomputing.blocks(network))
+    assert 0 < len(chosen[0]) < len(network.blocks())
     assert all(torch.equal(found[0][key], found[1][key]) for key in found[0])
 
 
@@ -272,7 +272,7 @@ def test_the_backward_pass_is_at_the_step_of_the_forward_pass(trained: Trained, 
     for site in network.sites().values():  # sets that differ by much
         site.scale.data[1] *= 1.7
     found = []
-    for again in ([], list(recomputing.blocks(network))):
+    for again in ([], list(network.blocks())):
         network.set_step(0)
         with recomputing.recomputed(network, again):
             if what == "each":
@@ -293,7 +293,7 @@ def test_the_backward_pass_is_at_the_step_of_the_forward_pass(trained: Trained, 
 
 
 def test_two_backward_passes(trained: Trained) -> None:
-    with recomputing.recomputed(trained.network, list(recomputing.blocks(trained.network))):
+    with recomputing.recomputed(trained.network, list(trained.network.blocks())):
         loss = trained.loss(torch.arange(2))
     loss.backward(retain_graph=True)
     first = trained.gradients()
@@ -302,7 +302,7 @@ def test_two_backward_passes(trained: Trained) -> None:
 
 
 def test_blocks_are_left_as_they_were(trained: Trained) -> None:
-    every = recomputing.blocks(trained.network)
+    every = trained.network.blocks()
     with pytest.raises(IndexError), recomputing.recomputed(trained.network, list(every)):
         trained.loss(torch.tensor([1_000]))
     assert not any("forward" in vars(block) for block in every.values())
@@ -316,7 +316,7 @@ def test_nothing_waits_for_the_garbage_collector(trained: Trained) -> None:
     gc.collect()
     gc.disable()
     try:
-        with recomputing.recomputed(trained.network, list(recomputing.blocks(trained.network))):
+        with recomputing.recomputed(trained.network, list(trained.network.blocks())):
             loss = trained.loss(torch.arange(2))
         assert [each() for each in seen] == [None], "forgotten"
         loss.backward()

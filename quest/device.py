@@ -5,15 +5,23 @@ from __future__ import annotations
 import fcntl
 import gc
 import getpass
+import math
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import TypeVar
 
 import torch
 
+from quest import resident
+from quest.config.values import ConfigError
+
 T = TypeVar("T")
+MEMORY = "QUEST_MEMORY_GIB"
+_limit: ContextVar[float | None] = ContextVar("limit", default=None)  # GiB
 _taken: list[int] = []  # descriptors of the locks that this process holds until it ends
 
 
@@ -60,6 +68,48 @@ def _place(gpus: list[str]) -> int:
                 _taken.append(descriptor)
                 return index
         place += 1
+
+
+@contextmanager
+def limited(gib: float | None) -> Iterator[None]:
+    """Within, this is the limit of `memory_limit`, in GiB; None leaves it as it is, infinity is none.
+
+    Raises ConfigError for a limit, or an environment, that is not above 0.
+    """
+    if gib is None:
+        memory_limit()  # refused before the work, not in the middle of it
+        yield
+        return
+    if not gib > 0:
+        raise ConfigError(f"--memory: found {gib:g}; expected GiB, more than 0")
+    token = _limit.set(gib)
+    try:
+        yield
+    finally:
+        _limit.reset(token)
+
+
+def memory_limit() -> float:
+    """Bytes of the device that training through a whole network may take, infinite where nobody said: as `limited`
+    does, or else the environment (QUEST_MEMORY_GIB). What is computed does not depend on it.
+
+    Raises ConfigError where the environment has no number above 0.
+    """
+    given = _limit.get()
+    if given is None:
+        found = os.environ.get(MEMORY) or "inf"
+        try:
+            given = float(found)
+        except ValueError:
+            given = math.nan
+        if not given > 0:
+            raise ConfigError(f"{MEMORY}: found {found!r}; expected GiB, a number above 0")
+    return given * 2**30
+
+
+def held(device: torch.device) -> float:
+    """Bytes that are in use now: of a GPU by this process's tensors, of a CPU by the process."""
+    return torch.cuda.memory_allocated(device) if device.type == "cuda" else resident.now()
 
 
 class OutOfMemory(ValueError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import subprocess
 import sys
@@ -12,7 +13,8 @@ import pytest
 import torch
 
 from quest import artifacts, device
-from quest.device import resolve
+from quest.config.values import ConfigError
+from quest.device import limited, memory_limit, resolve
 
 
 def test_names(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -113,3 +115,30 @@ def test_other_errors_are_what_they_are() -> None:
 
     with pytest.raises(RuntimeError, match="7 is odd"):
         device.within_memory("some.batch_size", 7, call)
+
+
+def test_a_limit_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(device.MEMORY, raising=False)
+    assert memory_limit() == math.inf
+    monkeypatch.setenv(device.MEMORY, "1.5")
+    assert memory_limit() == 1.5 * 2**30
+    with limited(None):
+        assert memory_limit() == 1.5 * 2**30, "nothing was said"
+    with limited(2):
+        assert memory_limit() == 2**31
+    with limited(math.inf):
+        assert memory_limit() == math.inf
+    assert memory_limit() == 1.5 * 2**30
+
+
+@pytest.mark.parametrize("given", ["24 GiB", "0", "-1", "nan"])
+def test_a_limit_that_is_none(monkeypatch: pytest.MonkeyPatch, given: str) -> None:
+    monkeypatch.setenv(device.MEMORY, given)
+    with pytest.raises(ConfigError, match=f"^QUEST_MEMORY_GIB: found '{given}'; expected GiB, a number above 0$"):
+        memory_limit()
+
+
+def test_what_is_held_now() -> None:
+    before = device.held(torch.device("cpu"))
+    held = torch.ones(2**24)
+    assert 0.5 * 2**26 < device.held(torch.device("cpu")) - before < 2**27, len(held)

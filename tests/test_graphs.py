@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -11,13 +12,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from quest import graphs
+from quest import graphs, methods
 from quest.config.dataset import DatasetSettings
+from quest.device import limited
 from quest.diffusion import denoiser as denoisers
 from quest.diffusion.denoiser import Outputs
 from quest.graphs import Replayed
 from quest.learning import finetuning, reconstruction, scales
 from quest.learning.calibration import Calibration
+from quest.learning.recomputing import Kept
 from quest.methods import efficientdm, quest
 from quest.noise import SampleNoise
 from quest.quantization.network import QuantizedNetwork
@@ -161,6 +164,29 @@ def test_both_stages_of_quest(
     for stage, epochs in found[0].items():
         for plain, replayed in zip(epochs, found[1][stage], strict=True):
             assert replayed == pytest.approx(plain, rel=1e-3), stage
+
+
+@pytest.mark.gpu
+@pytest.mark.usefixtures("exact")
+@pytest.mark.parametrize("method", ["quest", "traq"])
+def test_blocks_that_are_computed_again(
+    monkeypatch: pytest.MonkeyPatch,
+    make_quantized: Make,
+    calibration: Calibration,
+    make_settings: MakeSettings,
+    method: str,
+) -> None:
+    """A backward pass that computes them is recorded like any other, single samples at steps of their own or not."""
+    own = make_settings(methods={"quest": {"tla_epochs": 6, "cma_epochs": 6}, "traq": {"passes": 64}}).method(method)
+    monkeypatch.setattr(Kept, "blocks_for", lambda kept, _room: list(kept.inside))
+    found = []
+    with counting_recordings(monkeypatch) as made:
+        for how, limit in ((graphs.plain, math.inf), (nullcontext, 1.0)):
+            network = on_gpu(make_quantized("w4a4", sets=4))
+            with how(), limited(limit):
+                found.append(methods.get(method).quantize(network, calibration.to(GPU), own, 0).notes["loss"])
+            assert bool(made) == (how is nullcontext)
+    torch.testing.assert_close(found[1], found[0], rtol=1e-3, atol=0)
 
 
 @pytest.mark.gpu

@@ -19,8 +19,8 @@ import numpy as np
 import torch
 from matplotlib.ticker import LogLocator, NullLocator
 
-from quest import artifacts
-from quest.bench import measuring, resident
+from quest import artifacts, resident
+from quest.bench import measuring
 from quest.bench.works import WORKS, Point, Work
 from quest.config.reading import unknown
 from quest.report import drawing, text

@@ -7,8 +7,7 @@ import sys
 import time
 from pathlib import Path
 
-from quest import stages
-from quest.bench import resident
+from quest import resident, stages
 
 
 def main(report: Path, stage: str, arguments: list[str]) -> None:

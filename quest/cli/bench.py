@@ -98,6 +98,18 @@ def bench_memory(images: int, shard: int, device: torch.device) -> None:
     click.echo(memory.run(images, shard, device))
 
 
+@bench.command("activations")
+@click.option("--network", "names", type=click.Choice(["bedrooms", "imagenet", "stable-diffusion"]), multiple=True)
+@click.option("--batch", "batches", type=click.IntRange(min=1), multiple=True, default=(1, 4, 32), show_default=True)
+@click.option("--memory", type=click.FloatRange(min=0, min_open=True), default=24.0, show_default=True, help="GiB.")
+def bench_activations(names: tuple[str, ...], batches: tuple[int, ...], memory: float) -> None:
+    """What steps of finetuning keep at the papers' sizes, and what a limit of memory has them compute again (shapes
+    alone, seconds)."""
+    from quest.bench import activations
+
+    click.echo(activations.run(names or ("bedrooms", "imagenet", "stable-diffusion"), batches, memory))
+
+
 @bench.command("growth", params=[DEVICE])
 @click.option("--repeats", type=click.IntRange(min=1), default=3, show_default=True, help="Of which the median counts.")
 @click.option("--work", "works", multiple=True, help="Only this work, like sampling; may be repeated. Default: all.")

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     "--guidance", "guidance_scale", type=float, help="Default: the pipeline's own, or 7.5 of texts, 1.5 of classes."
 )
 @click.option("--budget", type=float, help="Minutes; what is learned is cut to them, and what was cut is said.")
-@click.option("--memory", type=float, help="GiB; samples and batches are cut to them.")
+@click.option("--memory", type=float, help="GiB; training computes again what does not fit, the rest is cut.")
 @click.option("--architecture", type=FILE, help="Of a CompVis checkpoint (.ckpt): its hyper-parameters, YAML.")
 @click.option("--scheduler", type=FILE, help="Of a U-Net alone: its scheduler_config.json.")
 @click.option("--settings", "file", type=FILE, help="YAML with other defaults (docs/config.md, quest quantize).")

@@ -52,11 +52,12 @@ class Estimator:
             return Cost(0.0, 0.0, 0.0, 0.0, 0.0)
         return self._cost(job, self.speed.start(job.rule))
 
-    def work(self, job: Job) -> Cost:
-        """The cost of what a job does, in a process that has begun."""
-        return self._cost(job, Took(0.0, 0.0))
+    def work(self, job: Job, *, but_training: bool = False) -> Cost:
+        """The cost of what a job does, in a process that has begun. but_training: its memory without that of steps
+        through a whole network, which a limit makes as small as it has to be (`quest.learning.recomputing`)."""
+        return self._cost(job, Took(0.0, 0.0), but_training)
 
-    def _cost(self, job: Job, start: Took) -> Cost:
+    def _cost(self, job: Job, start: Took, but_training: bool = False) -> Cost:
         network = self.networks.get(job.dataset or "")
         if network is None or job.settings is None:
             return Cost(start.seconds, start.seconds, start.bytes, 0.0, _disk(job, None, None))
@@ -66,7 +67,8 @@ class Estimator:
         seconds = sum(count * took[call].seconds for call, count in calls.items())
         on_gpu = self.speed.device.type == "cuda"
         held, spilled = _held(job, settings, size)
-        most = max((each.bytes for each in took.values()), default=0.0)
+        others = [took[call] for call in took if not (but_training and call.kind in methods.kinds())]
+        most = max((each.bytes for each in others), default=0.0)
         own = size.all_parameters * _FLOAT * _COPIES.get(job.rule, 0)
         return Cost(
             seconds=start.seconds + seconds / (1 if on_gpu else job.threads),

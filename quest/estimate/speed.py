@@ -54,9 +54,7 @@ _IMPORTS = {
     "measure": "quest.stages.measure, safetensors.torch, torchmetrics.image.kid",
     "reference": "quest.stages.reference, safetensors.torch, sklearn.datasets",
 }
-_REPORTING = (
-    "import json, time; from quest.bench import resident; print(json.dumps([time.process_time(), resident.peak()]))"
-)
+_REPORTING = "import json, time; from quest import resident; print(json.dumps([time.process_time(), resident.peak()]))"
 
 
 class Network:

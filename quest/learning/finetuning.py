@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +21,7 @@ from quest.learning import optimizers
 from quest.learning.cache import UNLIMITED, Cache
 from quest.learning.calibration import Calibration, Samples
 from quest.learning.progress import NOT_KEPT, Progress, Training
+from quest.learning.recomputing import Limited
 from quest.quantization import grid as grids
 from quest.quantization.granularity import Offsets
 from quest.quantization.grid import MIN_SCALE
@@ -169,7 +171,7 @@ class Stage:
         targets.refill()
         with teacher.quantizing(weights=False, activations=False):
             for batch in self.samples_of(calibration, epoch).split(_TEACHER_BATCH):
-                with _outputs_of(layers) as outputs:
+                with outputs_of(layers) as outputs:
                     noise = predict(teacher, data, batch)
                 targets.add(((), outputs), noise)
 
@@ -215,8 +217,12 @@ def finetune(
         for parameter in weights:
             parameter.requires_grad_(True)
 
+        @partial(Limited, network, setting=stage.batch_setting)
+        def losses(batch: Tensor) -> dict[str, Tensor]:
+            return _losses(network, data.inputs(positions[batch]), stage, targets, batch)
+
         def step(batch: Tensor) -> tuple[Tensor, ...]:
-            terms = _losses(network, data.inputs(positions[batch]), stage, targets, batch)
+            terms = losses(batch)
             index = network.step.index
             torch.stack(list(terms.values())).sum().backward()
             for used in (optimizer, scale_optimizers[index]):
@@ -257,7 +263,7 @@ def finetune(
 
 def _losses(network: QuantizedNetwork, told: Inputs, stage: Stage, targets: Cache, batch: Tensor) -> dict[str, Tensor]:
     """local: mean_l MSE(O_l, Ô_l); global: MSE(ε, ε̂); those that are switched on."""
-    with _outputs_of(stage.layers if stage.local_loss else {}) as outputs:
+    with outputs_of(stage.layers if stage.local_loss else {}) as outputs:
         noise = architectures.predict(network, told)
     _, of_layers, of_network = targets.take(batch)
     losses = {}
@@ -270,7 +276,7 @@ def _losses(network: QuantizedNetwork, told: Inputs, stage: Stage, targets: Cach
 
 
 @contextmanager
-def _outputs_of(layers: dict[str, QuantizedLayer]) -> Iterator[dict[str, Tensor]]:
+def outputs_of(layers: dict[str, QuantizedLayer]) -> Iterator[dict[str, Tensor]]:
     """Within, the outputs of layers as they come out, inside the graph: a local loss on them carries gradient."""
     outputs: dict[str, Tensor] = {}
 

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from quest import artifacts
-from quest.architectures.order import in_call_order, outermost
+from quest.architectures.order import in_call_order
 from quest.config.learning import ReconstructionSettings
 from quest.config.method import Grouping, Rounding
 from quest.config.quantizer import OF_WEIGHTS
@@ -83,7 +83,7 @@ def units(network: QuantizedNetwork, grouping: Grouping = "blocks") -> list[Unit
 
 def _blocks(network: QuantizedNetwork) -> list[Unit]:
     """Blocks, and layers outside any, in the order in which one call of the network reaches them."""
-    found = outermost(network.network, (*network.architecture.blocks, QuantizedLayer))
+    found = network.blocks()
     with network.quantizing(weights=False, activations=False):
         order = in_call_order(network, network.example, found)
     layers, whole = network.layers(), network.architecture.with_one_output

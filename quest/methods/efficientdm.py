@@ -18,6 +18,7 @@ import copy
 import logging
 from collections.abc import Iterable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -35,6 +36,7 @@ from quest.learning import optimizers
 from quest.learning.calibration import Calibration
 from quest.learning.finetuning import calibrate_activations, keep_positive, predict, sets_of
 from quest.learning.progress import NOT_KEPT, Progress, Training
+from quest.learning.recomputing import Limited
 from quest.methods import Outcome
 from quest.noise import SampleNoise
 from quest.quantization import grid
@@ -46,6 +48,7 @@ from quest.quantization.quantizers import ActivationQuantizer
 from quest.quantization.roles import Role
 
 log = logging.getLogger(__name__)
+SETTING = "methods.efficientdm.batch_size"
 
 
 def quantize(
@@ -212,10 +215,14 @@ def distil(
     teach, learn = Outputs(teacher, replayed=True), Outputs(network)
     call, guidance = calls[0], calibration.guidance([0])
 
-    def step(x: Tensor, target: Tensor, timesteps: Tensor, *context: Tensor) -> tuple[Tensor]:
+    @partial(Limited, network, setting=SETTING)
+    def loss_of(x: Tensor, target: Tensor, timesteps: Tensor, *context: Tensor) -> Tensor:
         told = None if guidance is None else replace(guidance, context=context[0])
         output = learn(x, timesteps, told)
-        loss = (call.parametrization.noise(output, x) - target).square().sum()
+        return (call.parametrization.noise(output, x) - target).square().sum()
+
+    def step(*told: Tensor) -> tuple[Tensor]:
+        loss = loss_of(*told)
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -223,7 +230,7 @@ def distil(
         keep_positive(scales)
         return (loss.detach(),)
 
-    replayed = Replayed(step, setting="methods.efficientdm.batch_size")
+    replayed = Replayed(step, setting=SETTING)
     try:
         left, count = range(done, settings.trajectories), settings.trajectories
         bar = tqdm(left, "efficientdm", count, initial=done, unit="trajectory", mininterval=5)

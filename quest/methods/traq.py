@@ -18,6 +18,7 @@ import copy
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -33,9 +34,11 @@ from quest.learning import optimizers, trajectories
 from quest.learning.calibration import Calibration, Samples
 from quest.learning.finetuning import calibrate_activations, keep_positive
 from quest.learning.progress import NOT_KEPT, Progress, Training
+from quest.learning.recomputing import Limited
 from quest.methods import Outcome
 from quest.quantization.network import QuantizedNetwork
 
+SETTING = "methods.traq.batch_size"
 _TEACHER_BATCH = 64
 _WARM = 10  # steps in which rates rise
 
@@ -141,18 +144,22 @@ def train(
     data, targets = _states(network, teacher, calibration, settings, seed, 0)
     steps_of = data.steps.to(device)
 
-    def step(batch: Tensor) -> tuple[Tensor, ...]:
+    @partial(Limited, network, setting=SETTING)
+    def loss_of(batch: Tensor) -> Tensor:
         with network.step.each(steps_of[batch]):
             noise = architectures.predict(network, data.inputs(batch))
         errors = (noise - targets[batch]).square().flatten(1).mean(1)
-        loss = cauchy(weights[steps_of[batch]] * errors, settings.cauchy).mean()
+        return cauchy(weights[steps_of[batch]] * errors, settings.cauchy).mean()
+
+    def step(batch: Tensor) -> tuple[Tensor, ...]:
+        loss = loss_of(batch)
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
         keep_positive([scale.data for scale in scales])
         return (loss.detach(),)
 
-    replayed = Replayed(step, setting="methods.traq.batch_size")
+    replayed = Replayed(step, setting=SETTING)
     training, history = Training(parameters, [optimizer], order), []
     if (kept := progress.get("traq")) is not None:
         training.resume(kept["training"])

@@ -16,9 +16,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from quest import artifacts, methods
+from quest import artifacts, methods, resident
 from quest.artifacts import plain, write_bytes
-from quest.bench import resident
 from quest.config.dataset import DatasetSettings
 from quest.config.methods import METHODS, python_name
 from quest.config.own import OwnSettings, own_settings
@@ -27,7 +26,7 @@ from quest.config.sampling import ConditionSettings
 from quest.config.values import Bits, ConfigError
 from quest.deploy import export, inspection
 from quest.deploy.quantize import width_of
-from quest.device import OutOfMemory, resolve
+from quest.device import OutOfMemory, limited, resolve
 from quest.estimate.speed import Speed
 from quest.own import card, plan, trial, wishes
 from quest.own import choice as choices
@@ -92,8 +91,9 @@ def convert(
     prompts: of a model of texts, a list or the path of a file with one a line. classes: of a model of classes, the
     first so many. steps, sampler ("ddim" or "plms"), eta, guidance_scale: how images will be drawn; the defaults are
     those of the pipeline and of `OwnSettings`, and a pipeline that draws by itself (`quest.own.drawing`) has the first
-    and last alone. budget: minutes, to which what is learned is cut; memory: GiB of the device. settings: changes to
-    `OwnSettings`, as plain JSON. base_model: a name for the card.
+    and last alone. budget: minutes, to which what is learned is cut; memory: GiB of the device, within which training
+    computes again what does not fit. settings: changes to `OwnSettings`, as plain JSON. base_model: a name for
+    the card.
 
     What is done so far is kept in ``<output>.work`` until all of it is; the same call goes on from there. Raises
     ConfigError or ArtifactError, both ValueErrors, for a model, settings or an output that cannot be used, before any
@@ -134,7 +134,8 @@ def convert(
             log.info("going on with what is in %s", work.folder)
         else:
             run.choose(budget, memory, began)
-        return run.through(output, force, base_model, budget, began)
+        with limited(memory):
+            return run.through(output, force, base_model, budget, began)
 
 
 class _Wants(NamedTuple):
@@ -312,20 +313,21 @@ class _Run:
             try:
                 run(self.settings)
                 break
-            except (torch.OutOfMemoryError, OutOfMemory):
-                pass  # what it held is let go of before the next try
-            self._halve(name)
+            except (torch.OutOfMemoryError, OutOfMemory) as error:
+                told = str(error)  # alone: what it held is let go of before the next try
+            self._halve(name, told)
         self.work.keep(took=self.work.state["took"] | {name: time.monotonic() - begun})
 
-    def _halve(self, name: str) -> None:
-        """Smaller batches for a step that ran out of memory. Raises ConfigError where they cannot be smaller."""
+    def _halve(self, name: str, told: str) -> None:
+        """Smaller batches for a step that ran out of memory, as it ``told``. Raises ConfigError where they cannot be
+        smaller."""
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
         smaller, what = halved(self.settings, name, self.wanted.method)
         if smaller is None:
             raise ConfigError(
                 f"{_WORDS[name]}: {self.device} has too little memory even for {what}. What is done is kept; go on "
-                "with --device cpu, or where there is more memory"
+                f"with --device cpu, or where there is more memory. It said: {told}"
             )
         log.warning("%s: %s ran out of memory; trying again with %s", _WORDS[name], self.device, what)
         kept = self.work.state["plan"] | {"settings": smaller.model_dump(mode="json", exclude_unset=True)}

@@ -2,7 +2,8 @@
 
 What a run takes is `quest estimate`'s model of it: calls of the network counted from the settings, timed here. A budget
 of minutes cuts all counts that may be cut (`OwnSettings.least`) by one factor, and raises the rate of learned rounding
-as its iterations fall; one of memory cuts samples that are cached and batches.
+as its iterations fall; one of memory cuts samples that are cached, and batches but those of methods that train through
+the whole network: such a step computes again what does not fit.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from quest.config.values import FULL_PRECISION, ConfigError
 from quest.deploy.quantize import divisor
 from quest.diffusion.denoiser import Denoiser
 from quest.estimate import costs, work
+from quest.estimate import methods as counted_methods
 from quest.estimate.costs import Cost, Estimator
 from quest.estimate.networks import Model
 from quest.estimate.plan import Job
@@ -106,7 +108,8 @@ class Estimate:
     """What steps take here, of one model and method.
 
     model: of `quest.estimate.networks`, taken over. speed: of this machine; what it lacks is measured when this is
-    made, on as many threads as the work will have.
+    made, on as many threads as the work will have. known: whether all of its calls could be counted. trains: whether
+    the method has steps through the whole network.
     """
 
     def __init__(self, model: Model, settings: DatasetSettings, wanted: Wanted, speed: Speed):
@@ -116,12 +119,13 @@ class Estimate:
         asked = sum((each for each in counted if each is not None), work.Work())
         self._estimator: Estimator = costs.measured({NAME: asked}, {NAME: network}, speed)
         self.known = None not in counted
+        self.trains = any(call.kind in counted_methods.kinds() for call in asked)
 
-    def plan(self, settings: DatasetSettings, full: DatasetSettings) -> Plan:
-        """What ``settings`` cost, and what they have less of than ``full``."""
+    def plan(self, settings: DatasetSettings, full: DatasetSettings, room: float = math.inf) -> Plan:
+        """What ``settings`` cost, and what they have less of than ``full``. room: bytes, of which steps through the
+        whole network take what is left."""
         found = {name: self._cost(job) for name, job in self._jobs(settings)}
-        on_gpu = self._estimator.speed.device.type == "cuda"
-        memory = max(each.gpu_memory if on_gpu else each.memory for each in found.values())
+        memory = max(self._memory(job, room) for _, job in self._jobs(settings))
         reckoned = any(each.reckoned for each in found.values())
         seconds = {name: each.seconds for name, each in found.items()}
         return Plan(settings, seconds, memory, list(differences(full, settings)), reckoned, self.known)
@@ -146,9 +150,15 @@ class Estimate:
         except ConfigError:  # a method whose calls nobody has counted yet
             return None
 
-    def _cost(self, job: Job) -> Cost:
+    def _memory(self, job: Job, room: float) -> float:
+        whole, rest = (self._cost(job, but_training=each) for each in (False, True))
+        if self._estimator.speed.device.type == "cuda":
+            return min(whole.gpu_memory, max(rest.gpu_memory, room))
+        return min(whole.memory, max(rest.memory, room))
+
+    def _cost(self, job: Job, *, but_training: bool = False) -> Cost:
         try:
-            return self._estimator.work(job)
+            return self._estimator.work(job, but_training=but_training)
         except ConfigError:
             return Cost(0.0, 0.0, 0.0, 0.0, 0.0)
 
@@ -166,11 +176,12 @@ def fitted(
 
     Raises ConfigError, saying what the least would take, where even that does not fit.
     """
-    plan = estimate.plan(full, full)
+    room = math.inf if memory is None else memory
+    plan = estimate.plan(full, full, room)
     if memory is not None and plan.memory > memory:
         plan = _least(
             plan,
-            (estimate.plan(each, full) for each in _shrunk(full, own, memory_only=True)),
+            (estimate.plan(each, full, room) for each in _shrunk(full, own, memory_only=True, spared=estimate.trains)),
             lambda found: found.memory <= memory,
             lambda found: (
                 f"--memory: {memory / 2**30:.2g} GiB; the least that this model takes here is about "
@@ -180,7 +191,7 @@ def fitted(
     if minutes is not None and plan.total > (seconds := minutes * 60 * own.share - spent):
         plan = _least(
             plan,
-            (estimate.plan(each, full) for each in _shrunk(plan.settings, own, memory_only=False)),
+            (estimate.plan(each, full, room) for each in _shrunk(plan.settings, own, memory_only=False)),
             lambda found: found.total <= seconds,
             lambda found: (
                 f"--budget: {minutes:g} minutes; the least that this method takes here is about "
@@ -200,17 +211,21 @@ def _least(first: Plan, plans: Iterable[Plan], fits: Callable[[Plan], bool], ref
     raise ConfigError(refusal(plan))
 
 
-def _shrunk(settings: DatasetSettings, own: OwnSettings, *, memory_only: bool) -> Iterator[DatasetSettings]:
-    """The settings with less and less, until nothing can be cut further."""
+def _shrunk(
+    settings: DatasetSettings, own: OwnSettings, *, memory_only: bool, spared: bool = False
+) -> Iterator[DatasetSettings]:
+    """The settings with less and less, until nothing can be cut further. spared: the method's batches."""
     before = settings
     for number in range(1, _TRIES):
-        smaller = _cut(settings, own, _FACTOR**number, memory_only)
+        smaller = _cut(settings, own, _FACTOR**number, memory_only, spared)
         if smaller != before:
             yield smaller
         before = smaller
 
 
-def _cut(settings: DatasetSettings, own: OwnSettings, factor: float, memory_only: bool) -> DatasetSettings:
+def _cut(
+    settings: DatasetSettings, own: OwnSettings, factor: float, memory_only: bool, spared: bool
+) -> DatasetSettings:
     """Every count that may be cut times ``factor``."""
     (key,) = settings.methods.model_fields_set
     content = settings.model_dump(mode="json")
@@ -223,9 +238,8 @@ def _cut(settings: DatasetSettings, own: OwnSettings, factor: float, memory_only
     for name, section in sections.items():
         least = {each: own.least.get(each, 0) for each in section}
         if memory_only:
-            least = {each: value for each, value in least.items() if each in _CACHED} | dict.fromkeys(
-                [each for each in _BATCHES if each in section], 1
-            )
+            batches = [] if spared and name == key else [each for each in _BATCHES if each in section]
+            least = {each: value for each, value in least.items() if each in _CACHED} | dict.fromkeys(batches, 1)
         changes[name] = {
             each: max(min(floor, section[each]), round(section[each] * factor))
             for each, floor in least.items()

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Container, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from quest import architectures
+from quest.architectures.order import outermost
 from quest.quantization import granularity, packing
 from quest.quantization.account import account, assert_levels
 from quest.quantization.attention import QuantizedAttention
@@ -82,6 +83,10 @@ class QuantizedNetwork(nn.Module):
         """Quantized layers by name, in registration order."""
         return {name: module for name, module in self.network.named_modules() if isinstance(module, QuantizedLayer)}
 
+    def blocks(self) -> dict[str, nn.Module]:
+        """What is learned, or computed again, as a whole, by name: blocks of the architecture, layers outside any."""
+        return outermost(self.network, (*self.architecture.blocks, QuantizedLayer))
+
     def sites(self) -> dict[str, ActivationQuantizer]:
         """Activation quantizers by name: layer inputs and attention operands."""
         return {
@@ -97,6 +102,19 @@ class QuantizedNetwork(nn.Module):
             yield
         finally:
             self.switches.weights, self.switches.activations = before
+
+    def as_now(self) -> Callable[[], AbstractContextManager[None]]:
+        """Contexts within which a call computes as it would at this one: at the same sampling steps, the same
+        quantized, whatever was said since. For what a backward pass computes again."""
+        step = self.step.as_now()
+        weights, activations = self.switches.weights, self.switches.activations
+
+        @contextmanager
+        def within() -> Iterator[None]:
+            with step(), self.quantizing(weights=weights, activations=activations):
+                yield
+
+        return within
 
     @contextmanager
     def frozen(self, but: Container[str] = ()) -> Iterator[None]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from typing import TypeVar
 
 import torch
@@ -58,6 +58,21 @@ class Step(nn.Module):
             yield
         finally:
             self.position = before
+
+    def as_now(self) -> Callable[[], AbstractContextManager[None]]:
+        """Contexts within which the step is what it is at this call, of each sample its own, whatever was set since."""
+        now = self._current, self.position.clone()  # which `set` changes in place
+
+        @contextmanager
+        def within() -> Iterator[None]:
+            before = self._current, self.position
+            self._current, self.position = now
+            try:
+                yield
+            finally:
+                self._current, self.position = before
+
+        return within
 
     def use(self, widths: Sequence[int]) -> None:
         """Take the width of each step, noisiest first."""

@@ -37,7 +37,7 @@ from quest.diffusion import sampling
 from quest.diffusion.conditioners import ClassLabels
 from quest.diffusion.denoiser import Denoiser
 from quest.learning import calibration as calibrations
-from quest.learning import reconstruction
+from quest.learning import recomputing, reconstruction
 from quest.quantization.account import account
 from quest.quantization.network import QuantizedNetwork
 from quest.quantization.quantizers import calibrating
@@ -327,3 +327,22 @@ def test_layers_without_a_role_come_with_a_pattern() -> None:
     proposed = json.loads(str(raised.value).partition("to begin with: ")[2])
     found = architectures.of(network).roles({pattern: Role(role) for pattern, role in proposed.items()})
     assert list(found) == [name for name, module in network.named_modules() if is_layer(module)]
+
+
+@FAMILIES
+def test_blocks_that_are_computed_again(family: str) -> None:
+    """Whatever a block is given and gives: the same gradients, for fewer bytes."""
+    network, told = copy.deepcopy(quantized(family, "w4a8")), MINIATURES[family].told(2)
+    weights = [layer.weight.requires_grad_(True) for layer in network.layers().values()]
+
+    def loss() -> Tensor:
+        return architectures.predict(network, told).square().sum()
+
+    kept = recomputing.measure(network, loss)
+    assert kept.bytes(list(kept.inside)) < 0.7 * kept.bytes()
+    found = []
+    for again in ((), kept.inside):
+        with recomputing.recomputed(network, again):
+            value = loss()
+        found.append(torch.autograd.grad(value, weights, materialize_grads=True))
+    assert all(torch.equal(*pair) for pair in zip(*found, strict=True))

@@ -77,7 +77,7 @@ def test_local_losses_carry_gradient(make_quantized: Make, calibration: Calibrat
     assert len(weights) == 2 * len(stage.layers)
     for parameter in weights:
         parameter.requires_grad_(True)
-    with finetuning._outputs_of(stage.layers) as outputs:
+    with finetuning.outputs_of(stage.layers) as outputs:
         finetuning.predict(network, data, torch.tensor([0, 1]))
     assert set(outputs) == set(stage.layers)
     assert all(output.requires_grad and output.grad_fn is not None for output in outputs.values())
@@ -100,7 +100,7 @@ def test_each_layer_is_matched_on_its_own(make_quantized: Make, calibration: Cal
     data, batch = calibration.samples(4), torch.tensor([3, 5])
     with torch.no_grad():
         losses = finetuning._losses(network, data.inputs(batch), stage, targets, batch)
-        with finetuning._outputs_of(stage.layers) as outputs:
+        with finetuning.outputs_of(stage.layers) as outputs:
             noise = finetuning.predict(network, data, batch)
         _, of_layers, of_network = targets.take(batch)
         errors = [(outputs[name] - of_layers[name]).square().mean() for name in stage.layers]
@@ -114,7 +114,7 @@ def test_targets_are_those_of_full_precision(make_quantized: Make, calibration: 
     targets = stage.record(network, calibration)
     data = calibration.samples(4)
     with torch.no_grad(), network.quantizing(weights=False, activations=False):
-        with finetuning._outputs_of(stage.layers) as outputs:
+        with finetuning.outputs_of(stage.layers) as outputs:
             noise = network(data.x, data.timesteps).sample
         _, of_layers, of_network = targets.take(torch.arange(len(data)))
         torch.testing.assert_close(of_network, noise)

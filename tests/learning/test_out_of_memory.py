@@ -17,7 +17,7 @@ from quest.diffusion.denoiser import Denoiser
 from quest.learning import reconstruction, scales
 from quest.learning.calibration import Calibration
 from quest.learning.finetuning import finetune
-from quest.methods import efficientdm, quest
+from quest.methods import efficientdm, quest, traq
 from quest.quantization.network import QuantizedNetwork
 
 Make = Callable[..., QuantizedNetwork]
@@ -77,6 +77,13 @@ def test_efficientdm(make_quantized: Make, calibration: Calibration, make_settin
     network = make_quantized(calibrated=False)
     with refused("methods.efficientdm.batch_size", 4, 2), memory_of(2, network.layers()["conv_out"]):
         efficientdm.quantize(network, calibration, settings, 0)
+
+
+def test_traq(make_quantized: Make, calibration: Calibration, make_settings: MakeSettings) -> None:
+    settings = make_settings().methods.traq
+    network = make_quantized(sets=4, calibrated=False)
+    with refused("methods.traq.batch_size", 4, 2), memory_of(2, network.layers()["conv_out"]):
+        traq.quantize(network, calibration, settings, 0)
 
 
 def test_sampling(denoiser: Denoiser, make_settings: MakeSettings) -> None:

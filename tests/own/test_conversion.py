@@ -183,6 +183,53 @@ def test_memory_cuts_what_is_cached(here: Path) -> None:
         plan.fitted(estimate, full, own, None, 1000.0)
 
 
+def test_training_takes_the_memory_that_is_left(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its batches stay, whatever else has to be cut."""
+    from quest.config.own import own_settings
+    from quest.estimate import networks
+    from quest.estimate.calls import Took
+    from quest.estimate.costs import Cost
+    from quest.estimate.speed import Speed
+
+    own = own_settings({**brought.FEW, "reconstruction": {"batch_size": 16}}, "test")
+    chosen = plan.Wanted("quest", "w8a8", quest.SamplerSettings(steps=2), None)
+    source = pipelines.of_pipeline(brought.pixels())
+    full = plan.settings_for(own, plan.images_of(source), here / "model.safetensors", chosen)
+    estimate = plan.Estimate(networks.of(source), full, chosen, Speed(here / "speed.json", torch.device("cpu")))
+    assert estimate.trains
+    job = next(job for name, job in estimate._jobs(full) if name == "finetune")
+    monkeypatch.setattr(Speed, "took", lambda _self, _network, call, _reference: Took(1.0, 1e9 * (call.kind == "cma")))
+    assert estimate._cost(job, but_training=True).memory < estimate._cost(job).memory
+
+    def cost(job: Any, but_training: bool = False) -> Cost:
+        gib = {"finetune": 1 if but_training else 10, "reconstruct": job.settings.reconstruction.batch_size / 4}
+        return Cost(1.0, 1.0, gib.get(job.rule, 0.5) * 2**30, 0.0, 0.0)
+
+    monkeypatch.setattr(estimate, "_cost", cost)
+    assert estimate.plan(full, full).memory == 10 * 2**30
+    assert plan.fitted(estimate, full, own, None, 20.0 * 2**30).memory == 10 * 2**30
+    found = plan.fitted(estimate, full, own, None, 5.0 * 2**30)
+    assert (found.memory, found.cuts) == (5 * 2**30, [])
+    found = plan.fitted(estimate, full, own, None, 2.5 * 2**30)
+    assert found.memory == 2.5 * 2**30
+    assert found.settings.reconstruction.batch_size == 10
+    assert not any("tla_batch_size" in cut or "cma_batch_size" in cut for cut in found.cuts)
+
+
+def test_memory_reaches_training_and_changes_nothing(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from quest.learning import recomputing
+
+    found, measured = [], []
+    monkeypatch.setattr(recomputing.Kept, "blocks_for", lambda kept, _room: measured.append(1) or list(kept.inside))
+    given: dict[str, Any] = QUICK | {"method": "quest"}
+    for output, memory in (("ours", None), ("theirs", 100.0)):
+        made = quest.convert(brought.pixels(), output, memory=memory, **given)
+        found.append((draws(here / output, batch_size=2), made.report["cuts"]))
+        assert bool(measured) == (memory is not None)
+    assert (found[0][0] == found[1][0]).all()
+    assert found[0][1] == found[1][1] == []
+
+
 def test_smaller_batches_where_memory_runs_out(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from quest.stages import reconstruct
 
@@ -207,7 +254,8 @@ def test_smaller_batches_where_memory_runs_out(here: Path, monkeypatch: pytest.M
         raise torch.OutOfMemoryError("out of memory")
 
     monkeypatch.setattr(reconstruct, "run", never)
-    with pytest.raises(ConfigError, match=r"cpu has too little memory even for reconstruction.batch_size 1. What is"):
+    told = r"cpu has too little memory even for reconstruction.batch_size 1. What is .* It said: out of memory"
+    with pytest.raises(ConfigError, match=told):
         quest.convert(brought.pixels(), "others", **(QUICK | {"method": "quest", "settings": settings}))
 
 

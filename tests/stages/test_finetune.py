@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from quest import methods
+from quest import device, methods
 from quest.artifacts import load_tensors
 from quest.config.dataset import DatasetSettings
 from quest.config.method import Rounding
@@ -17,6 +17,7 @@ from quest.config.values import Bits
 from quest.deploy import checkpoints
 from quest.diffusion.denoiser import Denoiser
 from quest.learning.calibration import Calibration
+from quest.learning.recomputing import Kept
 from quest.quantization.network import QuantizedNetwork
 from quest.quantization.roles import Role
 from quest.stages import finetune, reconstruct
@@ -79,6 +80,35 @@ def test_a_variant_writes_a_checkpoint_of_its_name(
     loaded = checkpoints.load(output, denoiser)
     assert loaded.method == name
     assert not [layer for layer in loaded.network.layers().values() if layer.role in TIME]
+
+
+@pytest.mark.parametrize("method", ["quest+nearest", "efficientdm", "traq+nearest"])
+def test_a_limit_of_memory_is_no_part_of_the_result(
+    method: str,
+    make_settings: Callable[..., DatasetSettings],
+    model_file: Path,
+    calibration_file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """To the last byte of its file; by the option, by the environment, and with every block computed again."""
+    settings = make_settings(methods={name: {"rounding": "nearest"} for name in ("quest", "traq", "efficientdm")})
+    measured = []
+    monkeypatch.setattr(Kept, "blocks_for", lambda kept, _room: measured.append(1) or list(kept.inside))
+
+    def written(name: str, memory: float | None = None) -> bytes:
+        measured.clear()
+        output = tmp_path / name
+        finetune.run("tiny", settings, model_file, method, "w4a4", 0, calibration_file, None, output, CPU, memory)
+        return output.read_bytes()
+
+    without = written("without")
+    assert not measured
+    assert written("option", 100.0) == without
+    assert measured
+    monkeypatch.setenv(device.MEMORY, "100")
+    assert written("environment") == without
+    assert measured
 
 
 def test_reconstruction_is_missing(

@@ -115,14 +115,14 @@ def test_a_stage_of_the_chain_runs_for_seeds_that_have_one(project: Project, tar
     assert {job.wildcards.seed for job in plan.jobs} == {"3", "4"}
 
 
-def test_the_suite_of_the_shapes_quantizes_once_and_trains_what_is_missing(default_project: Project) -> None:
+def test_the_suite_of_the_shapes_is_whole_chains_and_trains_what_is_missing(default_project: Project) -> None:
     rules = Plan(default_project, {"suite": "shapes"}).rules()
     run = load(ROOT / "config" / "shapes.yaml")
     assert rules["pretrain"] == rules["table"] == len(run.datasets) == 3
     assert rules["pretrain_clip"] == 1
     assert rules["paper"] == 3 * len(run.run.tables)
-    assert rules["calibrate"] == 3
-    assert rules["measure"] == 3 * (rules["finetune"] + 3)  # full precision has no chain
+    assert rules["calibrate"] == 3 * len(run.run.seeds) == 9
+    assert rules["measure"] == rules["finetune"] + 9  # and full precision's
     (shards,) = {settings.evaluation.shards for settings in run.datasets.values()}
     assert rules["sample"] == shards * rules["measure"]
 

@@ -164,6 +164,8 @@ def _lines(axes: Axes, mine: Sequence[Row], styles: Mapping[str, Mapping[str, An
     for method, style in styles.items():
         for way, dashes in _STYLES.items():
             line = [row for row in mine if row["method"] == method and _is(row, way)]
+            if all(row["chosen"] != way for row in line):
+                continue  # ends alone, which are nobody's choice
             line.sort(key=lambda row: row["bytes"])
             (drawn,) = axes.plot([row["share"] for row in line], [_psnr(row) for row in line])
             drawn.set(**{**style, "linestyle": dashes, "markersize": 5, "linewidth": 1.2})

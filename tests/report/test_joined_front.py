@@ -79,10 +79,12 @@ def test_files(folder: Path) -> None:
 
 
 def test_the_picture_joins_ends_to_both_lines(folder: Path) -> None:
+    save(folder, "quest", "w8a8", "uniform", 531, "far")
     panels = front.chart(front.points(folder, 0)).axes
     assert [axes.get_title(loc="left") for axes in panels] == [f"tiny, activations of {bits} bits" for bits in (8, 4)]
     sizes: list[Any] = [list(np.asarray(line.get_xdata())) for line in panels[0].lines]
-    assert sizes == [[0.279], [0.279, 0.53], [0.53], [0.28], [0.279]], "the front, then uniform and chosen of each"
+    wanted = [[0.279], [0.279, 0.53], [0.28, 0.531], [0.279, 0.531]]
+    assert sizes == wanted, "the front, uniform of nearest, which has ends alone beside, then uniform and chosen"
 
 
 def test_other_images_are_refused(folder: Path) -> None:

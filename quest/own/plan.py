@@ -124,8 +124,9 @@ class Estimate:
     def plan(self, settings: DatasetSettings, full: DatasetSettings, room: float = math.inf) -> Plan:
         """What ``settings`` cost, and what they have less of than ``full``. room: bytes, of which steps through the
         whole network take what is left."""
-        found = {name: self._cost(job) for name, job in self._jobs(settings)}
-        memory = max(self._memory(job, room) for _, job in self._jobs(settings))
+        jobs = dict(self._jobs(settings))
+        found = {name: self._cost(job) for name, job in jobs.items()}
+        memory = max(self._memory(job, found[name], room) for name, job in jobs.items())
         reckoned = any(each.reckoned for each in found.values())
         seconds = {name: each.seconds for name, each in found.items()}
         return Plan(settings, seconds, memory, list(differences(full, settings)), reckoned, self.known)
@@ -150,8 +151,8 @@ class Estimate:
         except ConfigError:  # a method whose calls nobody has counted yet
             return None
 
-    def _memory(self, job: Job, room: float) -> float:
-        whole, rest = (self._cost(job, but_training=each) for each in (False, True))
+    def _memory(self, job: Job, whole: Cost, room: float) -> float:
+        rest = self._cost(job, but_training=True)
         if self._estimator.speed.device.type == "cuda":
             return min(whole.gpu_memory, max(rest.gpu_memory, room))
         return min(whole.memory, max(rest.memory, room))

@@ -20,6 +20,7 @@ from quest.diffusion.denoiser import Outputs
 from quest.graphs import Replayed
 from quest.learning import finetuning, reconstruction, scales
 from quest.learning.calibration import Calibration
+from quest.learning.finetuning import calibrate_activations
 from quest.learning.recomputing import Kept
 from quest.methods import efficientdm, quest
 from quest.noise import SampleNoise
@@ -164,6 +165,23 @@ def test_both_stages_of_quest(
     for stage, epochs in found[0].items():
         for plain, replayed in zip(epochs, found[1][stage], strict=True):
             assert replayed == pytest.approx(plain, rel=1e-3), stage
+
+
+@pytest.mark.gpu
+@pytest.mark.usefixtures("exact")
+def test_one_recording_serves_all_sets_of_scales(
+    monkeypatch: pytest.MonkeyPatch, make_quantized: Make, calibration: Calibration, settings: DatasetSettings
+) -> None:
+    few = {"tla_samples": 4, "tla_batch_size": 4, "cma_samples": 4, "cma_batch_size": 4}  # batches are of one size
+    method = settings.methods.quest.model_copy(update={"tla_epochs": 3, "cma_epochs": 3, **few})
+    with counting_recordings(monkeypatch) as made:
+        network, calibrated = (on_gpu(make_quantized("w4a4", sets=4)) for _ in range(2))
+        quest.quantize(network, calibration.to(GPU), method, 0)
+    assert len(made) == 2, "one of each stage"
+    calibrate_activations(calibrated, calibration.to(GPU))
+    before = calibrated.sites()
+    moved = [(site.scale != before[name].scale).flatten(1).any(1) for name, site in network.sites().items()]
+    assert torch.stack(moved).any(0).all(), "every set has learned"
 
 
 @pytest.mark.gpu

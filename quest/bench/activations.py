@@ -20,7 +20,7 @@ from quest.bench import networks
 from quest.config.methods.quest import QuestSettings
 from quest.config.quantizer import QuantizerSettings
 from quest.config.values import Bits
-from quest.learning import finetuning, recomputing
+from quest.learning import finetuning, recomputing, turns
 from quest.learning.finetuning import Stage
 from quest.learning.recomputing import Kept
 from quest.methods import quest
@@ -63,7 +63,7 @@ def rows_of(model: nn.Module, name: str, batches: Sequence[int]) -> Iterator[Row
     network.step.widths = torch.zeros(_STEPS, dtype=torch.long)  # which is read, and so cannot be without numbers
     network.set_step(0)
     for stage in (quest.STAGES[each](network, QuestSettings()) for each in STAGES):
-        with finetuning.training_sets(stage.sites), network.frozen(but=stage.layers), _training(stage) as trained:
+        with turns.trained(stage.sites), network.frozen(but=stage.layers), _training(stage) as trained:
             for batch in batches:
                 x = torch.empty(batch, *networks.shape(name), device="meta")
                 kept = recomputing.measure(network, lambda stage=stage, x=x: _loss(network, stage, x))

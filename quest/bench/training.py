@@ -25,7 +25,7 @@ from quest.config.quantizer import QuantizerSettings
 from quest.config.sampling import SamplerSettings
 from quest.config.values import Bits
 from quest.diffusion.denoiser import Sampler
-from quest.learning import finetuning, reconstruction
+from quest.learning import finetuning, reconstruction, turns
 from quest.learning import scales as scale_learning
 from quest.learning.cache import Cache
 from quest.learning.calibration import Calibration
@@ -199,8 +199,8 @@ def _passes(
     data = calibration.samples(batch)
     published = PUBLISHED[name]
     found = []
-    with finetuning.training_sets(stage.sites) as scales, network.frozen(but=stage.layers):
-        trained = [*stage.weights(), *(scale for of_set in scales for scale in of_set)]
+    with turns.trained(stage.sites) as scales, network.frozen(but=stage.layers):
+        trained = [*stage.weights(), *(each.scale for each in scales)]
         for parameter in trained:
             parameter.requires_grad_(True)
 

@@ -18,15 +18,16 @@ from quest.config.reading import merged, unknown, validate
 from quest.config.values import NonNegative, Positive, Rate, Settings, Several
 
 _SCALES = {"iterations": 500, "lr": 4e-4, "samples": 1_280}
+_FEW_PASSES = {"8": 1e-5, "4": 3e-5}  # rates of QuEST
 _METHODS: dict[str, Any] = {
     "nearest": {"sets": 5},
     "q_diffusion": _SCALES,
     "ptqd": _SCALES | {"batch_size": 32, "trajectories": 128, "held_out": 32},
     "efficientdm": {"trajectories": 48, "batch_size": 8, "adapter_lr_divisor": 50, "activation_lr": 5e-5},
     "quest": {
-        "sets": 5,
-        **{"tla_epochs": 4, "tla_samples": 16, "tla_batch_size": 32, "tla_weight_lr": 1e-4, "tla_scale_lr": 1e-4},
-        **{"cma_epochs": 5, "cma_samples": 64, "cma_batch_size": 32, "cma_weight_lr": 1e-4, "cma_scale_lr": 1e-3},
+        **{"tla_epochs": 4, "tla_samples": 16, "tla_batch_size": 4, "cma_epochs": 5, "cma_samples": 64},
+        **{"tla_weight_lr": _FEW_PASSES, "tla_scale_lr": _FEW_PASSES, "cma_weight_lr": _FEW_PASSES},
+        "cma_scale_lr": {"8": 1e-4, "4": 3e-4},
     },
 }
 _LEAST = {

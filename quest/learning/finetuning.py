@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 
@@ -22,6 +22,7 @@ from quest.learning.cache import UNLIMITED, Cache
 from quest.learning.calibration import Calibration, Samples
 from quest.learning.progress import NOT_KEPT, Progress, Training
 from quest.learning.recomputing import Limited
+from quest.learning.turns import in_turns
 from quest.quantization import grid as grids
 from quest.quantization.granularity import Offsets
 from quest.quantization.grid import MIN_SCALE
@@ -206,13 +207,12 @@ def finetune(
     weights = stage.weights()
     order = torch.Generator().manual_seed(seed)
     history: list[dict[str, float]] = []
-    with training_sets(stage.sites) as scales, network.frozen(but=stage.layers):
+    with in_turns(stage.sites, stage.scale_lr) as turns, network.frozen(but=stage.layers):
         optimizer = optimizers.adam(weights, stage.weight_lr)
-        scale_optimizers = [optimizers.adam(of_set, stage.scale_lr) for of_set in scales]
-        trained = [*weights, *(scale for of_set in scales for scale in of_set)]
-        training = Training(trained, [optimizer, *scale_optimizers], order)
+        training = Training([*weights, *(kept for of_set in turns.kept for kept in of_set)], [optimizer], order)
         if (kept := progress.get(stage.name)) is not None:
             training.resume(kept["training"])
+            turns.bring()
             history = kept["history"]
         for parameter in weights:
             parameter.requires_grad_(True)
@@ -223,12 +223,11 @@ def finetune(
 
         def step(batch: Tensor) -> tuple[Tensor, ...]:
             terms = losses(batch)
-            index = network.step.index
             torch.stack(list(terms.values())).sum().backward()
-            for used in (optimizer, scale_optimizers[index]):
+            for used in (optimizer, turns.optimizer):
                 used.step()
                 used.zero_grad()
-            keep_positive(scales[index])
+            keep_positive(turns.scales)
             return tuple(term.detach().double() for term in terms.values())
 
         replayed = Replayed(step, targets.on_device, setting=stage.batch_setting)
@@ -249,7 +248,9 @@ def finetune(
                 for choice in torch.randperm(len(batches), generator=order).tolist():
                     index, batch = batches[choice]
                     network.set_step(network.step.steps_of(index)[0])
-                    found.append(torch.stack(replayed(batch.to(data.x.device), variant=index)))
+                    turns.use(index)
+                    found.append(torch.stack(replayed(batch.to(data.x.device))))
+                turns.keep()
                 means = torch.stack(found).mean(0).tolist()  # waits for the device
                 history.append(dict(zip(stage.losses, means, strict=True)))
                 progress.put(stage.name, {"training": training.state(), "history": history})
@@ -292,14 +293,6 @@ def outputs_of(layers: dict[str, QuantizedLayer]) -> Iterator[dict[str, Tensor]]
     finally:
         for handle in handles:
             handle.remove()
-
-
-@contextmanager
-def training_sets(sites: list[ActivationQuantizer]) -> Iterator[list[tuple[nn.Parameter, ...]]]:
-    """Within, the scales of all sites as parameters: for each set of sampling steps those of every site."""
-    with ExitStack() as stack:
-        by_site = [stack.enter_context(site.training_sets()) for site in sites]
-        yield list(zip(*by_site, strict=True))
 
 
 @torch.no_grad()

@@ -15,6 +15,14 @@ def adam(parameters: Iterable[Tensor], lr: float) -> torch.optim.Adam:
     return torch.optim.Adam(parameters, lr=_rate(parameters, lr), **_how(parameters))
 
 
+def begun(optimizer: torch.optim.Adam, parameter: Tensor) -> list[Tensor]:
+    """What the optimizer keeps for ``parameter``, made before its first step: both moments and the count of steps."""
+    count = torch.zeros((), device=parameter.device)  # on the device, as fused Adam has it
+    state = {"step": count, "exp_avg": torch.zeros_like(parameter), "exp_avg_sq": torch.zeros_like(parameter)}
+    optimizer.state[parameter] = state
+    return list(state.values())
+
+
 def adamw(groups: list[dict[str, Any]], weight_decay: float) -> torch.optim.AdamW:
     """AdamW on groups of parameters with rates of their own, "lr", which become tensors as in `adam`."""
     groups = [group | {"lr": _rate(group["params"], group["lr"])} for group in groups]

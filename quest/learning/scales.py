@@ -28,10 +28,10 @@ from quest.learning.finetuning import (
     predict,
     running_ranges,
     sets_of,
-    training_sets,
 )
 from quest.learning.progress import NOT_KEPT, Progress
 from quest.learning.reconstruction import Recorder, Unit
+from quest.learning.turns import in_turns
 from quest.quantization.network import QuantizedNetwork
 from quest.quantization.quantizers import ActivationQuantizer
 
@@ -112,16 +112,14 @@ def learn_unit(
 
     groups: of each set, the samples of ``cache`` that are at its steps. Weights should be frozen.
     """
-    with training_sets(sites_of(unit)) as sets:
-        scales = [scale for of_set in sets for scale in of_set]
-        optimizer = optimizers.adam(scales, settings.lr)
+    with in_turns(sites_of(unit), settings.lr) as turns:
 
         def step(batch: Tensor) -> tuple[()]:
             args, named, target = cache.take(batch)
             reconstruction.distance(unit.module(*args, **named), target, POWER).backward()
-            optimizer.step()
-            optimizer.zero_grad()
-            keep_positive(scales)
+            turns.optimizer.step()
+            turns.optimizer.zero_grad()
+            keep_positive(turns.scales)
             return ()
 
         method = type(settings).__module__.rpartition(".")[2]  # config/methods/<method>.py
@@ -131,9 +129,10 @@ def learn_unit(
             members = groups[index]
             batch = members[torch.randint(len(members), (settings.batch_size,), generator=generator)]
             falling = (1 + math.cos(math.pi * iteration / settings.iterations)) / 2
-            optimizers.set_rates(optimizer, [settings.lr * falling])
+            optimizers.set_rates(turns.optimizer, [settings.lr * falling])
             _enter(network, index)
-            replayed(batch.to(cache.device), variant=index)
+            turns.use(index)
+            replayed(batch.to(cache.device))
 
 
 def _loss(network: QuantizedNetwork, unit: Unit, cache: Cache, groups: list[Tensor]) -> float:

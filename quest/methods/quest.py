@@ -25,7 +25,7 @@ from torch.nn.utils import parametrize
 from quest.architectures import Places
 from quest.config.methods.quest import QuestSettings
 from quest.config.reading import unknown
-from quest.config.values import Bits
+from quest.config.values import Bits, width
 from quest.learning.calibration import Calibration
 from quest.learning.finetuning import Stage, calibrate_activations, finetune
 from quest.learning.progress import NOT_KEPT, Progress
@@ -92,7 +92,7 @@ def paper_policy(bits: Bits, places: Places) -> Policy:
 
 def time_embedding_alignment(network: QuantizedNetwork, settings: QuestSettings) -> Stage:
     """Stage 1: the projections of the time embedding into each residual block (C_TE), with their input scales."""
-    layers = _layers(network, (Role.TIME_PROJECTION,))
+    layers, bits = _layers(network, (Role.TIME_PROJECTION,)), width(network.recipe.bits.activation)
     return Stage(
         name="tla",
         layers=layers,
@@ -101,8 +101,8 @@ def time_embedding_alignment(network: QuantizedNetwork, settings: QuestSettings)
         samples=settings.tla_samples,
         batch_size=settings.tla_batch_size,
         batch_setting="methods.quest.tla_batch_size",
-        weight_lr=settings.tla_weight_lr,
-        scale_lr=settings.tla_scale_lr,
+        weight_lr=settings.tla_weight_lr[bits],
+        scale_lr=settings.tla_scale_lr[bits],
         local_loss=settings.local_loss,
         global_loss=settings.global_loss,
     )
@@ -111,6 +111,7 @@ def time_embedding_alignment(network: QuantizedNetwork, settings: QuestSettings)
 def attention_alignment(network: QuantizedNetwork, settings: QuestSettings) -> Stage:
     """Stage 2: attention-related layers (C_A), with every activation scale outside the time embedding (s')."""
     time_sites = {id(site) for site in _sites(_layers(network, TIME_EMBEDDING).values())}
+    bits = width(network.recipe.bits.activation)
     return Stage(
         name="cma",
         layers=_layers(network, settings.cma_layers),
@@ -119,8 +120,8 @@ def attention_alignment(network: QuantizedNetwork, settings: QuestSettings) -> S
         samples=settings.cma_samples,
         batch_size=settings.cma_batch_size,
         batch_setting="methods.quest.cma_batch_size",
-        weight_lr=settings.cma_weight_lr,
-        scale_lr=settings.cma_scale_lr,
+        weight_lr=settings.cma_weight_lr[bits],
+        scale_lr=settings.cma_scale_lr[bits],
         local_loss=settings.local_loss,
         global_loss=settings.global_loss,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -66,6 +67,22 @@ class _Shared(NamedTuple):
     step: Step
 
 
+@dataclass
+class Trained:
+    """The scale that a quantizer uses while it is trained. index: the set of sampling steps that it is of."""
+
+    scale: nn.Parameter
+    index: int = 0
+
+    def at(self, index: int) -> nn.Parameter:
+        """The scale for calls at set ``index``. Raises ValueError where it is another one's."""
+        if index != self.index:
+            raise ValueError(
+                f"the network is at set {index} of activation scales, and those of {self.index} are trained"
+            )
+        return self.scale
+
+
 class ActivationQuantizer(nn.Module):
     """Activations on a grid, with one set of scales for each group of sampling steps.
 
@@ -91,14 +108,14 @@ class ActivationQuantizer(nn.Module):
         self.register_buffer("calibrated", torch.zeros(step.sets, dtype=torch.bool))
         self.name = ""  # where it is in a network, for messages
         self.calibrating = False
-        self._trained: list[nn.Parameter] | None = None
+        self._trained: Trained | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         index = self._shared.step.index  # refused where no step was set
         if self.calibrating:
             self.choose(self.granularity.rows(x.detach()), index)
         # Looked up on the device, so that one recorded call serves all sets (`quest.graphs`).
-        scale = self._of_set(self.scale, x) if self._trained is None else self._trained[index]
+        scale = self._of_set(self.scale, x) if self._trained is None else self._trained.at(index)
         if self.multiple is not None:
             scale = scale * self._of_set(self.multiple, x)
         # A zero point is whole; where a method learns it, its gradient passes straight through.
@@ -113,14 +130,12 @@ class ActivationQuantizer(nn.Module):
         return found.squeeze(1).repeat_interleave(len(x) // len(position), 0)  # attention has its heads in the batch
 
     @contextmanager
-    def training_sets(self) -> Iterator[list[nn.Parameter]]:
-        """Within, the scales of each set are a parameter of their own, so that an optimizer keeps apart what different
-        sampling steps learn; afterwards they are back in ``scale``."""
-        self._trained = [nn.Parameter(scale.detach().clone()) for scale in self.scale]
+    def training_scale(self) -> Iterator[Trained]:
+        """Within, calls use a parameter in the place of ``scale``, one set at a time (`quest.learning.turns`)."""
+        self._trained = Trained(nn.Parameter(self.scale[0].detach().clone()))
         try:
             yield self._trained
         finally:
-            self.scale.data.copy_(torch.stack([parameter.detach() for parameter in self._trained]))
             self._trained = None
 
     def choose(self, rows: Tensor, index: int, search: grids.Search | None = None) -> None:

@@ -7,7 +7,7 @@ import torch
 
 from quest.bench import activations, networks, training
 from quest.config.methods.quest import QuestSettings
-from quest.learning import finetuning, recomputing
+from quest.learning import recomputing, turns
 from quest.methods import quest
 from quest.quantization.network import QuantizedNetwork
 
@@ -21,7 +21,7 @@ def test_shapes_tell_what_numbers_do(name: str, monkeypatch: pytest.MonkeyPatch)
 
     def spy(name: str, network: QuantizedNetwork, *rest: object) -> object:
         stage = quest.attention_alignment(network, QuestSettings())
-        with finetuning.training_sets(stage.sites), network.frozen(but=stage.layers), activations._training(stage):
+        with turns.trained(stage.sites), network.frozen(but=stage.layers), activations._training(stage):
             x = torch.zeros(3, *networks.SHAPE)
             measured.append(recomputing.measure(network, lambda: activations._loss(network, stage, x)))
         return passes(name, network, *rest)  # type: ignore[arg-type]

@@ -13,7 +13,7 @@ from network_state import moved, state
 from torch import Tensor
 
 from quest import graphs
-from quest.learning import finetuning
+from quest.learning import finetuning, turns
 from quest.learning.calibration import Calibration
 from quest.learning.finetuning import Stage, calibrate_activations, finetune
 from quest.quantization.network import QuantizedNetwork
@@ -83,14 +83,13 @@ def test_local_losses_carry_gradient(make_quantized: Make, calibration: Calibrat
     assert all(output.requires_grad and output.grad_fn is not None for output in outputs.values())
     _, of_layers, of_network = targets.take(torch.tensor([0, 1]))
     assert all(not target.requires_grad for target in [of_network, *of_layers.values()])
-    with finetuning.training_sets(stage.sites) as scales:
+    with turns.trained(stage.sites) as scales:
         batch = torch.tensor([0, 1])
         losses = finetuning._losses(network, data.inputs(batch), stage, targets, batch)
         assert set(losses) == {"local"}
         losses["local"].backward()
         assert all(parameter.grad is not None and parameter.grad.any() for parameter in weights)
-        assert all(scale.grad is not None for scale in scales[0])
-        assert all(scale.grad is None for scale in scales[1])
+        assert all(each.scale.grad is not None for each in scales)
 
 
 def test_each_layer_is_matched_on_its_own(make_quantized: Make, calibration: Calibration) -> None:

@@ -135,7 +135,7 @@ def test_no_step_is_an_error() -> None:
         make_activation(Step(2, 4))(torch.zeros(1, 3, 4, 4))
 
 
-def test_training_sets_are_apart_and_written_back() -> None:
+def test_a_scale_that_is_trained_is_that_of_one_set() -> None:
     step = Step(3, 3)
     quantizer = make_activation(step, PerAxis(1))
     with calibrating(quantizer):
@@ -144,31 +144,20 @@ def test_training_sets_are_apart_and_written_back() -> None:
             quantizer(torch.randn(6, 3, 4, 4))
     before = quantizer.scale.detach().clone()
     x = torch.randn(2, 3, 4, 4)
-    with quantizer.training_sets() as sets:
-        assert [tuple(parameter.shape) for parameter in sets] == [(1, 3, 1, 1)] * 3
-        step.set(1)
+    with quantizer.training_scale() as trained:
+        assert torch.equal(trained.scale, before[0])
+        with pytest.raises(ValueError, match="at set 2 of activation scales, and those of 0 are trained"):
+            quantizer(x)
+        step.set(0)
         quantizer(x).square().sum().backward()
-        assert [parameter.grad is not None for parameter in sets] == [False, True, False]
-        sets[1].data.mul_(2)
+        assert trained.scale.grad is not None
+        assert trained.scale.grad.any()
+        trained.scale.data.mul_(2)
         doubled = quantizer(x)
-    assert torch.equal(quantizer.scale[[0, 2]], before[[0, 2]])
-    assert torch.equal(quantizer.scale[1], before[1] * 2)
-    assert torch.equal(quantizer(x), doubled)
     assert quantizer.scale.grad is None
+    assert torch.equal(quantizer.scale, before), "whoever trains it writes it back"
+    assert not torch.equal(quantizer(x), doubled)
     assert list(quantizer.state_dict()) == ["scale", "zero_point", "calibrated"]
-
-
-def test_training_sets_are_written_back_on_an_error() -> None:
-    quantizer = make_activation(Step(1, 1))
-
-    def interrupted() -> None:
-        with quantizer.training_sets() as sets:
-            sets[0].data.fill_(7)
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        interrupted()
-    assert quantizer.scale.unique().tolist() == [7]
 
 
 def test_split_gives_each_half_its_own_range() -> None:
@@ -269,7 +258,9 @@ def test_the_gradient_of_a_shared_scale_is_that_of_its_channels_times_their_mult
     assert each.grad is not None
     assert quantizer.scale.grad[1].item() == pytest.approx((each.grad * multiple).sum().item(), rel=1e-5)
     assert quantizer.scale.grad[0].item() == 0, "the other set was not used"
-    with quantizer.training_sets() as trained:
+    with quantizer.training_scale() as trained:
+        trained.scale.data.copy_(quantizer.scale[1])
+        trained.index = 1
         (quantizer(3 * x) * weight).sum().backward()
-        assert trained[1].grad is not None
-        assert trained[1].grad.item() == pytest.approx(quantizer.scale.grad[1].item())
+        assert trained.scale.grad is not None
+        assert trained.scale.grad.item() == pytest.approx(quantizer.scale.grad[1].item())

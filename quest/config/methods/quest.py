@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, ValidationInfo, field_validator
 
 from quest.config.learning import CacheSettings
 from quest.config.method import MethodSettings
-from quest.config.values import Positive, Rate
+from quest.config.values import Positive, Rate, Width, completed
+
+_RATE = "by activation bits, up to 4 and up to 8; a number is the rate at any"
 
 
 class QuestSettings(CacheSettings, MethodSettings):
@@ -29,13 +31,13 @@ class QuestSettings(CacheSettings, MethodSettings):
     tla_epochs: Positive = Field(default=200, description="epochs of stage 1")
     tla_samples: Positive = Field(default=8, description="samples of each recorded step in an epoch of stage 1")
     tla_batch_size: Positive = 2
-    tla_weight_lr: Rate = 1e-5
-    tla_scale_lr: Rate = 1e-5
+    tla_weight_lr: dict[Width, Rate] = Field(default={"8": 1e-5, "4": 1e-5}, description=_RATE)
+    tla_scale_lr: dict[Width, Rate] = Field(default={"8": 1e-5, "4": 1e-5}, description=_RATE)
     cma_epochs: Positive = Field(default=20, description="epochs of stage 2")
     cma_samples: Positive = Field(default=64, description="… of stage 2")
     cma_batch_size: Positive = 4
-    cma_weight_lr: Rate = 1e-5
-    cma_scale_lr: Rate = 1e-4
+    cma_weight_lr: dict[Width, Rate] = Field(default={"8": 1e-5, "4": 1e-5}, description=_RATE)
+    cma_scale_lr: dict[Width, Rate] = Field(default={"8": 1e-4, "4": 1e-4}, description=_RATE)
     cma_layers: tuple[str, ...] = Field(
         default=("attention_q", "attention_k", "attention_v", "feed_forward"),
         description="roles of the layers whose weights stage 2 trains",
@@ -55,3 +57,8 @@ class QuestSettings(CacheSettings, MethodSettings):
     )
     local_loss: bool = Field(default=True, description="match the outputs of the trained layers")
     global_loss: bool = Field(default=True, description="match the predicted noise (L_G)")
+
+    @field_validator("tla_weight_lr", "tla_scale_lr", "cma_weight_lr", "cma_scale_lr", mode="before")
+    @classmethod
+    def _complete(cls, given: Any, info: ValidationInfo) -> Any:
+        return completed(given, cls.model_fields[str(info.field_name)].default)

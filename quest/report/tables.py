@@ -115,10 +115,15 @@ def summarize(rows: Sequence[Row]) -> list[Row]:
     A number that a seed lacks is None. What is no number stays if all seeds agree on it, else it is None.
     Errors of a single image set (``m_se``) stay only where there is one seed; over several, the spread says more.
     """
+    return [_summary_row(cell) for cell in _cells(rows)]
+
+
+def _cells(rows: Iterable[Row]) -> list[list[Row]]:
+    """The seeds of each method and bit-width, in the order of ``rows``."""
     cells: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
         cells.setdefault((row["method"], row["bits"]), []).append(row)
-    return [_summary_row(cell) for cell in cells.values()]
+    return list(cells.values())
 
 
 def frame(rows: Sequence[Row]) -> pd.DataFrame:
@@ -219,17 +224,13 @@ def _notes(rows: Sequence[Row], summary: Sequence[Row]) -> list[str]:
 def apart(rows: Sequence[Row]) -> list[str]:
     """A sentence on each seed whose PSNR stands alone, by 3 dB and by twice what the cell's others span: a spread does
     not say whether a method varies or lost one chain, or whether something went wrong there."""
-    cells: dict[tuple[str, str], list[Row]] = {}
-    for row in rows:
-        if row.get("psnr") is not None:
-            cells.setdefault((row["method"], row["bits"]), []).append(row)
     said = []
-    for (_, bits), cell in cells.items():
+    for cell in _cells(row for row in rows if row.get("psnr") is not None):
         for lone in cell if len(cell) > 2 else ():
             others = sorted(row["psnr"] for row in cell if row is not lone)
             gap = min(abs(lone["psnr"] - other) for other in others)
             if gap > max(_APART, 2 * (others[-1] - others[0])):
-                where, rest = f"{named(lone)} {bits.upper()}", " and ".join(f"{other:.1f}" for other in others)
+                where, rest = f"{named(lone)} {lone['bits'].upper()}", " and ".join(f"{other:.1f}" for other in others)
                 said.append(f"Seed {lone['seed']} of {where} stands apart: {lone['psnr']:.1f} dB, the others {rest}.")
     return said
 

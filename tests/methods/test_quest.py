@@ -109,7 +109,8 @@ def test_folded_weights_start_on_their_codes(
         network = rounded(make_quantized(sets=settings.methods.quest.sets, calibrated=False))
         before = {name: layer.quantized_weight() for name, layer in network.layers().items()}
         # So many tiny steps that each weight moves by less than a twentieth of a scale.
-        small = {"tla_weight_lr": 1e-5, "cma_weight_lr": 1e-5, "folded": folded}
+        rates = {"8": 1e-5, "4": 1e-5}
+        small = {"tla_weight_lr": rates, "cma_weight_lr": rates, "folded": folded}
         quest.quantize(network, calibration, settings.methods.quest.model_copy(update=small), 0)
         moved, roundings = [], set()
         for name, layer in network.layers().items():

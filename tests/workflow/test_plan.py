@@ -392,8 +392,8 @@ def test_seeds_given_on_the_command_line_are_numbers(project: Project) -> None:
 
 
 def test_an_unknown_suite(default_project: Project) -> None:
-    known = "known are ablations, below-four, config, integers, longer-rounding, longer, methods, ours-parts, ours, "
-    known += "paper, policies"
+    known = "known are ablations, as-released, below-four, config, integers, longer-rounding, longer, methods, "
+    known += "ours-parts, ours, paper, policies"
     with pytest.raises(WorkflowError, match=rf"suite: unknown 'papr' \(did you mean 'paper'\?\); {known}"):
         Plan(default_project, {"suite": "papr"})
 
